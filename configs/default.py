@@ -1,0 +1,91 @@
+"""Every field with its meaning and default; the other files change what differs.
+
+Any field can be given on the command line: `--config.train.batch_size=8`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    # Draws the initial parameters, the data order, the training noise and the samples.
+    config.seed = 0
+
+    config.data = data = ConfigDict()
+    data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
+    data.image_size = 64  # pixels; images and masks are resized to a square of this side
+    data.dir = "data"  # the built data set lies here
+    data.manual_dir = ""  # folder with the official archives, or extracted; "": download them
+    data.cache = True  # keep the resized uint8 images in memory after the first epoch
+    data.num_threads = 2  # that decode ahead of the training step
+
+    config.augment = augment = ConfigDict()  # see segdiff_jax/data/augment.py; 0 or False: off
+    augment.flip = True
+    augment.right_angles = True  # turns by 90, 180 and 270 degrees
+    augment.rotation = 0.0  # degrees, either way
+    augment.scale = 0.0  # zoom by 1 +- this
+    augment.shift = 0.0  # share of the side, each way
+    augment.brightness = 0.0  # added, where the image spans [0, 1]
+    augment.contrast = 0.0  # multiplies by 1 +- this
+    augment.saturation = 0.0  # multiplies by 1 +- this
+    augment.hue = 0.0  # share of the colour circle, either way
+
+    config.model = model = ConfigDict()  # see segdiff_jax/models/
+    model.name = "segdiff"
+    model.channels = 32  # base width, a multiple of 32
+    model.channel_mult = (1, 2, 2, 4)  # width of each level; each halves the size
+    model.num_res_blocks = 1  # per level
+    model.attention_resolutions = (4, 8)  # downsampling factors of the levels with attention
+    model.num_heads = 4
+    model.dropout = 0.0
+    model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
+    model.out_channels = 1  # 2: with a learned variance
+    model.rrdb_blocks = 1  # of the image encoder G
+    model.rrdb_width = 32
+    model.rrdb_growth = 16
+    model.rrdb_scan = False  # one compiled block: compiles faster, slow to train on CPU
+    model.remat = False  # recompute in the backward pass, for memory
+    model.dtype = "float32"  # or bfloat16, of the computation; parameters stay float32
+
+    config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py
+    diffusion.schedule = "linear"  # or cosine
+    diffusion.num_timesteps = 100
+    diffusion.prediction = "x0"  # or eps: what the network predicts
+    diffusion.loss = "bce_dice"  # or mse; bce_dice is on the log odds of x0
+    diffusion.input_scale = 0.3  # clean masks are -b or +b
+    diffusion.normalise_input = True  # the network sees x_t at unit variance
+
+    config.train = train = ConfigDict()
+    train.num_steps = 10_000
+    train.max_minutes = 0.0  # end after this wall time of training; 0: off
+    train.batch_size = 16  # of all devices together
+    train.microbatches = 1  # average gradients over this many slices of the batch, for memory
+    train.learning_rate = 1e-3
+    train.schedule = "constant"  # or cosine, to 0 at num_steps
+    train.warmup_steps = 100
+    train.weight_decay = 0.0
+    train.clip_norm = 1.0  # of the gradient; 0: off
+    train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled
+    train.ema_warmup = True  # decay min(ema_decay, (1 + n) / (10 + n)) at update n
+    train.log_every = 20  # steps
+    train.checkpoint_every = 500  # steps
+
+    config.validation = validation = ConfigDict()  # during training, at data.image_size
+    validation.every = 500  # steps; 0: off, the last checkpoint is then the best
+    validation.num_images = 64  # the first of the validation split
+    validation.steps = 5  # of the sampler
+    validation.votes = 1
+
+    config.sampler = sampler = ConfigDict()
+    sampler.name = "ddim"  # or ddpm
+    sampler.steps = 10
+    sampler.spacing = "trailing"  # ends at T - 1; leading: from 0; uniform: both (the original)
+    sampler.eta = 0.0  # ddim: 0 is deterministic, 1 as noisy as DDPM
+    sampler.variance = "fixed_large"  # ddpm: or fixed_small, learned_range
+    sampler.clip = True  # keep the predicted clean mask in its range
+    sampler.votes = 5  # samples of each image
+    sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
+    sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
+
+    return config

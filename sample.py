@@ -1,0 +1,81 @@
+"""Segments images with a trained model: python sample.py --workdir=runs/isic --split=test."""
+
+import os
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from segdiff_jax.checkpoint import find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.data.folder import FolderSource
+from segdiff_jax.data.prepare import load_source
+from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.predict import Predictor
+from segdiff_jax.models import make_model, params_like
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of train.py; its best checkpoint is used.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Another checkpoint, a step's folder.")
+SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set to segment.")
+IMAGES = flags.DEFINE_string("images", None, "Folder of images to segment instead of a split.")
+MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the result.")
+OUT = flags.DEFINE_string("out", None, "Folder to write to; default: in the workdir.")
+STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
+VOTES = flags.DEFINE_integer("votes", None, "Samples of each image.")
+SAMPLER = flags.DEFINE_enum("sampler", None, ["ddim", "ddpm"], "Solver.")
+ENSEMBLE = flags.DEFINE_enum("ensemble", None, ["mean", "vote"], "How the samples are combined.")
+SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
+
+
+def run() -> None:
+    """Reads the flags, samples, and prints the scores and the path of the report."""
+    checkpoint = find_checkpoint(CHECKPOINT.value or WORKDIR.value)
+    config = ConfigDict(load_meta(checkpoint)["config"])
+    for field, flag in (("steps", STEPS), ("votes", VOTES), ("name", SAMPLER)):
+        config.sampler[field] = config.sampler[field] if flag.value is None else flag.value
+    ensemble = ENSEMBLE.value or config.sampler.ensemble
+    seed = config.seed if SEED.value is None else SEED.value
+    model, data = make_model(config.model), config.data
+    params = load_ema_params(checkpoint, params_like(model, data.image_size))
+    if IMAGES.value:
+        records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
+    else:
+        records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir or None)
+        what = f"{data.dataset}, {SPLIT.value} split"
+    name = os.path.basename(os.path.normpath(IMAGES.value)) if IMAGES.value else SPLIT.value
+    out = OUT.value or os.path.join(WORKDIR.value or ".", f"samples_{name}")
+    settings = {"data": what, "checkpoint": str(checkpoint), "seed": seed}
+    settings |= {**config.sampler, "ensemble": ensemble, "image size": data.image_size}
+    predictor = Predictor(model, make_process(config.diffusion), config.sampler, seed)
+    metrics = evaluate(
+        predictor, params, records, out, ensemble, data.image_size, settings, f"SegDiff on {what}"
+    )
+    report = os.path.join(out, "report.html")
+    if metrics is None:
+        print(f"{len(records)} images, report {report}")
+        return
+    print(", ".join(f"{k} {v:.4f}" for k, v in metrics["mean"].items()), f"({len(records)} images)")
+    print(f"mean IoU {metrics['mean']['iou']:.4f}, report {report}")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    try:
+        if not (WORKDIR.value or CHECKPOINT.value):
+            raise ValueError("give --workdir or --checkpoint")
+        if MASKS.value and not IMAGES.value:
+            raise ValueError("--masks needs --images")
+        run()
+    except (ValueError, OSError) as error:
+        if logging.level_debug():
+            raise
+        sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+
+
+if __name__ == "__main__":
+    logging.set_verbosity(logging.WARNING)
+    app.run(main)

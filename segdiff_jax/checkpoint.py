@@ -1,0 +1,118 @@
+"""Checkpoints: the only file that names orbax.
+
+A workdir holds `checkpoints/last` (everything needed to go on) and `checkpoints/best` (the
+averaged parameters with the best validation IoU). Each save is written beside the former one and
+renamed when complete, so a run killed while saving still has a loadable checkpoint.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from segdiff_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; created on the first save."""
+
+    def __init__(self, workdir: str | Path):
+        folder = Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._last = ocp.CheckpointManager(folder / "last", options=options)
+        self._best = ocp.CheckpointManager(folder / "best", options=options)
+
+    def save_last(self, state: TrainState, meta: dict[str, Any]) -> None:
+        """Saves `state` and `meta` (JSON: config, data iterator, clocks) under the state's step.
+
+        Raises:
+            OSError: naming the folder, if it cannot be written (a full disk).
+        """
+        rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        self._save(self._last, int(state.step), state.ema_params, meta, rest)
+
+    def save_best(self, step: int, ema_params: Any, meta: dict[str, Any]) -> None:
+        """Saves the averaged parameters and `meta` as the best so far; OSError as above."""
+        self._save(self._best, step, ema_params, meta, None)
+
+    def _save(self, manager, step, ema_params, meta, rest):
+        items = {"ema_params": ocp.args.StandardSave(ema_params), "meta": ocp.args.JsonSave(meta)}
+        if rest is not None:
+            items["rest"] = ocp.args.StandardSave(rest)
+        if manager.latest_step() == step:
+            return
+        try:
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
+            manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); "
+                "make room or choose another --workdir; the former checkpoint is kept"
+            ) from error
+
+    def last_meta(self) -> dict[str, Any] | None:
+        """`meta` of the last checkpoint, or None if there is none."""
+        step = self._last.latest_step()
+        return None if step is None else _restore(self._last, step, {"meta": None})["meta"]
+
+    def restore_last(self, like: TrainState) -> TrainState:
+        """The last saved state, with the structure of `like` (arrays or their shapes)."""
+        rest = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
+        items = _restore(
+            self._last, self._last.latest_step(), {"ema_params": like.ema_params, "rest": rest}
+        )
+        return TrainState(ema_params=items["ema_params"], **items["rest"])
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        self._last.close()
+        self._best.close()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The step folder that `path` means: a workdir (its best, else its last), a folder of steps,
+    or a step folder itself.
+
+    Raises:
+        FileNotFoundError: saying what was looked for.
+    """
+    path = Path(path).absolute()
+    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
+        steps = [p for p in folder.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    if (path / "meta").is_dir():
+        return path
+    raise FileNotFoundError(
+        f"{path}: no checkpoint there; give a workdir of train.py or a step folder such as "
+        "WORKDIR/checkpoints/best/1000"
+    )
+
+
+def load_meta(step_folder: Path) -> dict[str, Any]:
+    """`meta` of the checkpoint in a step folder, see `find_checkpoint`."""
+    with ocp.CheckpointManager(step_folder.parent) as manager:
+        return _restore(manager, int(step_folder.name), {"meta": None})["meta"]
+
+
+def load_ema_params(step_folder: Path, like: Any) -> Any:
+    """The averaged parameters in a step folder, with the structure and shapes of `like`."""
+    with ocp.CheckpointManager(step_folder.parent) as manager:
+        return _restore(manager, int(step_folder.name), {"ema_params": like})["ema_params"]
+
+
+def _restore(manager, step, items):
+    """Restores the named items: a tree like the given one, or JSON where None is given."""
+    args = {
+        name: ocp.args.JsonRestore()
+        if like is None
+        else ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        for name, like in items.items()
+    }
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**args))
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{manager.directory}/{step}: not a checkpoint of this network, or damaged ({error})"
+        ) from error

@@ -1,0 +1,112 @@
+"""Official archives of images or masks, read in place, and the check of their pairs."""
+
+import io
+import re
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePath
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+IMAGE = re.compile(r"(.+)\.jpe?g", re.IGNORECASE)
+MASK = re.compile(r"(.+)_segmentation\.png", re.IGNORECASE)
+
+
+class Archive:
+    """The files of one official archive, by image id.
+
+    Args:
+      name: the official name, without `.zip`.
+      path: the zip file, or the folder it was extracted to.
+      pattern: IMAGE or MASK; other files are ignored.
+      problems: kind -> files; what is wrong is added here.
+    """
+
+    def __init__(self, name: str, path: Path, pattern: re.Pattern, problems: defaultdict):
+        self.name, self.files, self._zip = name, {}, None
+        try:
+            if not path.is_dir():
+                self._zip = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            problems["corrupt archive"].append(f"{name}: {error}")
+            return
+        for member in visible_files(path) if self._zip is None else self._zip.infolist():
+            file = PurePath(getattr(member, "filename", member))
+            match = pattern.fullmatch(file.name)
+            if not match or (self._zip and is_hidden(file)):
+                continue
+            if match[1] in self.files:
+                problems["duplicate id"].append(f"{name}: {match[1]}")
+            self.files[match[1]] = member
+        if not self.files:
+            problems["no file of the expected name"].append(name)
+
+    def read(self, id: str) -> bytes:
+        """The original bytes of a file."""
+        member = self.files[id]
+        return self._zip.read(member) if self._zip else member.read_bytes()
+
+    def where(self, id: str) -> str:
+        """Name of the archive and of the file in it, for messages."""
+        return f"{self.name}/{PurePath(getattr(self.files[id], 'filename', self.files[id])).name}"
+
+
+def is_hidden(file: PurePath) -> bool:
+    """Whether a file is an operating system's own: a dotfile, or under `__MACOSX`."""
+    return any(part.startswith((".", "__MACOSX")) for part in file.parts)
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files under a folder, except hidden ones."""
+    files = (path for path in folder.rglob("*") if not is_hidden(path.relative_to(folder)))
+    return sorted(path for path in files if path.is_file())
+
+
+def source_size(path: Path) -> int:
+    """Bytes of an archive, or number of files of a folder: changes when the data does."""
+    return len(visible_files(path)) if path.is_dir() else path.stat().st_size
+
+
+def check_pairs(images: Archive, masks: Archive, problems: defaultdict) -> dict:
+    """Decodes every image and mask.
+
+    Args:
+      problems: kind -> files; what is wrong is added here.
+    Returns:
+      id -> (height, width), of the ids with a readable image and mask of one size.
+    """
+    for kind, some, others in (
+        ("image without mask", images, masks),
+        ("mask without image", masks, images),
+    ):
+        for id in sorted(some.files.keys() - others.files.keys()):
+            problems[kind].append(some.where(id))
+    sizes = {}
+    ids = sorted(images.files.keys() & masks.files.keys())
+    for id in tqdm(ids, desc=f"Checking {images.name}", unit=" images", leave=False):
+        image_size, mask_size = (
+            _decoded_size(archive, id, problems) for archive in (images, masks)
+        )
+        if image_size and image_size == mask_size:
+            sizes[id] = image_size
+        elif image_size and mask_size:
+            sides = "image {} x {}, mask {} x {}".format(*image_size, *mask_size)
+            problems["image and mask of different sizes"].append(f"{images.where(id)}: {sides}")
+    return sizes
+
+
+def _decoded_size(archive: Archive, id: str, problems: defaultdict) -> tuple[int, int] | None:
+    """(height, width) of a file that decodes in full; None, and a problem, of another."""
+    try:
+        data = archive.read(id)
+        if not data:
+            raise ValueError("empty file")
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image.height, image.width
+    except UnidentifiedImageError:
+        problems["unreadable file"].append(f"{archive.where(id)}: not an image")
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for bad files.
+        problems["unreadable file"].append(f"{archive.where(id)}: {error}")
+    return None

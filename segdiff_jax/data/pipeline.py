@@ -1,0 +1,145 @@
+"""From encoded records to fixed batches of uint8: decode, resize, cache, shuffle, batch.
+
+Records are dicts with `id` (bytes or str), `image` and `mask` (encoded bytes); the mask may be
+absent where there is no truth. Reading is Grain's, so its position can be saved and restored.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """Encoded image -> u8[H, W, 3]; ValueError naming the image if it cannot be decoded."""
+    return np.asarray(_open(data, name).convert("RGB"))
+
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Encoded mask -> u8[H, W], 255 where it is above 127 and else 0; ValueError as above."""
+    return np.where(np.asarray(_open(data, name).convert("L")) > 127, 255, 0).astype(np.uint8)
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+        image.load()
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{name}: cannot be decoded as an image ({error})") from error
+    return image
+
+
+def resize_image(image: np.ndarray, size: int) -> np.ndarray:
+    """u8[H, W, 3] -> u8[size, size, 3], bilinear with antialiasing; the aspect is not kept."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """u8[H, W] -> u8[size, size], 255 where the lesion fills over half of the pixel's area."""
+    area = Image.fromarray(mask).resize((size, size), Image.Resampling.BOX)
+    return np.where(np.asarray(area) > 127, 255, 0).astype(np.uint8)
+
+
+class ResizedSource:
+    """Random access to resized examples, kept in memory as uint8 after their first use.
+
+    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1], 0 or 255.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        image_size: int,
+        cache: bool = True,
+        limit: int | None = None,
+    ):
+        """`limit`: only the first so many records."""
+        self._records, self._size, self._cache = records, image_size, cache
+        length = len(records) if limit is None else min(limit, len(records))
+        self._cached = np.zeros((length if cache else 0, image_size, image_size, 4), np.uint8)
+        self._ready = np.zeros(length, bool)
+
+    def __len__(self) -> int:
+        return len(self._ready)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        if self._ready[index]:
+            both = self._cached[index]
+        else:
+            both = self._read(index)
+            if self._cache:
+                self._cached[index] = both
+                self._ready[index] = True
+        return {"image": both[..., :3], "mask": both[..., 3:]}
+
+    def _read(self, index: int) -> np.ndarray:
+        record = self._records[index]
+        name = record_id(record)
+        image = resize_image(decode_image(record["image"], name), self._size)
+        mask = resize_mask(decode_mask(record["mask"], name), self._size)
+        return np.concatenate([image, mask[..., None]], axis=-1)
+
+
+def record_id(record: dict[str, Any]) -> str:
+    """The record's id as text (TFDS gives bytes)."""
+    return record["id"].decode() if isinstance(record["id"], bytes) else record["id"]
+
+
+def train_iterator(
+    source: ResizedSource,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+) -> grain.DatasetIterator:
+    """Endless batches, shuffled anew each epoch; `get_state` and `set_state` restore the place.
+
+    Args:
+        source: the training examples.
+        batch_size: of all processes together.
+        seed: of the order.
+        process_index, process_count: this process takes every process_count-th example.
+        num_threads: that decode ahead.
+    Returns:
+        An iterator over {"image" u8[b, S, S, 3], "mask" u8[b, S, S, 1], "index" i32[b]} with
+        b = batch_size / process_count and each example's place in the global batch.
+    Raises:
+        ValueError: if there are no examples, or the batch does not divide.
+    """
+    if not len(source):
+        raise ValueError("the training split is empty")
+    if batch_size % process_count:
+        raise ValueError(
+            f"train.batch_size={batch_size} must be divisible by {process_count} processes"
+        )
+    local = batch_size // process_count
+    index = (np.arange(local) * process_count + process_index).astype(np.int32)
+    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = dataset[process_index::process_count].batch(local, drop_remainder=True)
+    dataset = dataset.map(lambda batch: {**batch, "index": index})
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
+    return iter(dataset.to_iter_dataset(options))
+
+
+def padded_batches(
+    examples: Iterator[dict[str, Any]], batch_size: int
+) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
+    """Groups examples by `batch_size`, every example once.
+
+    Yields:
+        (examples, valid): a list of exactly `batch_size`, the last one repeated to fill it, and
+        bool[batch_size], False for the repeats.
+    """
+    group: list[dict[str, Any]] = []
+    for example in examples:
+        group.append(example)
+        if len(group) == batch_size:
+            yield group, np.ones(batch_size, bool)
+            group = []
+    if group:
+        valid = np.arange(batch_size) < len(group)
+        yield group + [group[-1]] * (batch_size - len(group)), valid

@@ -1,0 +1,88 @@
+"""Builds a data set where needed and opens one of its splits; the pipeline starts here."""
+
+import fcntl
+import functools
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+_BUILDERS = {
+    "isic": "segdiff_jax.data.isic",
+    "synthetic_lesions": "segdiff_jax.data.synthetic_lesions",
+}
+
+
+def load_source(
+    dataset: str, split: str, data_dir: str, manual_dir: str | None = None
+) -> Sequence[dict]:
+    """A split, for reading in any order; the data set is built first if it is not there.
+
+    Args:
+      dataset: "isic/2016", "synthetic_lesions": the builder and, optionally, its config.
+      split: "train", or a slice of it: "train[:16]", "train[90%:]".
+      data_dir: where built data sets are kept.
+      manual_dir: folder of official archives. Where they differ from those of the existing build,
+        the data set is built again.
+    Returns:
+      A sequence of {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and
+      the mask as encoded in their original files.
+    Raises:
+      ValueError: if the data set, the split or the folder does not exist, or the data is faulty.
+    """
+    name, _, config = dataset.partition("/")
+    if name not in _BUILDERS:
+        raise ValueError(f"dataset={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
+    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
+        raise ValueError(f"manual_dir={manual_dir!r} is not a folder")
+    builder_cls = importlib.import_module(_BUILDERS[name]).Builder
+    if config and config not in builder_cls.builder_configs:
+        known = ", ".join(f"{name}/{known}" for known in builder_cls.builder_configs)
+        raise ValueError(f"dataset={dataset!r} is unknown; there are {known}")
+    make = functools.partial(
+        builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
+    )
+    builder = make()
+    if not _is_current(builder, manual_dir):
+        builder = _build(make, manual_dir)
+    skip = tfds.decode.SkipDecoding()
+    return builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+
+
+def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
+    """Whether a build exists and was made of what manual_dir holds now, if it holds anything."""
+    if not builder.data_path.exists():
+        return False
+    if manual_dir is None or not hasattr(builder, "manual_sources"):
+        return True
+    return builder.manual_sources(manual_dir) in ({}, builder.info.metadata["sources"])
+
+
+def _build(make: functools.partial, manual_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Builds, one process at a time; the lock of a killed process is released by the system."""
+    builder = make()
+    path, root = Path(builder.data_path), Path(builder.data_dir_root)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{builder.info.full_name.replace('/', '_')}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        builder = make()
+        if _is_current(builder, manual_dir):  # Another process has built it meanwhile.
+            return builder
+        for left_over in path.parent.glob("incomplete.*"):
+            shutil.rmtree(left_over)
+        former = path.with_name("incomplete.former")
+        if path.exists():
+            print(f"{manual_dir} holds other archives than {path} was built of: building again")
+            path.rename(former)
+        try:
+            builder = make()
+            config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+            builder.download_and_prepare(download_config=config)
+        except BaseException:
+            if former.exists():
+                former.rename(path)
+            raise
+        shutil.rmtree(former, ignore_errors=True)
+        return builder

@@ -1,0 +1,184 @@
+"""The forward process q and what a network's output says about x_0.
+
+Shapes: `x_start`, `x_t` and `eps` are f32[B, H, W, C]; a timestep `t` is an integer scalar or
+i32[B] and indexes the schedule's tables. Clean masks are -input_scale or +input_scale.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from segdiff_jax.diffusion.schedule import Schedule, make_schedule
+
+PREDICTIONS = ("eps", "x0")
+LOSSES = ("mse", "bce_dice")
+VARIANCES = ("fixed_large", "fixed_small", "learned_range")
+
+
+class Prediction(NamedTuple):
+    """What the network says of a noisy mask.
+
+    Attributes:
+        x_start: f32[B, H, W, C], the estimate of the clean mask.
+        eps: f32[B, H, W, C], the noise that leads from `x_start` to x_t.
+        variance_values: f32[B, H, W, C] in [-1, 1] for a learned variance, else None.
+    """
+
+    x_start: Array
+    eps: Array
+    variance_values: Array | None = None
+
+
+def at(table: np.ndarray, t: Array, ndim: int) -> Array:
+    """`table[t]` in float32, shaped to broadcast against an array of `ndim` axes."""
+    values = jnp.asarray(table, jnp.float32)[t]
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
+def q_sample(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
+    """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, eq. 4)."""
+    if x_start.shape != eps.shape:
+        raise ValueError(f"x_start has shape {x_start.shape} but eps has {eps.shape}")
+    abar = schedule.alphas_cumprod
+    signal, noise = at(np.sqrt(abar), t, eps.ndim), at(np.sqrt(1 - abar), t, eps.ndim)
+    return signal * x_start + noise * eps
+
+
+def x_start_from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> Array:
+    """x_0 = x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps (Ho et al. 2020, eq. 4 solved)."""
+    abar = schedule.alphas_cumprod
+    recip, recipm1 = np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
+    return at(recip, t, x_t.ndim) * x_t - at(recipm1, t, x_t.ndim) * eps
+
+
+def eps_from_x_start(schedule: Schedule, x_t: Array, t: Array, x_start: Array) -> Array:
+    """eps = (x_t / sqrt(abar_t) - x_0) / sqrt(1 / abar_t - 1) (Ho et al. 2020, eq. 4 solved)."""
+    abar = schedule.alphas_cumprod
+    recip, recipm1 = np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
+    return (at(recip, t, x_t.ndim) * x_t - x_start) / at(recipm1, t, x_t.ndim)
+
+
+def posterior_mean(schedule: Schedule, x_start: Array, x_t: Array, t: Array) -> Array:
+    """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+    coef1 = at(schedule.posterior_mean_coef1, t, x_t.ndim)
+    coef2 = at(schedule.posterior_mean_coef2, t, x_t.ndim)
+    return coef1 * x_start + coef2 * x_t
+
+
+def log_variance(
+    schedule: Schedule, variance: str, t: Array, ndim: int, values: Array | None = None
+) -> Array:
+    """Log of the variance of p(x_{t-1} | x_t).
+
+    Args:
+        variance: "fixed_large" is beta_t and "fixed_small" the posterior's (Ho et al. 2020, section
+            3.2); "learned_range" interpolates their logs by `values` (Nichol and Dhariwal 2021,
+            eq. 15).
+        ndim: the number of axes to broadcast against.
+        values: f32[B, H, W, C], -1 for the small and +1 for the large; only for "learned_range".
+    Returns:
+        f32, of shape [B or 1, 1, 1, 1], or that of `values`.
+    Raises:
+        ValueError: if the name is unknown or `values` are missing.
+    """
+    if variance not in VARIANCES:
+        raise ValueError(f"sampler.variance={variance!r}: choose one of {VARIANCES}")
+    small = at(schedule.posterior_log_variance_clipped, t, ndim)
+    if variance == "fixed_small":
+        return small
+    if variance == "fixed_large":
+        return at(np.log(schedule.fixed_large_variance), t, ndim)
+    if values is None:
+        raise ValueError(
+            "sampler.variance='learned_range' needs a network with model.out_channels=2"
+        )
+    fraction = (values + 1) / 2
+    return fraction * at(np.log(schedule.betas), t, ndim) + (1 - fraction) * small
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """How masks become noise, and how the network's output becomes a prediction.
+
+    Attributes:
+        schedule: the chain of noise levels; `dataclasses.replace` it to sample with fewer steps.
+        prediction: what the output estimates: "eps" or "x0".
+        logits: the output is the log odds of a lesion (trained by BCE + Dice): the expected mask
+            is then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
+        input_scale: b; clean masks are -b or +b, and the network sees x_t brought to unit
+            variance. A smaller b hides the mask in the noise at more of the timesteps, which
+            forces the network to look at the image (Chen et al. 2022, arXiv 2211.15324 and
+            Chen 2023, arXiv 2301.10972). b = 1 with `normalise_input` off is the original.
+        normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
+        clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
+            amplifies the network's errors 200 times.
+    """
+
+    schedule: Schedule
+    prediction: str = "eps"
+    logits: bool = False
+    input_scale: float = 1.0
+    normalise_input: bool = False
+    clip: bool = False
+
+    def __post_init__(self):
+        if self.prediction not in PREDICTIONS:
+            raise ValueError(
+                f"diffusion.prediction={self.prediction!r}: choose one of {PREDICTIONS}"
+            )
+        if self.logits and self.prediction != "x0":
+            raise ValueError(
+                "diffusion.loss='bce_dice' scores masks, so it needs diffusion.prediction='x0', "
+                f"not {self.prediction!r}"
+            )
+        if self.input_scale <= 0:
+            raise ValueError(f"diffusion.input_scale={self.input_scale} must be positive")
+
+    def network_input(self, x_t: Array, t: Array) -> Array:
+        """x_t as the network sees it: f32[B, H, W, C], of unit variance if so configured."""
+        if not self.normalise_input:
+            return x_t
+        abar = self.schedule.alphas_cumprod
+        return x_t / at(np.sqrt(abar * self.input_scale**2 + 1 - abar), t, x_t.ndim)
+
+    def predict(self, output: Array, x_t: Array, t: Array) -> Prediction:
+        """Reads the network's output.
+
+        Args:
+            output: f32[B, H, W, C] or, with a learned variance, f32[B, H, W, 2C].
+            x_t: f32[B, H, W, C], the noisy mask (not its normalised form).
+            t: i32[] or i32[B].
+        Returns:
+            A Prediction whose x_start and eps agree with x_t.
+        """
+        output = output.astype(jnp.float32)
+        channels, values = x_t.shape[-1], None
+        if output.shape[-1] == 2 * channels:
+            output, values = output[..., :channels], output[..., channels:]
+        b = self.input_scale
+        if self.prediction == "eps":
+            eps, x_start = output, x_start_from_eps(self.schedule, x_t, t, output)
+        else:
+            x_start = b * (jnp.tanh(output / 2) if self.logits else output)
+        if self.clip:
+            x_start = jnp.clip(x_start, -b, b)
+        if self.clip or self.prediction == "x0":
+            eps = eps_from_x_start(self.schedule, x_t, t, x_start)
+        return Prediction(x_start, eps, values)
+
+
+def make_process(diffusion: Mapping[str, Any]) -> Process:
+    """The Process that `config.diffusion` describes; ValueError names a field that does not fit."""
+    if diffusion["loss"] not in LOSSES:
+        raise ValueError(f"diffusion.loss={diffusion['loss']!r}: choose one of {LOSSES}")
+    return Process(
+        schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
+        prediction=diffusion["prediction"],
+        logits=diffusion["loss"] == "bce_dice",
+        input_scale=diffusion["input_scale"],
+        normalise_input=diffusion["normalise_input"],
+    )

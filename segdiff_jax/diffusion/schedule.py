@@ -1,0 +1,170 @@
+"""Noise schedules and the tables of coefficients that follow from them: float64 numpy, no jax.
+
+Notation (Ho et al. 2020): alpha_t = 1 - beta_t and abar_t = prod_{s<=t} alpha_s, with t counted
+from 0 to T - 1, so that `alphas_cumprod[0]` is the least noisy step.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+
+def linear_betas(num_timesteps: int) -> np.ndarray:
+    """Betas evenly spaced from 1e-4 to 0.02, both times 1000 / T (Ho et al. 2020, section 4).
+
+    Args:
+        num_timesteps: T, the length of the chain.
+    Returns:
+        f64[T], in (0, 1).
+    Raises:
+        ValueError: if T < 20, where the last beta would exceed 1 (respace a longer chain instead).
+    """
+    scale = 1000 / num_timesteps
+    if scale * 0.02 > 1:
+        raise ValueError(
+            f"diffusion.num_timesteps={num_timesteps}: the linear schedule needs at least 20 "
+            "timesteps (its last beta, 20/T, would exceed 1); keep a longer chain and lower "
+            "sampler.steps instead"
+        )
+    return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
+
+
+def cosine_betas(num_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
+    """Betas of abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal 2021, eq. 17).
+
+    Args:
+        num_timesteps: T, the length of the chain.
+        max_beta: the betas are capped here, against a singularity at the end of the chain.
+    Returns:
+        f64[T], in (0, max_beta].
+    """
+    u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alphas_cumprod = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A chain of S diffusion steps and its coefficients, each f64[S].
+
+    Attributes:
+        betas: the variance that each step adds, in (0, 1].
+        timesteps: i64[S], the timestep of the training chain that each step stands for: what the
+            network is told. `arange(S)` unless the chain was respaced.
+    """
+
+    betas: np.ndarray
+    timesteps: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """abar_t, the share of the clean mask's variance in x_t."""
+        return np.cumprod(1 - self.betas)
+
+    @functools.cached_property
+    def alphas_cumprod_prev(self) -> np.ndarray:
+        """abar_{t-1}; 1 at t = 0."""
+        return np.append(1.0, self.alphas_cumprod[:-1])
+
+    @functools.cached_property
+    def posterior_variance(self) -> np.ndarray:
+        """Variance of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7); 0 at t = 0."""
+        return self.betas * (1 - self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @functools.cached_property
+    def posterior_log_variance_clipped(self) -> np.ndarray:
+        """log `posterior_variance`, with the infinite first value replaced by the second."""
+        variance = self.posterior_variance
+        return np.log(np.append(variance[1], variance[1:]) if len(self) > 1 else self.betas)
+
+    @functools.cached_property
+    def fixed_large_variance(self) -> np.ndarray:
+        """beta_t, with the posterior's variance at t = 0 (Nichol and Dhariwal 2021, section 3.1)."""
+        return np.append(np.exp(self.posterior_log_variance_clipped[0]), self.betas[1:])
+
+    @functools.cached_property
+    def posterior_mean_coef1(self) -> np.ndarray:
+        """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+        return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1 - self.alphas_cumprod)
+
+    @functools.cached_property
+    def posterior_mean_coef2(self) -> np.ndarray:
+        """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
+        return (1 - self.alphas_cumprod_prev) * np.sqrt(1 - self.betas) / (1 - self.alphas_cumprod)
+
+
+def make_schedule(name: str, num_timesteps: int) -> Schedule:
+    """The training chain: `name` is "linear" or "cosine"; ValueError for another name or bad T."""
+    if name not in BETAS:
+        raise ValueError(f"diffusion.schedule={name!r}: choose one of {sorted(BETAS)}")
+    if num_timesteps < 1:
+        raise ValueError(f"diffusion.num_timesteps={num_timesteps} must be at least 1")
+    return Schedule(BETAS[name](num_timesteps), np.arange(num_timesteps))
+
+
+def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
+    """Picks the timesteps of a shorter chain (Nichol and Dhariwal 2021, section 4).
+
+    Args:
+        num_timesteps: T, the length of the training chain.
+        spacing: one of
+            "trailing10": 10 steps that end at T - 1, none at 0 (Lin et al. 2023, table 2);
+            "ddim10": 10 steps from 0 by the integer stride that gives 10 (the originals' DDIM);
+            "10": 10 steps evenly from 0 to T - 1, both included (the originals' respacing);
+            "10,15,20": the chain cut in three equal sections with 10, 15 and 20 steps.
+    Returns:
+        i64[S], ascending, unique, in [0, T).
+    Raises:
+        ValueError: if the steps cannot be had from T timesteps.
+    """
+    if spacing.startswith("trailing"):
+        steps = _count(spacing.removeprefix("trailing"), num_timesteps, spacing)
+        return np.round(np.arange(1, steps + 1) * num_timesteps / steps).astype(np.int64) - 1
+    if spacing.startswith("ddim"):
+        steps = _count(spacing.removeprefix("ddim"), num_timesteps, spacing)
+        for stride in range(1, num_timesteps + 1):
+            if len(range(0, num_timesteps, stride)) == steps:
+                return np.arange(0, num_timesteps, stride)
+        raise ValueError(
+            f"spacing {spacing!r}: no integer stride gives {steps} of {num_timesteps} timesteps"
+        )
+    sections = spacing.split(",")
+    small, extra = divmod(num_timesteps, len(sections))
+    timesteps, start = [], 0
+    for i, section in enumerate(sections):
+        size = small + (i < extra)
+        steps = _count(section, size, spacing)
+        stride = (size - 1) / (steps - 1) if steps > 1 else 1.0
+        # A running sum, as in the originals: its rounding decides the ties at .5.
+        timesteps.append(start + np.round(np.cumsum([0.0] + [stride] * (steps - 1))))
+        start += size
+    return np.concatenate(timesteps).astype(np.int64)
+
+
+def _count(text: str, limit: int, spacing: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= limit:
+        raise ValueError(
+            f"spacing {spacing!r}: {text!r} must be a whole number of steps from 1 to {limit}"
+        )
+    return int(text)
+
+
+def respace(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
+    """A shorter chain with the same noise levels (Nichol and Dhariwal 2021, eq. 19).
+
+    Args:
+        schedule: the chain that the network was trained on.
+        timesteps: i64[S], ascending, from `space_timesteps`.
+    Returns:
+        A Schedule of S steps whose alphas_cumprod are those of `schedule` at `timesteps`.
+    """
+    alphas_cumprod = schedule.alphas_cumprod[timesteps]
+    betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+    return Schedule(betas, schedule.timesteps[timesteps])

@@ -1,0 +1,134 @@
+"""Segments a whole data set or folder at native size, every image once."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+from tqdm import tqdm
+
+from segdiff_jax.data.pipeline import (
+    ResizedSource,
+    decode_image,
+    decode_mask,
+    padded_batches,
+    record_id,
+    resize_image,
+)
+from segdiff_jax.evaluation.ensemble import ENSEMBLES, disagreement, resize_samples, to_mask
+from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
+from segdiff_jax.evaluation.outputs import OutputFolder, write_metrics
+from segdiff_jax.evaluation.predict import Predictor
+from segdiff_jax.evaluation.report import Case, make_case, write_report
+
+
+def native_examples(
+    records: Sequence[dict[str, Any]], image_size: int, num_threads: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Decodes records ahead, in order.
+
+    Yields:
+        {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None}.
+    Raises:
+        ValueError: naming an image that cannot be decoded, or a mask of another size.
+    """
+
+    def decode(record):
+        name = record_id(record)
+        image, truth = decode_image(record["image"], name), None
+        if "mask" in record:
+            truth = decode_mask(record["mask"], f"mask of {name}") > 127
+            if truth.shape != image.shape[:2]:
+                raise ValueError(
+                    f"{name}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
+                )
+        resized = resize_image(image, image_size)
+        return {"id": name, "image": image, "input": resized, "truth": truth}
+
+    dataset = grain.MapDataset.source(records).map(decode)
+    # Images may be 20 MB each: few are read ahead.
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads, 2 * num_threads)))
+
+
+def evaluate(
+    predictor: Predictor,
+    params: Any,
+    records: Sequence[dict[str, Any]],
+    out: str | Path,
+    ensemble: str,
+    image_size: int,
+    settings: dict[str, Any],
+    title: str,
+) -> dict[str, Any] | None:
+    """Writes masks, probabilities, overlays, scores and the report of every record.
+
+    Args:
+        predictor: samples the masks.
+        params: of the network.
+        records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
+        out: the folder to write to; see `OutputFolder` for its layout.
+        ensemble: "mean" or "vote", see `ensemble.ENSEMBLES`.
+        image_size: S, which the network sees.
+        settings: what the report and metrics.json say about the run.
+        title: of the report.
+    Returns:
+        The contents of metrics.json, or None where there are no masks.
+    Raises:
+        ValueError: for an unknown ensemble, or a record that cannot be decoded.
+        OSError: naming a file that cannot be written.
+    """
+    if ensemble not in ENSEMBLES:
+        raise ValueError(f"sampler.ensemble={ensemble!r}: choose one of {sorted(ENSEMBLES)}")
+    folder, rows, cases = OutputFolder(out), [], []
+    examples = native_examples(records, image_size)
+    with tqdm(total=len(records), desc="sampling", unit="image") as progress:
+        for group, valid in padded_batches(examples, predictor.batch_size):
+            images = np.stack([example["input"] for example in group])
+            samples = predictor(params, images, [example["id"] for example in group])
+            for i in np.flatnonzero(valid):
+                case = _finish(folder, group[i], samples[:, i], ensemble)
+                cases.append(case)
+                if case.scores is not None:
+                    rows.append({"id": case.id, **case.scores})
+                progress.update()
+    metrics = write_metrics(out, rows, settings) if rows else None
+    summary = metrics["mean"] if metrics else None
+    write_report(Path(out) / "report.html", cases, summary, settings, title)
+    return metrics
+
+
+def _finish(
+    folder: OutputFolder, example: dict[str, Any], samples: np.ndarray, ensemble: str
+) -> Case:
+    """Combines the votes of one image at native size, writes its files and scores it."""
+    image, truth = example["image"], example["truth"]
+    samples = resize_samples(samples, image.shape[:2])
+    probability = ENSEMBLES[ensemble](samples)
+    mask = to_mask(probability)
+    spread = disagreement(samples) if len(samples) > 1 else None
+    scores = None if truth is None else segmentation_scores(mask, truth)
+    folder.write(example["id"], image, probability, mask, truth)
+    return make_case(example["id"], image, probability, mask, spread, truth, scores)
+
+
+def validate(
+    predictor: Predictor, params: Any, source: ResizedSource
+) -> tuple[float, list[np.ndarray]]:
+    """Mean IoU at the network's size, and pictures, for use while training.
+
+    Returns:
+        (mean per-image IoU, [image, truth, prediction], each u8[B, S, S, 3] of the first batch).
+    """
+    scores, pictures = [], []
+    examples = ({"id": str(i), **source[i]} for i in range(len(source)))
+    for group, valid in padded_batches(examples, predictor.batch_size):
+        images = np.stack([example["image"] for example in group])
+        truth = np.stack([example["mask"][..., 0] for example in group]) > 127
+        samples = predictor(params, images, [example["id"] for example in group])
+        masks = np.stack([to_mask(ENSEMBLES["mean"](samples[:, i])) for i in range(len(group))])
+        scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
+        if not pictures:
+            grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]
+            pictures = [images[valid], grey[0][valid], grey[1][valid]]
+    return average_scores(scores)["iou"], pictures

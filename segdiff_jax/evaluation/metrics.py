@@ -1,0 +1,59 @@
+"""Scores of a predicted mask against the true one, as the ISIC challenges define them."""
+
+import numpy as np
+
+
+def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """Scores of one image (Gutman et al. 2016, arXiv:1605.01397, the challenge's part 1).
+
+    With true and false positives and negatives counted over the pixels of the image:
+
+      iou         = TP / (TP + FP + FN), Jaccard's index
+      dice        = 2 TP / (2 TP + FP + FN)
+      accuracy    = (TP + TN) / (TP + TN + FP + FN)
+      sensitivity = TP / (TP + FN)
+      specificity = TN / (TN + FP)
+
+    A score whose denominator is 0 is 1: there was nothing to find, and nothing was got wrong. So
+    two empty masks have IoU and Dice 1 (the original SegDiff says 0), and an empty truth against
+    a prediction that is not empty has IoU and Dice 0 with sensitivity 1.
+
+    Args:
+      prediction: bool[H, W].
+      truth: bool[H, W].
+    Returns:
+      iou, dice, accuracy, sensitivity and specificity, each from 0 to 1.
+    Raises:
+      ValueError: if the shapes differ or a mask is not boolean.
+    """
+    for name, mask in (("prediction", prediction), ("truth", truth)):
+        if mask.dtype != np.bool_:
+            raise ValueError(f"{name} must be a boolean mask, not {mask.dtype}")
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
+    tp = np.count_nonzero(prediction & truth)
+    fp = np.count_nonzero(prediction) - tp
+    fn = np.count_nonzero(truth) - tp
+    tn = truth.size - tp - fp - fn
+    return {
+        "iou": _ratio(tp, tp + fp + fn),
+        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
+        "accuracy": _ratio(tp + tn, truth.size),
+        "sensitivity": _ratio(tp, tp + fn),
+        "specificity": _ratio(tn, tn + fp),
+    }
+
+
+def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every score over the images; each image counts once, whatever its size.
+
+    Raises:
+      ValueError: if there are no rows.
+    """
+    if not rows:
+        raise ValueError("rows is empty: there are no images to average over")
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _ratio(part: int, whole: int) -> float:
+    return float(part / whole) if whole else 1.0

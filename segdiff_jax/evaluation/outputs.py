@@ -1,0 +1,140 @@
+"""The files of an evaluation: masks, probabilities, overlays and the table of scores."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from segdiff_jax.evaluation.metrics import average_scores
+
+PREDICTION_COLOUR = (0, 229, 255)
+TRUTH_COLOUR = (255, 214, 10)
+
+
+class OutputFolder:
+    """Writes, for every image, at its native size:
+
+    masks/<id>_Segmentation.png: 8-bit, one channel, 0 or 255, the ISIC challenge's submission;
+    probabilities/<id>.png: 8-bit, one channel, round(255 p);
+    overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow.
+
+    Every file is written whole or not at all.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+        for name in ("masks", "probabilities", "overlays"):
+            _make_folder(self.path / name)
+
+    def write(
+        self,
+        id: str,
+        image: np.ndarray,
+        probability: np.ndarray,
+        mask: np.ndarray,
+        truth: np.ndarray | None = None,
+    ) -> None:
+        """Writes the three files of one image.
+
+        Args:
+          id: the image's name, without folder or extension.
+          image: u8[H, W, 3].
+          probability: f32[H, W], from 0 to 1.
+          mask: bool[H, W], the prediction.
+          truth: bool[H, W], if known.
+        Raises:
+          ValueError: if id is empty or holds a path separator, or if sizes differ.
+          OSError: if a file cannot be written.
+        """
+        if not id or set(id) & set("/\\\0"):
+            raise ValueError(f"id {id!r} cannot be a file name: it is empty or holds a separator")
+        for name, array in (("probability", probability), ("mask", mask), ("truth", truth)):
+            if array is not None and array.shape != image.shape[:2]:
+                raise ValueError(
+                    f"{name} of {id!r} is {array.shape}, its image is {image.shape[:2]}"
+                )
+        overlay = image if truth is None else draw_contour(image, truth, TRUTH_COLOUR)
+        overlay = draw_contour(overlay, mask, PREDICTION_COLOUR)
+        grey = np.round(255 * probability).astype(np.uint8)
+        binary = np.where(mask, np.uint8(255), np.uint8(0))
+        write_file(self.path / "masks" / f"{id}_Segmentation.png", encode_image(binary, "PNG"))
+        write_file(self.path / "probabilities" / f"{id}.png", encode_image(grey, "PNG"))
+        write_file(self.path / "overlays" / f"{id}.jpg", encode_image(overlay, "JPEG"))
+
+
+def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dict:
+    """Writes metrics.csv (one line an image, sorted by id) and metrics.json (the means).
+
+    Args:
+      path: the folder.
+      rows: one {"id": ..., score: value, ...} an image.
+      extra: what the scores were made with; it becomes "settings".
+    Returns:
+      What metrics.json holds: {"num_images", "mean": {score: mean over images}, "settings"}.
+    Raises:
+      ValueError: if there are no rows.
+      OSError: if a file cannot be written.
+    """
+    scores = [{name: row[name] for name in row if name != "id"} for row in rows]
+    summary = {"num_images": len(rows), "mean": average_scores(scores), "settings": extra}
+    names = list(scores[0])
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", *names])
+    for row in sorted(rows, key=lambda row: row["id"]):
+        table.writerow([row["id"], *(f"{row[name]:.6f}" for name in names)])
+    _make_folder(Path(path))
+    write_file(Path(path) / "metrics.csv", text.getvalue().encode())
+    write_file(Path(path) / "metrics.json", json.dumps(summary, indent=2, default=str).encode())
+    return summary
+
+
+def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """A copy of u8[H, W, 3] with the inner edge of bool[H, W] drawn: 2 px, and 1 more per 400."""
+    thickness = 2 + max(mask.shape) // 400
+    edge = mask & ~ndimage.binary_erosion(mask, iterations=thickness)
+    return np.where(edge[..., None], np.uint8(colour), image)
+
+
+def encode_image(array: np.ndarray, format: str) -> bytes:
+    """u8[H, W] or u8[H, W, 3] as the bytes of a PNG or JPEG file (4:4:4, so that lines stay)."""
+    options = {"quality": 90, "subsampling": 0} if format == "JPEG" else {}
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, format, **options)
+    return file.getvalue()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all: a temporary file beside it is moved into place.
+
+    Raises:
+      OSError: if that fails; the message names the file and what to do.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _advice(path, error) from error
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _advice(path, error) from error
+
+
+def _advice(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"cannot write {path} ({error.strerror or error}): free some space on the disk, or name "
+        "an output folder that can be written to"
+    )

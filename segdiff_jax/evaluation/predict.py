@@ -1,0 +1,112 @@
+"""From a batch of images to samples of their masks."""
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from ml_collections import ConfigDict
+
+from segdiff_jax import parallel
+from segdiff_jax.data.normalise import normalise_image
+from segdiff_jax.diffusion.process import VARIANCES, Process
+from segdiff_jax.diffusion.samplers import STEPS, gaussian_noise, sample
+from segdiff_jax.diffusion.schedule import respace, space_timesteps
+
+SPACINGS = {"trailing": "trailing{}", "leading": "ddim{}", "uniform": "{}"}
+
+
+class Predictor:
+    """Samples masks on all devices, the image encoded once, votes folded into the batch.
+
+    Attributes:
+        batch_size: images of one call.
+    """
+
+    def __init__(self, model: nn.Module, process: Process, sampler: ConfigDict, seed: int):
+        """`sampler` is `config.sampler`; ValueError names a field that does not fit."""
+        for field, choices in (("name", STEPS), ("spacing", SPACINGS), ("variance", VARIANCES)):
+            if sampler[field] not in choices:
+                raise ValueError(
+                    f"sampler.{field}={sampler[field]!r}: choose one of {sorted(choices)}"
+                )
+        for field in ("steps", "votes", "max_batch"):
+            if sampler[field] < 1:
+                raise ValueError(f"sampler.{field}={sampler[field]} must be at least 1")
+        timesteps = space_timesteps(
+            len(process.schedule), SPACINGS[sampler.spacing].format(sampler.steps)
+        )
+        respaced = respace(process.schedule, timesteps)
+        process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
+        options = {"eta": sampler.eta} if sampler.name == "ddim" else {"variance": sampler.variance}
+        step_fn = functools.partial(STEPS[sampler.name], **options)
+        # The votes of a chunk, such that the chunks are alike; the images fill it up.
+        chunks = -(-sampler.votes // sampler.max_batch)
+        self._votes, self._chunk = sampler.votes, -(-sampler.votes // chunks)
+        self.batch_size = parallel.round_up(1) * max(1, sampler.max_batch // self._chunk)
+        self._seed = seed
+        self._encode = parallel.pmap_map(functools.partial(encode, model), 1)
+        self._sample = parallel.pmap_map(
+            functools.partial(sample_votes, model, process, step_fn), 2
+        )
+
+    def __call__(self, params: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        """Samples every image `votes` times.
+
+        Args:
+            params: of the network.
+            images: u8[B, S, S, 3] with B = `batch_size`.
+            ids: B names; an image's noise follows from the seed, its name and the vote alone.
+        Returns:
+            f32[votes, B, S, S], where clean masks are -1 or +1.
+        """
+        features = self._encode(params, parallel.shard(images))
+        samples = []
+        for start in range(0, self._votes, self._chunk):
+            keys = example_keys(self._seed, ids, range(start, start + self._chunk))
+            masks = self._sample(params, features, parallel.shard(keys))
+            samples.append(np.moveaxis(parallel.unshard(masks), 1, 0))
+        return np.concatenate(samples)[: self._votes]
+
+
+def example_keys(seed: int, ids: Sequence[str], votes: Sequence[int]) -> Array:
+    """key[B, V], one per image and vote: order and batching do not change a sample."""
+    names = np.array([zlib.crc32(name.encode()) for name in ids], np.uint32)
+    fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+    return fold(
+        jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), names),
+        np.array(votes, np.uint32),
+    )
+
+
+def encode(model: nn.Module, params: Any, images: Array) -> Array:
+    """u8[B, S, S, 3] -> the image's features, see the model's `encode_image`."""
+    return model.apply({"params": params}, normalise_image(images), method="encode_image")
+
+
+def sample_votes(
+    model: nn.Module, process: Process, step_fn: Any, params: Any, features: Array, keys: Array
+) -> Array:
+    """Samples masks from features [B, S, S, C] and keys [B, V]: f32[B, V, S, S], about +-1."""
+    batch, votes = keys.shape
+    size = features.shape[1:3]
+    features = jnp.repeat(features, votes, axis=0)
+    keys = keys.reshape(-1)
+    noise_fn = gaussian_noise(keys, (*size, 1))
+    timesteps = jnp.asarray(process.schedule.timesteps, jnp.int32)
+
+    def denoise_fn(x_t, t):
+        t_model = jnp.broadcast_to(timesteps[t], len(x_t))
+        network_input = process.network_input(x_t, t)
+        output = model.apply({"params": params}, network_input, features, t_model, method="denoise")
+        return process.predict(output, x_t, t)
+
+    x_T = noise_fn(jnp.int32(len(timesteps)))
+    x_0 = sample(denoise_fn, x_T, process.schedule, step_fn, noise_fn)
+    return (x_0 / process.input_scale).reshape(batch, votes, *size)

@@ -1,0 +1,40 @@
+"""The networks, by the name that `config.model.name` gives them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from segdiff_jax.models.segdiff import SegDiff
+
+MODELS = {"segdiff": SegDiff}
+
+
+def make_model(config: Mapping[str, Any]) -> nn.Module:
+    """The network that `config.model` describes; ValueError for an unknown name or field."""
+    fields = dict(config)
+    name = fields.pop("name")
+    if name not in MODELS:
+        raise ValueError(f"model.name={name!r}: choose one of {sorted(MODELS)}")
+    unknown = fields.keys() - MODELS[name].__dataclass_fields__.keys()
+    if unknown:
+        raise ValueError(f"model.{sorted(unknown)[0]} is not a field of {name}")
+    # Sequences as tuples: a checkpoint's config comes back from JSON with lists.
+    return MODELS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def init_params(model: nn.Module, key: jax.Array, image_size: int) -> Any:
+    """Initial parameters, f32; jitted, since the operations one by one compile slowly."""
+
+    def init(key):
+        x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (1, 3))
+        return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))["params"]
+
+    return jax.jit(init)(key)
+
+
+def params_like(model: nn.Module, image_size: int) -> Any:
+    """Shapes and dtypes of the parameters, without computing any."""
+    return jax.eval_shape(lambda key: init_params(model, key, image_size), jax.random.key(0))

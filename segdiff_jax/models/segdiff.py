@@ -1,0 +1,87 @@
+"""SegDiff: eps_hat(x_t, I, t) = D(E(F(x_t) + G(I), t), t) (Amit et al. 2021, arXiv 2112.00390)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from segdiff_jax.models.rrdb import Conv, RRDBNet
+from segdiff_jax.models.unet import UNet
+
+
+class SegDiff(nn.Module):
+    """F, G, E and D put together; the defaults are the paper's network for 256 px.
+
+    Attributes are explained in `RRDBNet` and `UNet`.
+
+    Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError.
+    `dtype` is "float32" or "bfloat16"; parameters are float32 either way.
+    """
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 1, 1, 2, 2, 4, 4)
+    num_res_blocks: int = 3
+    attention_resolutions: tuple[int, ...] = (16, 32)
+    num_heads: int = 4
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    out_channels: int = 1
+    rrdb_blocks: int = 6
+    rrdb_width: int = 64
+    rrdb_growth: int = 32
+    rrdb_scan: bool = False
+    remat: bool = False
+    dtype: str = "float32"
+
+    def setup(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+        dtype = jnp.dtype(self.dtype)
+        self.F = Conv(self.channels, dtype=dtype)
+        self.G = RRDBNet(
+            self.channels,
+            self.rrdb_blocks,
+            self.rrdb_width,
+            self.rrdb_growth,
+            self.rrdb_scan,
+            self.remat,
+            dtype,
+        )
+        self.unet = UNet(
+            self.channels,
+            tuple(self.channel_mult),
+            self.num_res_blocks,
+            tuple(self.attention_resolutions),
+            self.num_heads,
+            self.dropout,
+            self.scale_shift_norm,
+            self.out_channels,
+            self.remat,
+            dtype,
+        )
+
+    def encode_image(self, image: Array) -> Array:
+        """G(I), which depends on neither t nor x_t: computed once per image.
+
+        Args:
+            image: f32[B, H, W, 3], normalised.
+        Returns:
+            dtype[B, H, W, channels].
+        """
+        return self.G(image)
+
+    def denoise(self, x_t: Array, features: Array, t: Array, train: bool = False) -> Array:
+        """D(E(F(x_t) + features, t), t).
+
+        Args:
+            x_t: f32[B, H, W, 1], the noisy mask.
+            features: dtype[B, H, W, channels], from `encode_image`.
+            t: i32[B] or f32[B], timesteps of the training chain, not rescaled.
+            train: apply dropout (needs a "dropout" key).
+        Returns:
+            f32[B, H, W, out_channels].
+        """
+        return self.unet(self.F(x_t) + features, t, train)
+
+    def __call__(self, x_t: Array, image: Array, t: Array, train: bool = False) -> Array:
+        """`denoise` of `encode_image`; shapes as there."""
+        return self.denoise(x_t, self.encode_image(image), t, train)

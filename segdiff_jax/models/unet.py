@@ -1,0 +1,176 @@
+"""E and D: the U-Net of improved diffusion (Nichol and Dhariwal 2021, arXiv 2102.09672), NHWC.
+
+Unlike there, the first skip connection holds whatever comes in: in SegDiff, F(x_t) + G(I).
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from segdiff_jax.models.rrdb import KERNEL_INIT, Conv
+
+Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
+ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
+ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
+# Statistics in float32 whatever the compute dtype.
+GroupNorm = functools.partial(nn.GroupNorm, num_groups=32, epsilon=1e-5, dtype=jnp.float32)
+
+
+def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
+    """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5), cosines first.
+
+    Args:
+        t: f32[B] or i32[B], possibly fractional.
+        dim: length of the embedding; an odd one ends with a zero.
+        max_period: of the slowest sinusoid, in timesteps.
+    Returns:
+        f32[B, dim], in [-1, 1].
+    """
+    half = dim // 2
+    freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    args = t.astype(jnp.float32)[:, None] * freqs
+    embedding = jnp.concatenate([jnp.cos(args), jnp.sin(args)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+class ResBlock(nn.Module):
+    """Norm, SiLU, conv, timestep, norm, SiLU, dropout, conv, plus the input.
+
+    Attributes:
+        channels: of the output.
+        scale_shift_norm: the timestep scales and shifts the second norm instead of being added
+            before it.
+    """
+
+    channels: int
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
+        """x dtype[B, H, W, C_in], emb f32[B, E] -> dtype[B, H, W, channels]."""
+        h = nn.silu(GroupNorm(name="norm_in")(x)).astype(self.dtype)
+        h = Conv(self.channels, dtype=self.dtype, name="conv_in")(h)
+        width = 2 * self.channels if self.scale_shift_norm else self.channels
+        emb = Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
+        norm = GroupNorm(name="norm_out")
+        if self.scale_shift_norm:
+            scale, shift = jnp.split(emb.astype(jnp.float32), 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = ZerosConv(self.channels, (3, 3), dtype=self.dtype, name="conv_out")(h)
+        if x.shape[-1] != self.channels:
+            x = Dense(self.channels, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over all positions, plus the input.
+
+    q, k and v lie head by head ([head][q|k|v][channel]), and q and k are each scaled by ch^-1/4.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """dtype[B, H, W, C] -> dtype[B, H, W, C]; C must be a multiple of `heads`."""
+        batch, height, width, channels = x.shape
+        h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
+        qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
+        q, k, v = jnp.moveaxis(qkv, 3, 0)
+        scale = (channels // self.heads) ** -0.25
+        logits = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale)
+        weights = nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
+        h = jnp.einsum("bhts,bshc->bthc", weights, v).reshape(batch, height, width, channels)
+        return x + ZerosDense(channels, dtype=self.dtype, name="proj")(h)
+
+
+class UNet(nn.Module):
+    """E and D.
+
+    Attributes:
+        channels: base width; a multiple of 32.
+        channel_mult: width of each level, in units of `channels`; each level halves the size.
+        num_res_blocks: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
+        out_channels: 1, or 2 with a learned variance.
+        remat: recompute each block in the backward pass, for memory.
+        dtype: of the computation; parameters, norms and softmax are float32.
+    """
+
+    channels: int
+    channel_mult: tuple[int, ...]
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    num_heads: int = 4
+    dropout: float = 0.0
+    scale_shift_norm: bool = False
+    out_channels: int = 1
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, h: Array, t: Array, train: bool = False) -> Array:
+        """h dtype[B, H, W, channels], t f32[B] or i32[B] -> f32[B, H, W, out_channels]."""
+        if self.channels % 32:
+            raise ValueError(f"model.channels={self.channels} must be a multiple of 32 (GroupNorm)")
+        multiple = 2 ** (len(self.channel_mult) - 1)
+        if h.shape[1] % multiple or h.shape[2] % multiple:
+            raise ValueError(
+                f"image size {h.shape[1]} x {h.shape[2]} must be divisible by {multiple}: "
+                f"model.channel_mult has {len(self.channel_mult)} levels"
+            )
+        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
+        attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        conv = functools.partial(Conv, dtype=self.dtype)
+
+        emb = timestep_embedding(t, self.channels)
+        emb = nn.silu(Dense(4 * self.channels, name="time_0")(emb))
+        emb = Dense(4 * self.channels, name="time_1")(emb)
+
+        def res(h, width, name):
+            block = res_block(width, self.dropout, self.scale_shift_norm, self.dtype, name=name)
+            return block(h, emb, train)
+
+        def attend(h, name):
+            return attention_block(self.num_heads, self.dtype, name=name)(h)
+
+        skips = [h]
+        for level, mult in enumerate(self.channel_mult):
+            for i in range(self.num_res_blocks):
+                h = res(h, mult * self.channels, f"down{level}_res{i}")
+                if 2**level in self.attention_resolutions:
+                    h = attend(h, f"down{level}_attention{i}")
+                skips.append(h)
+            if level < len(self.channel_mult) - 1:
+                h = conv(h.shape[-1], strides=2, name=f"down{level}_downsample")(h)
+                skips.append(h)
+
+        h = res(h, h.shape[-1], "middle_res0")
+        h = attend(h, "middle_attention")
+        h = res(h, h.shape[-1], "middle_res1")
+
+        for level, mult in reversed(list(enumerate(self.channel_mult))):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(h, mult * self.channels, f"up{level}_res{i}")
+                if 2**level in self.attention_resolutions:
+                    h = attend(h, f"up{level}_attention{i}")
+            if level:
+                h = jax.image.resize(
+                    h, (h.shape[0], 2 * h.shape[1], 2 * h.shape[2], h.shape[3]), "nearest"
+                )
+                h = conv(h.shape[-1], name=f"up{level}_upsample")(h)
+
+        h = nn.silu(GroupNorm(name="out_norm")(h))
+        return ZerosConv(self.out_channels, (3, 3), name="out_conv")(h)

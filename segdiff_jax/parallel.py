@@ -1,0 +1,66 @@
+"""Devices and processes: the only file that names pmap.
+
+State stays a plain tree, not stacked over devices: it enters with in_axes=None and leaves with
+out_axes=None. Batches are split by `shard`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+AXIS = "devices"
+
+
+def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    """(state, sharded batch, key) -> (state, metrics) on all devices; the state is donated.
+
+    `step` must average gradients and metrics over the axis `AXIS`.
+    """
+    return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+
+
+def pmap_map(fn: Callable[..., Any], num_sharded: int) -> Callable[..., Any]:
+    """(params, *`num_sharded` sharded trees) -> sharded results, without communication."""
+    return jax.pmap(fn, AXIS, in_axes=(None, *[0] * num_sharded), out_axes=0)
+
+
+def shard(tree: Any, batch_name: str = "batch") -> Any:
+    """[B, ...] -> [devices, B / devices, ...] for every leaf.
+
+    Raises:
+        ValueError: naming both numbers, if they do not divide.
+    """
+    devices = jax.local_device_count()
+
+    def split(x):
+        if x.shape[0] % devices:
+            raise ValueError(
+                f"a {batch_name} of {x.shape[0]} does not divide over {devices} devices: "
+                f"choose a multiple of {devices}"
+            )
+        return x.reshape(devices, -1, *x.shape[1:])
+
+    return jax.tree.map(split, tree)
+
+
+def unshard(tree: Any) -> Any:
+    """[devices, b, ...] -> numpy [devices * b, ...] for every leaf."""
+    return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), tree)
+
+
+def round_up(batch_size: int) -> int:
+    """The smallest multiple of the number of devices that is at least `batch_size`."""
+    devices = jax.local_device_count()
+    return -(-batch_size // devices) * devices
+
+
+def process_index() -> int:
+    """This process's number, from 0."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """The number of processes of this run."""
+    return jax.process_count()

@@ -1,0 +1,28 @@
+"""Losses, one number per example: f32[B, H, W, C] in, f32[B] out, means over pixels."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+PIXELS = (1, 2, 3)
+
+
+def mse(output: Array, target: Array) -> Array:
+    """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
+    return jnp.mean(jnp.square(output - target), PIXELS)
+
+
+def bce_dice(logits: Array, mask: Array) -> Array:
+    """Binary cross entropy plus soft Dice loss on log odds (Milletari et al. 2016, eq. 1).
+
+    Args:
+        logits: f32[B, H, W, C], log odds of a lesion.
+        mask: f32[B, H, W, C], 0 or 1.
+    Returns:
+        f32[B], mean BCE over pixels + 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1).
+    """
+    bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
+    p = jax.nn.sigmoid(logits)
+    overlap = 2 * jnp.sum(p * mask, PIXELS) + 1
+    return bce + 1 - overlap / (jnp.sum(p, PIXELS) + jnp.sum(mask, PIXELS) + 1)

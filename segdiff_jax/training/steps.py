@@ -1,0 +1,110 @@
+"""The training step: pure, and written for one device."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import Array
+
+from segdiff_jax.data.normalise import normalise_image, normalise_mask
+from segdiff_jax.diffusion.process import Process, q_sample
+from segdiff_jax.training.losses import bce_dice, mse
+from segdiff_jax.training.state import TrainState, apply_gradients
+
+Batch = dict[str, Array]
+
+
+def diffusion_loss(
+    model: nn.Module,
+    process: Process,
+    params: Any,
+    image: Array,
+    mask: Array,
+    t: Array,
+    eps: Array,
+    dropout_key: Array | None = None,
+) -> Array:
+    """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
+
+    Args:
+        process: says what the network predicts, and so how it is scored: eps or the mask by the
+            mean squared error, the mask's log odds by BCE + Dice.
+        image: f32[B, H, W, 3], normalised.
+        mask: f32[B, H, W, 1], -1 or +1.
+        t: i32[B], in [0, T).
+        eps: f32[B, H, W, 1], standard normal.
+        dropout_key: without one, no dropout.
+    Returns:
+        f32[B].
+    """
+    x_t = q_sample(process.schedule, process.input_scale * mask, t, eps)
+    output = model.apply(
+        {"params": params},
+        process.network_input(x_t, t),
+        image,
+        t,
+        train=dropout_key is not None,
+        rngs=None if dropout_key is None else {"dropout": dropout_key},
+    )
+    if process.logits:
+        return bce_dice(output, (mask + 1) / 2)
+    return mse(output, eps if process.prediction == "eps" else mask)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: Array,
+    *,
+    model: nn.Module,
+    process: Process,
+    tx: optax.GradientTransformation,
+    augment: Callable[[Array, Array, Array], tuple[Array, Array]],
+    ema_decay: float,
+    ema_warmup: bool = True,
+    microbatches: int = 1,
+    axis_name: str | None = None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update.
+
+    Args:
+        batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, 1] (0 or 255) and "index" i32[B], each
+            example's place in the global batch: its noise follows from that and the step, so
+            the number of devices does not change it.
+        key: of the run; the same at every step.
+        augment: (key[B], image u8, mask u8) -> (image, mask), both u8.
+        microbatches: gradients are averaged over this many slices of the batch, for memory.
+        axis_name: of the devices' axis to average over, if any.
+    Returns:
+        The new state and {"loss", "grad_norm"}, each f32[].
+    """
+    step_key = jax.random.fold_in(key, state.step)
+
+    def loss_fn(params, part):
+        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 3))(
+            part["index"]
+        )
+        image, mask = augment(keys[:, 0], part["image"], part["mask"])
+        image, mask = normalise_image(image), normalise_mask(mask)
+        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(process.schedule)))(keys[:, 1])
+        eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 2])
+        dropout_key = jax.random.fold_in(keys[0, 2], 1)
+        losses = diffusion_loss(model, process, params, image, mask, t, eps, dropout_key)
+        return losses.mean()
+
+    grad_fn = jax.value_and_grad(loss_fn)
+    if microbatches == 1:
+        loss, grads = grad_fn(state.params, batch)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+        add = lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(state.params, part)), None)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        loss, grads = jax.tree.map(lambda x: x / microbatches, total)
+    if axis_name is not None:
+        loss, grads = jax.lax.pmean((loss, grads), axis_name)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    return apply_gradients(state, grads, tx, ema_decay, ema_warmup), metrics

@@ -1,0 +1,156 @@
+"""Preparation of data sets: downloads, rebuilds, locks and names."""
+
+import functools
+import http.server
+import io
+import json
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from segdiff_jax.data.isic import Builder
+from segdiff_jax.data.prepare import load_source
+
+REPOSITORY = Path(__file__).parents[2]
+IDS = [f"ISIC_{i:07d}" for i in (0, 1, 2, 11, 26)]  # The last two are in validation.
+ISIC_2016 = functools.partial(load_source, "isic/2016")
+ARCHIVES = [
+    f"ISBI2016_ISIC_Part1_{part}_{kind}"
+    for part in ("Training", "Test")
+    for kind in ("Data", "GroundTruth")
+]
+
+
+def write_2016(folder, ids=IDS, masked=None):
+    """All archives of 2016: `ids` for training, with masks for `masked`, and one test image."""
+    folder.mkdir(parents=True, exist_ok=True)
+    test = ["ISIC_0000003"]
+    for name, members in zip(ARCHIVES, (ids, masked or ids, test, test), strict=True):
+        is_mask = name.endswith("GroundTruth")
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            for id in members:
+                buffer = io.BytesIO()
+                Image.new("L" if is_mask else "RGB", (4, 4)).save(
+                    buffer, "PNG" if is_mask else "JPEG"
+                )
+                file = f"{id}_Segmentation.png" if is_mask else f"{id}.jpg"
+                archive.writestr(f"{name}/{file}", buffer.getvalue())
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Base URL of a server of tmp_path/www."""
+    handler = functools.partial(QuietHandler, directory=tmp_path / "www")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_downloads_fall_back_to_the_older_host(tmp_path, server, monkeypatch):
+    hosts = (f"{server}/new", f"{server}/old")
+    monkeypatch.setattr(Builder.builder_configs["2016"], "hosts", hosts)
+    write_2016(tmp_path / "www/old/2016")
+    (tmp_path / "www/new/2016").mkdir(parents=True)
+    archives = {path.name: path for path in (tmp_path / "www/old/2016").iterdir()}
+    good, bad = f"{ARCHIVES[2]}.zip", f"{ARCHIVES[3]}.zip"
+    archives[good].rename(tmp_path / "www/new/2016" / good)
+    (tmp_path / "www/new/2016" / bad).write_text("<html>an error page</html>")
+    (tmp_path / "empty").mkdir()
+    assert len(ISIC_2016("train", tmp_path / "data", tmp_path / "empty")) == 3
+    assert len(ISIC_2016("test", tmp_path / "data")) == 1
+    record = json.loads((tmp_path / "data/isic/2016/1.0.0/metadata.json").read_text())
+    assert record["sources"].keys() == archives.keys()
+    infos = (tmp_path / "data/downloads/isic").rglob("*.INFO")
+    used = {url for path in infos for url in json.loads(path.read_text())["urls"]}
+    old = {f"{server}/old/2016/{name}" for name in archives if name != good}
+    assert used == old | {f"{server}/new/2016/{good}"}
+
+
+def test_failed_downloads_say_what_to_put_where(tmp_path, server, monkeypatch):
+    hosts = (f"{server}/new", f"{server}/old")
+    monkeypatch.setattr(Builder.builder_configs["2016"], "hosts", hosts)
+    (tmp_path / "www").mkdir()
+    with pytest.raises(ValueError, match="manual_dir") as error:
+        ISIC_2016("train", tmp_path / "data")
+    for text in (
+        f"{ARCHIVES[0]}.zip could not be downloaded",
+        *(f"{host}/2016/{ARCHIVES[0]}.zip: 404" for host in hosts),
+        *(f"  {name}.zip" for name in ARCHIVES),
+    ):
+        assert text in str(error.value)
+    left = {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    assert left == {".isic_2016_1.0.0.lock", "metadata.json"}  # The default config's name.
+
+
+def test_rebuilds_when_the_archives_change(tmp_path, capsys):
+    manual, data_dir = tmp_path / "manual", tmp_path / "data"
+    write_2016(manual)
+    assert len(ISIC_2016("train", data_dir, manual)) == 3
+    record = json.loads((data_dir / "isic/2016/1.0.0/metadata.json").read_text())
+    assert record == {"sources": {p.name: p.stat().st_size for p in manual.iterdir()}}
+    capsys.readouterr()
+    ISIC_2016("train", data_dir, manual)
+    ISIC_2016("train", data_dir)
+    assert "building" not in capsys.readouterr().out
+
+    write_2016(manual, [*IDS, "ISIC_0000004"])
+    assert len(ISIC_2016("train", data_dir)) == 3
+    assert len(ISIC_2016("train", data_dir, manual)) == 4
+    assert f"{manual} holds other archives" in capsys.readouterr().out
+
+    write_2016(manual, masked=IDS[1:])
+    with pytest.raises(ValueError, match="image without mask"):
+        ISIC_2016("train", data_dir, manual)
+    assert len(ISIC_2016("train", data_dir)) == 4  # A failed rebuild keeps the former one.
+
+
+def test_a_killed_build_is_done_again(tmp_path):
+    write_2016(tmp_path / "manual")
+    left_over = tmp_path / "data/isic/2016/incomplete.ABCDEF_1.0.0"
+    left_over.mkdir(parents=True)
+    assert len(ISIC_2016("train", tmp_path / "data", tmp_path / "manual")) == 3
+    assert not left_over.exists()
+
+
+BUILD = """
+import sys
+from segdiff_jax.data.prepare import load_source
+print(len(load_source("isic/2016", "train", *sys.argv[1:])), "tensorflow" in sys.modules)
+"""
+
+
+def test_two_processes_build_once_and_without_tensorflow(tmp_path):
+    write_2016(tmp_path / "manual")
+    command = [sys.executable, "-c", BUILD, tmp_path / "data", tmp_path / "manual"]
+    start = functools.partial(subprocess.Popen, command, cwd=REPOSITORY, text=True)
+    processes = [start(stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in processes]
+    assert [output.splitlines()[-1] for output in outputs] == ["3 False"] * 2
+    assert "".join(outputs).count("Downloading and preparing") == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "manual_dir", "message"),
+    [
+        ("isik", None, "dataset='isik' is unknown; there are isic, synthetic_lesions"),
+        ("isic/2015", None, "there are isic/2016, isic/2017, isic/2018"),
+        ("isic/2016", "/no/such", "manual_dir='/no/such' is not a folder"),
+    ],
+)
+def test_unknown_names(tmp_path, dataset, manual_dir, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_source(dataset, "train", tmp_path, manual_dir)

@@ -1,0 +1,59 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
+
+
+def test_scores_by_hand():
+    prediction = np.array([[1, 1, 0, 0], [1, 0, 0, 0]], bool)
+    truth = np.array([[1, 1, 1, 1], [0, 0, 0, 0]], bool)  # TP 2, FP 1, FN 2, TN 3
+    expected = {
+        "iou": 2 / 5,
+        "dice": 4 / 7,
+        "accuracy": 5 / 8,
+        "sensitivity": 1 / 2,
+        "specificity": 3 / 4,
+    }
+    assert segmentation_scores(prediction, truth) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "expected"),
+    [  # iou, dice, accuracy, sensitivity, specificity
+        (False, False, (1, 1, 1, 1, 1)),
+        (True, True, (1, 1, 1, 1, 1)),
+        (True, False, (0, 0, 0, 1, 0)),
+        (False, True, (0, 0, 0, 0, 1)),
+    ],
+)
+def test_empty_and_full_masks(prediction, truth, expected):
+    scores = segmentation_scores(np.full((3, 5), prediction), np.full((3, 5), truth))
+    assert tuple(scores.values()) == expected
+
+
+@pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in GOLDEN}))
+def test_equals_the_original_segdiff(name):
+    scores = segmentation_scores(GOLDEN[f"{name}/pred"] == 1, GOLDEN[f"{name}/gt"] == 1)
+    expected = GOLDEN[f"{name}/f1_jaccard"]
+    if name == "both_empty":  # the one difference: the original says 0, see the docstring
+        np.testing.assert_array_equal(expected, 0)
+        expected = (1, 1)
+    np.testing.assert_allclose((scores["dice"], scores["iou"]), expected, rtol=0, atol=1e-12)
+
+
+def test_average_counts_each_image_once():
+    rows = [{"iou": 0.5, "dice": 1.0}, {"iou": 0.25, "dice": 0.0}, {"iou": 0.0, "dice": 0.5}]
+    assert average_scores(rows) == {"iou": 0.25, "dice": 0.5}
+    with pytest.raises(ValueError, match="rows is empty"):
+        average_scores([])
+
+
+def test_rejects_shapes_that_differ_and_masks_that_are_not_boolean():
+    with pytest.raises(ValueError, match=r"\(2, 3\).*\(3, 2\)"):
+        segmentation_scores(np.zeros((2, 3), bool), np.zeros((3, 2), bool))
+    with pytest.raises(ValueError, match="truth must be a boolean mask, not uint8"):
+        segmentation_scores(np.zeros((2, 2), bool), np.zeros((2, 2), np.uint8))

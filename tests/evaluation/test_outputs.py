@@ -1,0 +1,107 @@
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdiff_jax.evaluation import outputs
+
+IMAGE = np.full((40, 60, 3), 90, np.uint8)
+MASK = np.zeros((40, 60), bool)
+MASK[10:30, 8:24] = True
+TRUTH = np.zeros((40, 60), bool)
+TRUTH[12:36, 40:56] = True
+PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)
+
+
+def write(path, id="ISIC_1", **changes):
+    arguments = {"image": IMAGE, "probability": PROBABILITY, "mask": MASK, "truth": TRUTH}
+    outputs.OutputFolder(path).write(id, **(arguments | changes))
+
+
+def is_colour(pixels, colour):
+    return np.abs(np.int32(pixels) - colour).max(axis=-1) < 60
+
+
+def test_mask_and_probability_files(tmp_path):
+    write(tmp_path)
+    for name, expected in (
+        ("masks/ISIC_1_Segmentation.png", np.where(MASK, 255, 0)),
+        ("probabilities/ISIC_1.png", np.where(MASK, 191, 26)),  # round(191.25), round(25.5)
+    ):
+        with Image.open(tmp_path / name) as file:
+            assert (file.format, file.mode, file.size) == ("PNG", "L", (60, 40))
+            np.testing.assert_array_equal(np.asarray(file), expected)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+
+
+def test_overlay_draws_each_contour_in_its_colour(tmp_path):
+    write(tmp_path)
+    overlay = np.asarray(Image.open(tmp_path / "overlays/ISIC_1.jpg"))
+    assert overlay.shape == IMAGE.shape
+    assert is_colour(overlay[10:30, 8], outputs.PREDICTION_COLOUR).all()
+    assert is_colour(overlay[12:36, 40], outputs.TRUTH_COLOUR).all()
+    assert is_colour(overlay[[20, 2, 24], [16, 30, 48]], (90, 90, 90)).all()  # inside, outside
+    write(tmp_path, id="untold", truth=None)
+    overlay = np.asarray(Image.open(tmp_path / "overlays/untold.jpg"))
+    assert not is_colour(overlay, outputs.TRUTH_COLOUR).any()
+    assert is_colour(overlay[10:30, 8], outputs.PREDICTION_COLOUR).all()
+
+
+@pytest.mark.parametrize(("side", "thickness"), [(100, 2), (800, 4)])
+def test_contour_thickens_with_the_image(side, thickness):
+    mask = np.zeros((side, 50), bool)
+    mask[:, 25:] = True  # reaches the border, which closes the contour
+    image = outputs.draw_contour(np.zeros((side, 50, 3), np.uint8), mask, (9, 9, 9))
+    row = image[side // 2, :, 0]
+    np.testing.assert_array_equal(np.flatnonzero(row[:40]), 25 + np.arange(thickness))
+    assert (image[:thickness, 25:] == 9).all()
+
+
+@pytest.mark.parametrize("id", ["", "../a", "a\\b", "a\0b"])
+def test_rejects_ids_that_are_not_file_names(tmp_path, id):
+    with pytest.raises(ValueError, match="cannot be a file name"):
+        write(tmp_path, id=id)
+
+
+@pytest.mark.parametrize("name", ["probability", "mask", "truth"])
+def test_rejects_arrays_of_another_size(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} of 'ISIC_1' is \(40, 59\).*\(40, 60\)"):
+        write(tmp_path, **{name: MASK[:, 1:]})
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    outputs.write_file(path, b"old")
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"a\.png \(No space left on device\): free some space"):
+        outputs.write_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write .*file.*: free some space"):
+        outputs.OutputFolder(tmp_path / "file")
+
+
+def test_metrics_files(tmp_path):
+    rows = [{"id": "b", "iou": 0.5, "dice": 2 / 3}, {"id": "a,1", "iou": 1.0, "dice": 1.0}]
+    summary = outputs.write_metrics(tmp_path / "new", rows, {"votes": 9})
+    assert summary["num_images"] == 2
+    assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
+    assert summary["settings"] == {"votes": 9}
+    assert json.loads((tmp_path / "new/metrics.json").read_text()) == summary
+    with open(tmp_path / "new/metrics.csv", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["id", "iou", "dice"],
+            ["a,1", "1.000000", "1.000000"],
+            ["b", "0.500000", "0.666667"],
+        ]
