@@ -1,8 +1,23 @@
+"""Drawn lesions at 64 px, for a first look: what `make demo` trains.
+
+python train.py --config=configs/synthetic.py --workdir=runs/demo
+"""
+
 from configs import default
 
 
 def get_config():
     config = default.get_config()
     config.data.dataset = "synthetic_lesions"
-    config.train.max_minutes = 3.5
+    config.augment.brightness = 0.1
+    config.augment.contrast = 0.1
+    config.augment.saturation = 0.1
+    config.augment.hue = 0.02
+    config.train.max_minutes = 4.0
+    config.train.checkpoint_every = 50
+    config.train.warmup_steps = 50
+    config.validation.every = 50
+    config.validation.num_images = 32
+    config.sampler.steps = 5
+    config.sampler.votes = 3
     return config

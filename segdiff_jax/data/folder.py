@@ -1,6 +1,6 @@
 """Images, with or without masks, from folders of files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
@@ -19,12 +19,15 @@ class FolderSource:
         self._images = files_by_stem(images)
         self._masks = files_by_stem(masks) if masks else {}
         if masks:
-            self._masks = {stem: _mask_of(stem, self._masks, masks) for stem in self._images}
+            named: dict[str, list[Path]] = {}
+            for path in self._masks.values():
+                named.setdefault(path.stem.lower(), []).append(path)
+            self._masks = {stem: _mask_of(stem, named, masks) for stem in self._images}
             missing = [path.name for stem, path in self._images.items() if not self._masks[stem]]
             if missing:
                 raise ValueError(
-                    f"{masks}: no mask for {len(missing)} images: {', '.join(missing[:20])}; a mask "
-                    "has its image's name, with or without _Segmentation or _mask"
+                    f"{masks}: no mask for {len(missing)} images: {', '.join(missing[:20])}; a "
+                    "mask has its image's name, with or without _Segmentation or _mask"
                 )
         self._ids = sorted(self._images)
 
@@ -55,13 +58,10 @@ def files_by_stem(folder: str) -> dict[str, Path]:
     return files
 
 
-def _mask_of(stem: str, masks: Mapping[str, Path], folder: str) -> Path | None:
-    names = {stem + ending for ending in MASK_ENDINGS}
-    found = [
-        path
-        for name, path in masks.items()
-        if name in names or name.lower() in {n.lower() for n in names}
-    ]
+def _mask_of(stem: str, named: Mapping[str, Sequence[Path]], folder: str) -> Path | None:
+    """`named`: lower-case name without ending -> files; those in the image's own case win."""
+    found = [path for ending in MASK_ENDINGS for path in named.get((stem + ending).lower(), ())]
+    found = sorted(path for path in found if path.stem.startswith(stem)) or found
     if len(found) > 1:
         raise ValueError(f"{folder}: two masks for {stem}: {found[0].name} and {found[1].name}")
     return found[0] if found else None

@@ -39,8 +39,8 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """u8[H, W] -> u8[size, size], 255 where the lesion fills over half of the pixel's area."""
-    area = Image.fromarray(mask).resize((size, size), Image.Resampling.BOX)
-    return np.where(np.asarray(area) > 127, 255, 0).astype(np.uint8)
+    area = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
+    return np.where(np.asarray(area) > 127.5, 255, 0).astype(np.uint8)
 
 
 class ResizedSource:

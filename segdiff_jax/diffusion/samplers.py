@@ -62,6 +62,8 @@ def ddim_step(
 
 
 STEPS = {"ddpm": ddpm_step, "ddim": ddim_step}
+# Where x_T is drawn from a noise function: no step's number, so that x_T does not depend on theirs.
+START = 2**31 - 1
 
 
 def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Array]:

@@ -86,7 +86,7 @@ class Schedule:
 
     @functools.cached_property
     def fixed_large_variance(self) -> np.ndarray:
-        """beta_t, with the posterior's variance at t = 0 (Nichol and Dhariwal 2021, section 3.1)."""
+        """beta_t, but the posterior's variance at t = 0 (Nichol and Dhariwal 2021, section 3.1)."""
         return np.append(np.exp(self.posterior_log_variance_clipped[0]), self.betas[1:])
 
     @functools.cached_property

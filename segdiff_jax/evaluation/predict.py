@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import VARIANCES, Process
-from segdiff_jax.diffusion.samplers import STEPS, gaussian_noise, sample
+from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 
 SPACINGS = {"trailing": "trailing{}", "leading": "ddim{}", "uniform": "{}"}
@@ -39,9 +39,13 @@ class Predictor:
         for field in ("steps", "votes", "max_batch"):
             if sampler[field] < 1:
                 raise ValueError(f"sampler.{field}={sampler[field]} must be at least 1")
-        timesteps = space_timesteps(
-            len(process.schedule), SPACINGS[sampler.spacing].format(sampler.steps)
-        )
+        if not 0 <= sampler.eta <= 1:
+            raise ValueError(f"sampler.eta={sampler.eta} must be from 0 to 1")
+        spacing = SPACINGS[sampler.spacing].format(sampler.steps)
+        try:
+            timesteps = space_timesteps(len(process.schedule), spacing)
+        except ValueError as error:
+            raise ValueError(f"sampler.steps={sampler.steps}: {error}") from error
         respaced = respace(process.schedule, timesteps)
         process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
         options = {"eta": sampler.eta} if sampler.name == "ddim" else {"variance": sampler.variance}
@@ -107,6 +111,6 @@ def sample_votes(
         output = model.apply({"params": params}, network_input, features, t_model, method="denoise")
         return process.predict(output, x_t, t)
 
-    x_T = noise_fn(jnp.int32(len(timesteps)))
+    x_T = noise_fn(START)
     x_0 = sample(denoise_fn, x_T, process.schedule, step_fn, noise_fn)
     return (x_0 / process.input_scale).reshape(batch, votes, *size)

@@ -31,7 +31,7 @@ class DenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks; 0.2 of their output is added to the input. f[B, H, W, width] in and out."""
+    """Three dense blocks; 0.2 of their output is added to the input, f[B, H, W, width]."""
 
     growth: int
     dtype: jnp.dtype = jnp.float32

@@ -32,7 +32,7 @@ def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array
     """
     half = dim // 2
     freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
-    args = t.astype(jnp.float32)[:, None] * freqs
+    args = t.astype(jnp.float32)[:, None] * freqs[None]
     embedding = jnp.concatenate([jnp.cos(args), jnp.sin(args)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 

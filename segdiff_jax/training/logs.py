@@ -40,14 +40,15 @@ class Logs:
             table.writerows(rows)
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._num_steps, self._max_minutes = num_steps, max_minutes
-        self._first, self._start, self._iou = step, time.monotonic(), float("nan")
+        self._first, self._start, self._iou = step, time.monotonic(), "not yet known"
         self._bar = tqdm(
             total=num_steps,
             initial=step,
             desc="training",
             unit="step",
-            bar_format="{desc}: {n_fmt}/{total_fmt} steps [{elapsed}] {postfix}",
+            bar_format="{desc}: {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]",
             mininterval=0.5 if sys.stderr.isatty() else 10,
+            postfix="compiling",
         )
 
     def __enter__(self) -> "Logs":
@@ -57,15 +58,18 @@ class Logs:
         self._bar.close()
         self._writer.close()
 
+    def tick(self) -> None:
+        """Counts a step on the progress bar."""
+        self._bar.update()
+
     def steps(self, step: int, values: dict[str, float]) -> None:
         """Records the means over the steps since the last call."""
         self._row(step, values)
         postfix = (
             f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} images/s, "
-            f"{values['data_share']:.0%} in data, IoU {self._iou:.3f}, ETA {self._eta(step, values)}"
+            f"{values['data_share']:.0%} in data, IoU {self._iou}, ETA {self._eta(step, values)}"
         )
         self._bar.set_postfix_str(postfix, refresh=False)
-        self._bar.update(step - self._bar.n)
 
     def _eta(self, step: int, values: dict[str, float]) -> str:
         pace = (time.monotonic() - self._start) / max(step - self._first, 1)
@@ -76,7 +80,7 @@ class Logs:
 
     def validation(self, step: int, iou: float, pictures: list[np.ndarray]) -> None:
         """Records a validation IoU and shows up to 8 rows of image, truth and prediction."""
-        self._iou = iou
+        self._iou = f"{iou:.3f}"
         self._row(step, {"validation_iou": iou})
         rows = [np.concatenate(row, axis=1) for row in zip(*(p[:8] for p in pictures), strict=True)]
         grid = np.concatenate(rows, axis=0)

@@ -143,6 +143,7 @@ class Run:
                 self._state, metrics = self._step_fn(self._state, batch, self._noise_key)
                 window.append(metrics)
                 step += 1
+                logs.tick()
                 self._elapsed = time.monotonic() - self._start
                 end = self._ended(step)
                 if end or step % train.log_every == 0 or step == first + 1:

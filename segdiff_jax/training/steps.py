@@ -106,5 +106,5 @@ def train_step(
         loss, grads = jax.tree.map(lambda x: x / microbatches, total)
     if axis_name is not None:
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return apply_gradients(state, grads, tx, ema_decay, ema_warmup), metrics

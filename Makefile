@@ -1,0 +1,36 @@
+# The newest of these that runs and is at least 3.11; override with PYTHON=...
+PYTHON ?= $(shell for python in python3.13 python3.12 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$python && break; done)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := .venv-$(VERSION)
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/run  ## Train on drawn lesions for a few minutes, sample, write a report.
+	$(BIN)/python train.py --config=configs/synthetic.py --workdir=runs/demo
+	$(BIN)/python sample.py --workdir=runs/demo --out=runs/demo
+
+test: $(VENV)/dev  ## The test suite, without the slow tests.
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/dev  ## The slow tests.
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv-* .cache runs/demo data/synthetic_lesions
+
+$(VENV)/run: requirements.txt
+	@test -n "$(VERSION)" || { echo "needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev: $(VENV)/run requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@

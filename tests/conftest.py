@@ -1,0 +1,110 @@
+"""Strict settings for every test, and what several of them share."""
+
+import io
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from configs import default
+from segdiff_jax.data.synthetic_lesions.drawing import draw
+
+ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(os.environ.get("SEGDIFF_SHARED", ROOT.parent / "shared"))
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla-tests"))
+flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real images and full golden files; skips the test where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent (set SEGDIFF_SHARED to the folder of shared data)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("diffusion") -> the arrays of tests/golden/diffusion.npz."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture(scope="session")
+def golden_state_dict():
+    """golden_state_dict("model_A") -> the original's parameters, rebuilt from their names."""
+
+    def build(name):
+        recipe = json.loads((GOLDEN / f"{name}.json").read_text())["params"]
+        return {
+            key: offset + scale * normal(zlib.crc32(key.encode()), shape)
+            for key, (shape, scale, offset) in recipe.items()
+        }
+
+    def normal(seed, shape):
+        return np.random.RandomState(seed).standard_normal(shape)
+
+    return lambda name: {k: v.astype(np.float32) for k, v in build(name).items()}
+
+
+def tiny_overrides(config):
+    """Makes a config small enough to compile in seconds; its kind of model and loss stays."""
+    config.data.image_size = 16
+    config.model.channels = 32
+    config.model.channel_mult = (1, 1)
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = (2,)
+    config.model.rrdb_blocks = 1
+    config.model.rrdb_width = 8
+    config.model.rrdb_growth = 4
+    config.train.batch_size = 4
+    config.train.num_steps = 2
+    config.train.max_minutes = 0.0
+    config.train.log_every = 1
+    config.train.checkpoint_every = 2
+    config.validation.every = 2
+    config.validation.num_images = 4
+    config.validation.steps = 2
+    config.sampler.steps = 2
+    config.sampler.votes = 2
+    config.sampler.max_batch = 4
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_isic(tmp_path_factory):
+    """A folder with ISIC 2016 archives of 40 training and 5 test images, 40 x 48 pixels."""
+    folder = tmp_path_factory.mktemp("isic2016")
+    for part, first, count in (("Training", 0, 40), ("Test", 900, 5)):
+        for kind, suffix in (("Data", ".jpg"), ("GroundTruth", "_Segmentation.png")):
+            name = f"ISBI2016_ISIC_Part1_{part}_{kind}"
+            with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+                for number in range(first, first + count):
+                    picture = draw(number, 48)[kind == "GroundTruth"][:40]
+                    file = io.BytesIO()
+                    Image.fromarray(picture).save(file, "PNG" if suffix[-3:] == "png" else "JPEG")
+                    archive.writestr(f"{name}/ISIC_{number:07d}{suffix}", file.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_isic, tmp_path_factory):
+    """tiny_config() -> a new config that trains two steps on `tiny_isic` in a few seconds."""
+    data_dir = tmp_path_factory.mktemp("data")
+
+    def build():
+        config = tiny_overrides(default.get_config())
+        config.data.manual_dir, config.data.dir = str(tiny_isic), str(data_dir)
+        return config
+
+    return build

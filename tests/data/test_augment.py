@@ -1,0 +1,222 @@
+"""Images are painted so that each pixel tells where it came from."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from segdiff_jax.data.augment import Augmentation
+
+SIZE, COUNT = 16, 64
+OFF = Augmentation(flip=False, right_angles=False)
+AFFINE = {"rotation": 30.0, "scale": 0.2, "shift": 0.1}
+COLOUR = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
+FIELDS = [field.name for field in dataclasses.fields(Augmentation)]
+
+
+def keys(seed=0):
+    return jax.random.split(jax.random.key(seed), COUNT)
+
+
+def painted():
+    """Red is 16 x row, green is 16 x column, blue is the mask: an ellipse off the centre."""
+    row, column = np.indices((SIZE, SIZE))
+    mask = np.where((row - 6) ** 2 + 2 * (column - 9) ** 2 < 18, 255, 0)
+    image = np.stack([16 * row, 16 * column, mask], axis=-1).astype(np.uint8)
+    return image, mask[..., None].astype(np.uint8)
+
+
+def batch_of(array):
+    return np.repeat(array[None], COUNT, axis=0)
+
+
+@functools.cache
+def jitted(augmentation):
+    return jax.jit(augmentation)
+
+
+def augment(augmentation, image, mask, seed=0):
+    """Augments `COUNT` copies: numpy image and mask."""
+    image, mask = jitted(augmentation)(keys(seed), batch_of(image), batch_of(mask))
+    assert (image.dtype, mask.dtype) == (np.float32, np.uint8)
+    assert image.shape == (COUNT, SIZE, SIZE, 3)
+    assert mask.shape == (COUNT, SIZE, SIZE, 1)
+    return np.asarray(image), np.asarray(mask)
+
+
+@functools.cache
+def affine():
+    return augment(dataclasses.replace(OFF, **AFFINE), *painted())
+
+
+def test_nothing_is_the_identity():
+    image, mask = painted()
+    augmented, augmented_mask = augment(OFF, image, mask)
+    np.testing.assert_allclose(augmented, batch_of(image), rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(augmented_mask, batch_of(mask))
+
+
+@pytest.mark.parametrize(
+    ("field", "variants"),
+    [
+        ("flip", [lambda x: x, np.fliplr, np.flipud, lambda x: np.flipud(np.fliplr(x))]),
+        ("right_angles", [functools.partial(np.rot90, k=k) for k in range(4)]),
+    ],
+)
+def test_image_and_mask_flip_and_turn_together_and_evenly(field, variants):
+    both = np.concatenate(painted(), axis=-1)
+    images, masks = augment(dataclasses.replace(OFF, **{field: True}), *painted())
+    augmented = np.concatenate([images, masks], axis=-1)
+    expected = np.stack([variant(both) for variant in variants])
+    errors = np.abs(augmented[:, None] - expected[None]).max(axis=(2, 3, 4))
+    np.testing.assert_allclose(errors.min(axis=1), 0, atol=1e-4)
+    chosen = np.bincount(errors.argmin(axis=1), minlength=4)
+    # Each of the four for a quarter of 64: 16, give or take three standard deviations.
+    assert (np.abs(chosen - 16) < 11).all(), chosen
+
+
+def test_affine_moves_the_mask_with_the_image():
+    images, masks = affine()
+    blue = images[..., 2:]
+    np.testing.assert_array_equal(masks[blue > 128], 255)
+    np.testing.assert_array_equal(masks[blue < 127], 0)
+    assert ((blue > 128).sum(axis=(1, 2, 3)) > 20).all()
+    assert set(np.unique(masks)) == {0, 255}
+
+
+def test_affine_turns_zooms_and_shifts_within_its_bounds():
+    images, _ = affine()
+    centre = (SIZE - 1) / 2
+    angles, zooms, shifts = [], [], []
+    row, column = np.indices((SIZE, SIZE)) - centre
+    for image in images:
+        inside = (image[..., :2] > 1).all(axis=-1) & (image[..., :2] < 16 * 15 - 1).all(axis=-1)
+        assert inside.sum() > 60
+        # Where each output pixel came from, is linear in its own place.
+        source = image[inside][:, :2] / 16 - centre
+        places = np.stack([row[inside], column[inside], np.ones(inside.sum())], axis=-1)
+        linear, residuals, *_ = np.linalg.lstsq(places, source, rcond=None)
+        np.testing.assert_allclose(residuals, 0, atol=1e-4)
+        matrix, offset = linear[:2].T, linear[2]
+        zoom = 1 / np.sqrt(np.linalg.det(matrix))
+        turn = zoom * matrix
+        np.testing.assert_allclose(turn @ turn.T, np.eye(2), atol=1e-3)  # no shear, no mirror
+        angles.append(np.rad2deg(np.arctan2(turn[0, 1], turn[0, 0])))
+        zooms.append(zoom)
+        shifts.append(-np.linalg.inv(matrix) @ offset / SIZE)
+    for values, bound in ((angles, 30), (np.array(zooms) - 1, 0.2), (np.array(shifts), 0.1)):
+        values = np.reshape(values, (COUNT, -1))
+        assert (np.abs(values) < bound * 1.01).all()
+        assert (values.max(axis=0) > 0.8 * bound).all()
+        assert (values.min(axis=0) < -0.8 * bound).all()
+    assert abs(np.corrcoef(np.transpose(shifts))[0, 1]) < 0.5  # drawn apart
+    assert abs(np.corrcoef(angles, zooms)[0, 1]) < 0.5
+
+
+def test_affine_repeats_the_border():
+    images, _ = affine()
+    assert images.min() >= 0
+    np.testing.assert_allclose(images[..., :2].max(), 240, atol=1e-3)  # the last row and column
+    grey = np.full((SIZE, SIZE, 3), 77, np.uint8)
+    still, mask = augment(
+        dataclasses.replace(OFF, **AFFINE), grey, np.full_like(grey[..., :1], 255)
+    )
+    np.testing.assert_allclose(still, 77, atol=1e-3)
+    np.testing.assert_array_equal(mask, 255)
+
+
+def test_brightness_adds_the_same_to_every_pixel():
+    image, mask = painted()
+    image = 100 + image // 8  # from 100 to 131: nothing is clipped
+    augmented, augmented_mask = augment(dataclasses.replace(OFF, brightness=0.3), image, mask)
+    difference = (augmented - image).reshape(COUNT, -1) / 255
+    np.testing.assert_allclose(difference - difference[:, :1], 0, atol=1e-5)
+    added = difference[:, 0]
+    assert 0.24 < added.max() <= 0.3
+    assert -0.24 > added.min() >= -0.3
+    np.testing.assert_array_equal(augmented_mask, batch_of(mask))
+    image, _ = painted()  # from 0 to 255: the same keys add the same, within bounds
+    clipped, _ = augment(dataclasses.replace(OFF, brightness=0.3), image, mask)
+    expected = np.clip(image + 255 * added[:, None, None, None], 0, 255)
+    np.testing.assert_allclose(clipped, expected, rtol=0, atol=1e-3)
+
+
+def test_contrast_scales_around_each_channels_mean():
+    image, mask = painted()
+    image = 100 + image // 8
+    augmented, augmented_mask = augment(dataclasses.replace(OFF, contrast=0.4), image, mask)
+    mean = image.mean(axis=(0, 1))
+    factors = ((augmented - mean) * (image - mean)).sum(axis=(1, 2)) / ((image - mean) ** 2).sum(
+        axis=(0, 1)
+    )
+    expected = mean + factors[:, None, None] * (image - mean)
+    np.testing.assert_allclose(augmented, expected, atol=0.01)
+    np.testing.assert_allclose(factors - factors[:, :1], 0, atol=1e-3)
+    assert 1.3 < factors.max() <= 1.401
+    assert 0.599 <= factors.min() < 0.7
+    np.testing.assert_array_equal(augmented_mask, batch_of(mask))
+
+
+def test_saturation_and_hue_leave_grey_and_the_value_alone():
+    augmentation = dataclasses.replace(OFF, saturation=0.5, hue=0.1)
+    image, mask = painted()
+    grey = image[..., :1].repeat(3, axis=-1)
+    augmented, _ = augment(augmentation, grey, mask)
+    np.testing.assert_allclose(augmented, batch_of(grey), atol=0.01)
+    augmented, augmented_mask = augment(augmentation, image, mask)
+    # The largest channel, the value of HSV, depends on neither.
+    np.testing.assert_allclose(augmented.max(axis=-1), batch_of(image.max(axis=-1)), atol=0.01)
+    assert (np.abs(augmented - image).max(axis=(1, 2, 3)) > 1).all()
+    np.testing.assert_array_equal(augmented_mask, batch_of(mask))
+
+
+def test_a_key_gives_the_same_result_whatever_the_batch_in_one_trace():
+    traces = []
+
+    @jax.jit
+    def everything(*arguments):
+        traces.append(arguments)
+        return Augmentation(**AFFINE, **COLOUR)(*arguments)
+
+    image, mask = painted()
+    images = np.stack([np.roll(image, shift, axis=0) for shift in range(COUNT)])
+    first, first_mask = everything(keys(), images, batch_of(mask))
+    assert np.min(first) >= 0
+    assert np.max(first) <= 255
+    assert set(np.unique(first_mask)) == {0, 255}
+    order = np.random.default_rng(0).permutation(COUNT)
+    second, second_mask = everything(keys()[order], images[order], batch_of(mask))
+    np.testing.assert_array_equal(second, first[order])
+    np.testing.assert_array_equal(second_mask, first_mask[order])
+    # The second half gives way to other images with other keys.
+    half = COUNT // 2
+    mixed_keys = jax.numpy.concatenate([keys()[:half], keys(1)[half:]])
+    mixed = np.concatenate([images[:half], 255 - images[half:]])
+    third, third_mask = everything(mixed_keys, mixed, batch_of(mask))
+    np.testing.assert_array_equal(third[:half], first[:half])
+    np.testing.assert_array_equal(third_mask[:half], first_mask[:half])
+    # Another key, another result: no two examples are augmented alike.
+    alike, _ = everything(keys(), batch_of(image), batch_of(mask))
+    assert len(np.unique(np.asarray(alike).reshape(COUNT, -1), axis=0)) == COUNT
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("flip", "right_angles")])
+def test_rejects_negative_strengths(field):
+    with pytest.raises(ValueError, match=rf"augment\.{field}=-0\.1 is negative"):
+        Augmentation(**{field: -0.1})
+
+
+@pytest.mark.parametrize("field", ["scale", "contrast", "saturation"])
+def test_rejects_factors_that_may_reach_0(field):
+    with pytest.raises(ValueError, match=rf"augment\.{field}=1\.0 must be below 1"):
+        Augmentation(**{field: 1.0})
+    assert getattr(Augmentation(**{field: 0.99}), field) == 0.99
+
+
+def test_right_angles_need_square_images():
+    image, mask = np.zeros((1, 8, 16, 3), np.uint8), np.zeros((1, 8, 16, 1), np.uint8)
+    with pytest.raises(ValueError, match=r"augment\.right_angles needs square images"):
+        jax.eval_shape(Augmentation(), keys()[:1], image, mask)

@@ -1,0 +1,284 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdiff_jax.data import pipeline
+
+RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
+
+
+def encode(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def palette_image():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    return image
+
+
+class Records:
+    """`count` encoded records; every pixel of image i is (i, i + 1, i + 2). Counts its reads."""
+
+    def __init__(self, count, size=(4, 4)):
+        self.count, self.size, self.reads = count, size, []
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        self.reads.append(int(index))
+        mask = np.zeros(self.size, np.uint8)
+        mask[: self.size[0] // 2] = 255
+        image = Image.new("RGB", self.size[::-1], (index, index + 1, index + 2))
+        return {
+            "id": f"image {index}".encode(),
+            "image": encode(image),
+            "mask": encode(Image.fromarray(mask)),
+        }
+
+
+def numbers(batch):
+    """Which records a batch holds."""
+    return batch["image"][:, 0, 0, 0].tolist()
+
+
+def iterate(count, batch_size, seed=3, **options):
+    source = pipeline.ResizedSource(Records(count), 2)
+    return pipeline.train_iterator(source, batch_size, seed, num_threads=1, **options)
+
+
+def order(iterator, batches):
+    return [number for _ in range(batches) for number in numbers(next(iterator))]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(RGB[..., 0]), RGB[..., :1].repeat(3, axis=-1)),
+        (palette_image(), RGB[:1]),
+        (Image.fromarray(np.dstack([RGB, np.uint8([[0, 255], [1, 128]])])), RGB),
+        (Image.fromarray(np.dstack([RGB[..., 0], RGB[..., 1]]), "LA"), RGB[..., :1].repeat(3, -1)),
+        (Image.new("1", (2, 1), 1), np.full((1, 2, 3), 255)),
+    ],
+    ids=["rgb", "grey", "palette", "alpha", "grey and alpha", "1 bit"],
+)
+def test_decodes_any_kind_of_image_to_rgb(image, expected):
+    decoded = pipeline.decode_image(encode(image), "a")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(np.uint8([[0, 127, 128, 255]])), [[0, 0, 255, 255]]),
+        (Image.fromarray(np.uint8([[[255] * 3, [0] * 3, [140] * 3]])), [[255, 0, 255]]),
+        (Image.fromarray(np.array([[True, False]])), [[255, 0]]),
+        (Image.fromarray(np.uint8([[[0, 255], [255, 0]]]), "LA"), [[0, 255]]),
+    ],
+    ids=["grey", "rgb", "1 bit", "grey and alpha"],
+)
+def test_decodes_any_kind_of_mask_to_0_or_255(image, expected):
+    decoded = pipeline.decode_mask(encode(image), "a")
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP"])
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
+def test_broken_files_are_named(decode, format, share):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), format)
+    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded as an image"):
+        decode(data[: int(share * len(data))], "ISIC_7")
+
+
+def test_a_huge_image_is_named(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded"):
+        pipeline.decode_image(encode(Image.fromarray(RGB)), "ISIC_7")
+
+
+def test_resizing_an_image_antialiases():
+    checkers = np.where(np.indices((64, 48)).sum(axis=0) % 2, 255, 0).astype(np.uint8)
+    resized = pipeline.resize_image(checkers[..., None].repeat(3, axis=-1), 8)
+    assert resized.shape == (8, 8, 3)
+    assert resized.dtype == np.uint8
+    np.testing.assert_allclose(np.int32(resized), 127.5, rtol=0, atol=2)
+
+
+def test_resizing_an_image_keeps_places_and_channels():
+    image = np.zeros((24, 48, 3), np.uint8)
+    image[:12, :, 0] = 200
+    image[:, :24, 1] = 100
+    image[..., 2] = 7
+    resized = pipeline.resize_image(image, 8)
+    for row, column, colour in ((0, 0, (200, 100, 7)), (0, 7, (200, 0, 7)), (7, 0, (0, 100, 7))):
+        np.testing.assert_array_equal(resized[row, column], colour)
+    np.testing.assert_array_equal(pipeline.resize_image(RGB, 2), RGB)
+
+
+def test_resizing_a_mask_takes_the_majority_of_each_area():
+    mask = 255 * np.uint8(
+        [
+            # 3 of 4, 1 of 4; 2 of 4 either way, which is not over half; all, none
+            [1, 1, 0, 0],
+            [0, 1, 0, 1],
+            [1, 0, 1, 1],
+            [0, 1, 0, 0],
+        ]
+    )
+    np.testing.assert_array_equal(pipeline.resize_mask(mask, 2), [[255, 0], [0, 0]])
+    np.testing.assert_array_equal(pipeline.resize_mask(mask, 4), mask)
+    enlarged = mask.repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(pipeline.resize_mask(mask, 8), enlarged)
+
+
+def test_resizing_a_mask_equals_the_mean_of_each_area():
+    mask = np.where(np.random.default_rng(0).random((144, 144)) > 0.5, 255, 0).astype(np.uint8)
+    share = (mask == 255).reshape(9, 16, 9, 16).mean(axis=(1, 3))
+    assert (share == 0.5).any()
+    assert (np.abs(share - 0.5) == 1 / 256).any()
+    expected = np.where(share > 0.5, 255, 0)
+    resized = pipeline.resize_mask(mask, 9)
+    assert resized.dtype == np.uint8
+    np.testing.assert_array_equal(resized, expected)
+
+
+def test_source_reads_each_record_once():
+    records = Records(5, size=(6, 4))
+    source = pipeline.ResizedSource(records, 2)
+    first = [source[i] for i in range(5)]
+    assert records.reads == [0, 1, 2, 3, 4]
+    second = [source[i] for i in (4, 3, 2, 1, 0)][::-1]
+    assert records.reads == [0, 1, 2, 3, 4]
+    for i in range(5):
+        for example in (first[i], second[i]):
+            assert sorted(example) == ["image", "mask"]
+            np.testing.assert_array_equal(example["image"], np.full((2, 2, 3), (i, i + 1, i + 2)))
+            np.testing.assert_array_equal(example["mask"][..., 0], [[255, 255], [0, 0]])
+            assert example["image"].dtype == example["mask"].dtype == np.uint8
+            assert example["mask"].shape == (2, 2, 1)
+
+
+def test_source_without_cache_reads_again_and_gives_the_same():
+    records = Records(3, size=(7, 5))
+    source = pipeline.ResizedSource(records, 3, cache=False)
+    cached = pipeline.ResizedSource(Records(3, size=(7, 5)), 3)
+    for i in (1, 1, 2, 1):
+        for _ in range(2):
+            for name in ("image", "mask"):
+                np.testing.assert_array_equal(source[i][name], cached[i][name])
+    assert len(source) == 3
+    assert len(records.reads) == 16
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize(("limit", "length"), [(None, 5), (2, 2), (5, 5), (9, 5), (0, 0)])
+def test_source_is_limited_to_its_first_records(cache, limit, length):
+    records = Records(5)
+    source = pipeline.ResizedSource(records, 2, cache=cache, limit=limit)
+    assert len(source) == length
+    assert records.reads == []
+    assert [source[i]["image"][0, 0, 0] for i in range(length)] == list(range(length))
+
+
+def test_source_names_a_broken_record():
+    source = pipeline.ResizedSource([{"id": b"ISIC_7", "image": b"no image", "mask": b""}], 2)
+    with pytest.raises(ValueError, match=r"^ISIC_7: "):
+        source[0]
+
+
+def test_record_ids_are_text():
+    assert pipeline.record_id({"id": "é"}) == pipeline.record_id({"id": "é".encode()}) == "é"
+
+
+def test_every_epoch_holds_each_example_once_in_another_order():
+    # 7 examples in batches of 3: epochs do not end with a batch, and none is dropped.
+    seen = np.reshape(order(iterate(7, 3), 14), (6, 7))
+    np.testing.assert_array_equal(np.sort(seen), [range(7)] * 6)
+    assert len({tuple(epoch) for epoch in seen.tolist()}) == 6
+
+
+def test_batches_hold_the_sources_examples():
+    batch = next(iterate(5, 4))
+    assert {name: (x.dtype, x.shape) for name, x in batch.items()} == {
+        "image": (np.uint8, (4, 2, 2, 3)),
+        "mask": (np.uint8, (4, 2, 2, 1)),
+        "index": (np.int32, (4,)),
+    }
+    np.testing.assert_array_equal(batch["index"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(
+        batch["mask"], np.uint8([[[255]] * 2, [[0]] * 2])[None].repeat(4, 0)
+    )
+    for i, number in enumerate(numbers(batch)):
+        np.testing.assert_array_equal(
+            batch["image"][i], np.full((2, 2, 3), (number, number + 1, number + 2))
+        )
+
+
+def test_the_order_follows_from_the_seed():
+    first = order(iterate(8, 4), 4)
+    assert order(iterate(8, 4), 4) == first
+    assert order(iterate(8, 4, seed=4), 4) != first
+    assert order(iterate(8, 2), 8) == first  # whatever the size of the batch
+
+
+def test_a_restored_iterator_continues_where_the_saved_one_was():
+    iterator = iterate(7, 3)
+    order(iterator, 4)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = order(iterator, 6)
+    other = iterate(7, 3)
+    order(other, 1)
+    other.set_state(state)
+    assert order(other, 6) == expected
+    iterator.set_state(state)
+    assert order(iterator, 6) == expected
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_together_see_the_batch_of_one(processes):
+    single = iterate(7, 6)
+    parts = [iterate(7, 6, process_index=i, process_count=processes) for i in range(processes)]
+    for _ in range(4):
+        together = {}
+        for part in parts:
+            batch = next(part)
+            assert len(batch["index"]) == 6 // processes
+            together.update(zip(batch["index"].tolist(), numbers(batch), strict=True))
+        batch = next(single)
+        assert together == dict(zip(batch["index"].tolist(), numbers(batch), strict=True))
+        assert sorted(together) == list(range(6))
+
+
+def test_rejects_an_empty_source_and_a_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match="training split is empty"):
+        iterate(0, 4)
+    with pytest.raises(ValueError, match=r"train\.batch_size=4 must be divisible by 3 processes"):
+        iterate(5, 4, process_count=3)
+
+
+@pytest.mark.parametrize(("count", "batches"), [(0, 0), (1, 1), (3, 1), (4, 1), (5, 2), (11, 3)])
+def test_padded_batches_hold_every_example_once(count, batches):
+    examples = [{"id": i} for i in range(count)]
+    groups = list(pipeline.padded_batches(iter(examples), 4))
+    assert len(groups) == batches
+    seen = []
+    for group, valid in groups:
+        assert len(group) == len(valid) == 4
+        assert valid.dtype == bool
+        seen += [group[i] for i in np.flatnonzero(valid)]
+    assert seen == examples
+    if count:
+        group, valid = groups[-1]
+        assert all(group[i] is examples[-1] for i in np.flatnonzero(~valid))

@@ -1,0 +1,135 @@
+"""The forward process and the reading of outputs, against the original and closed forms."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segdiff_jax.diffusion import process as P
+from segdiff_jax.diffusion.schedule import make_schedule
+
+
+@pytest.fixture(scope="module")
+def pm(golden):
+    """pm("x0") -> the recorded array, NHWC."""
+
+    def get(name):
+        value = golden("diffusion")[f"pm/{name}"]
+        return jnp.asarray(np.moveaxis(value, 1, -1) if value.ndim == 4 else value)
+
+    return get
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+class TestAgainstTheOriginal:
+    def test_q_sample_and_posterior(self, pm, name):
+        schedule = make_schedule(name, 100)
+        t = pm("t")
+        x_t = P.q_sample(schedule, pm("x0"), t, pm("noise"))
+        np.testing.assert_allclose(x_t, pm(f"{name}/q_sample"), atol=1e-6)
+        mean = P.posterior_mean(schedule, pm("x0"), pm("x_t"), t)
+        np.testing.assert_allclose(mean, pm(f"{name}/q_posterior_mean"), atol=1e-5)
+
+    @pytest.mark.parametrize("clip", [0, 1])
+    @pytest.mark.parametrize("variance", ["fixed_large", "fixed_small", "learned_range"])
+    def test_mean_and_variance(self, pm, name, variance, clip):
+        schedule, t = make_schedule(name, 100), pm("t")
+        process = P.Process(schedule, clip=bool(clip))
+        output = pm("eps")
+        if variance == "learned_range":
+            output = jnp.concatenate([output, pm("var_values")], axis=-1)
+        prediction = process.predict(output, pm("x_t"), t)
+        mean = P.posterior_mean(schedule, prediction.x_start, pm("x_t"), t)
+        log_var = P.log_variance(schedule, variance, t, 4, prediction.variance_values)
+        prefix = f"{name}/{variance}/clip{clip}"
+        for ours, theirs in (
+            (prediction.x_start, "pred_xstart"),
+            (mean, "mean"),
+            (jnp.broadcast_to(log_var, mean.shape), "log_variance"),
+            (jnp.broadcast_to(jnp.exp(log_var), mean.shape), "variance"),
+        ):
+            expected = pm(f"{prefix}/{theirs}")
+            if theirs == "variance":  # At t = 0 the original's is 0, but it samples by the log.
+                ours, expected = ours[t > 0], expected[t > 0]
+            scale = max(1.0, float(jnp.abs(expected).max()))
+            np.testing.assert_allclose(ours, expected, atol=2e-6 * scale, err_msg=theirs)
+
+
+def test_eps_and_x_start_are_each_others_inverse():
+    schedule = make_schedule("linear", 100)
+    rng = np.random.default_rng(0)
+    x_start, eps = (jnp.asarray(rng.normal(size=(3, 4, 4, 1)), jnp.float32) for _ in range(2))
+    t = jnp.array([0, 40, 80])
+    x_t = P.q_sample(schedule, x_start, t, eps)
+    np.testing.assert_allclose(P.eps_from_x_start(schedule, x_t, t, x_start), eps, atol=1e-4)
+    np.testing.assert_allclose(P.x_start_from_eps(schedule, x_t, t, eps), x_start, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_the_network_sees_unit_variance(scale):
+    process = P.Process(
+        make_schedule("linear", 100), "x0", True, input_scale=scale, normalise_input=True
+    )
+    rng = np.random.default_rng(0)
+    mask = scale * np.sign(rng.normal(size=(5, 100, 100, 1)))
+    t = jnp.array([0, 10, 30, 60, 99])
+    x_t = P.q_sample(
+        process.schedule, jnp.asarray(mask), t, jnp.asarray(rng.normal(size=mask.shape))
+    )
+    std = np.std(process.network_input(x_t, t), axis=(1, 2, 3))
+    np.testing.assert_allclose(std, 1, atol=0.03)
+    assert abs(float(jnp.std(x_t[0])) - scale) < 0.03
+
+
+def test_logits_become_the_expected_mask():
+    process = P.Process(make_schedule("linear", 100), "x0", True, input_scale=0.5)
+    p = jnp.array([0.01, 0.3, 0.5, 0.9]).reshape(1, 2, 2, 1)
+    prediction = process.predict(jnp.log(p / (1 - p)), jnp.zeros((1, 2, 2, 1)), jnp.int32(50))
+    np.testing.assert_allclose(prediction.x_start, 0.5 * (2 * p - 1), atol=1e-6)
+
+
+def test_clipping_recomputes_eps():
+    schedule = make_schedule("linear", 100)
+    x_t = jnp.full((1, 1, 1, 1), 2.0)
+    t = jnp.int32(90)
+    prediction = P.Process(schedule, clip=True).predict(-x_t, x_t, t)
+    assert prediction.x_start.item() == 1.0
+    again = P.q_sample(schedule, prediction.x_start, t, prediction.eps)
+    np.testing.assert_allclose(again, x_t, rtol=1e-6)
+    unclipped = P.Process(schedule).predict(-x_t, x_t, t)
+    assert unclipped.x_start.item() > 100 and unclipped.eps.item() == -2.0
+
+
+CONFIG = {
+    "schedule": "linear",
+    "num_timesteps": 100,
+    "prediction": "x0",
+    "loss": "bce_dice",
+    "input_scale": 0.3,
+    "normalise_input": True,
+}
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("prediction", "y", "diffusion.prediction='y': choose one of"),
+        ("prediction", "eps", "'bce_dice' scores masks, so it needs diffusion.prediction='x0'"),
+        ("loss", "l1", "diffusion.loss='l1': choose one of"),
+        ("input_scale", 0.0, "diffusion.input_scale=0.0 must be positive"),
+        ("schedule", "sine", "diffusion.schedule='sine'"),
+    ],
+)
+def test_bad_fields_are_named(field, value, message):
+    assert P.make_process(CONFIG).logits
+    with pytest.raises(ValueError, match=message):
+        P.make_process(CONFIG | {field: value})
+
+
+def test_bad_arguments_are_named():
+    schedule = make_schedule("linear", 100)
+    with pytest.raises(ValueError, match=r"\(1, 2, 2, 1\) but eps has \(1, 2, 2, 2\)"):
+        P.q_sample(schedule, jnp.zeros((1, 2, 2, 1)), jnp.int32(0), jnp.zeros((1, 2, 2, 2)))
+    with pytest.raises(ValueError, match="sampler.variance='big'"):
+        P.log_variance(schedule, "big", jnp.int32(0), 4)
+    with pytest.raises(ValueError, match="needs a network with model.out_channels=2"):
+        P.log_variance(schedule, "learned_range", jnp.int32(0), 4)

@@ -1,0 +1,174 @@
+"""Samplers against the original's recorded chains, and against closed forms."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segdiff_jax.diffusion.process import Prediction, Process
+from segdiff_jax.diffusion.samplers import START, ddim_step, ddpm_step, gaussian_noise, sample
+from segdiff_jax.diffusion.schedule import make_schedule, respace, space_timesteps
+from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.segdiff import SegDiff
+
+# name -> (schedule, T, spacing, clip, step, network, factor on the timesteps)
+fixed_small = functools.partial(ddpm_step, variance="fixed_small")
+learned = functools.partial(ddpm_step, variance="learned_range")
+CHAINS = {
+    "ddim10_of_linear100_eta0_clip0": ("linear", 100, "ddim10", False, ddim_step, "A", 1),
+    "ddim10_of_linear100_eta0_clip1": ("linear", 100, "ddim10", True, ddim_step, "A", 1),
+    "ddim10_of_linear100_eta1_clip1": (
+        "linear", 100, "ddim10", True, functools.partial(ddim_step, eta=1.0), "A", 1
+    ),
+    "ddpm_cosine10_clip0": ("cosine", 10, "10", False, ddpm_step, "A", 1),
+    "ddpm_cosine10_clip1": ("cosine", 10, "10", True, ddpm_step, "A", 1),
+    "ddpm_linear100_resp10_clip0": ("linear", 100, "10", False, ddpm_step, "A", 1),
+    "ddpm_linear100_resp10_clip0_rescale": ("linear", 100, "10", False, ddpm_step, "A", 10),
+    "ddpm_linear100_resp10_clip1_sigmasmall": ("linear", 100, "10", True, fixed_small, "A", 1),
+    "ddpm_linear100_resp10_learned_clip1": ("linear", 100, "10", True, learned, "B", 1),
+}  # fmt: skip
+LONG = {
+    "ddpm_linear25_clip0": ("linear", 25, "25", False, ddpm_step, "A", 1),
+    "ddpm_linear100_full_clip0": ("linear", 100, "100", False, ddpm_step, "A", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def networks(golden_state_dict):
+    """networks("A") -> (encode, denoise), jitted with the recipe's parameters."""
+
+    @functools.cache
+    def build(name):
+        state_dict = golden_state_dict(f"model_{name}")
+        model = SegDiff(**config_from_torch(state_dict))
+        variables = {"params": params_from_torch(state_dict)}
+        encode = jax.jit(lambda image: model.apply(variables, image, method="encode_image"))
+        denoise = jax.jit(lambda *args: model.apply(variables, *args, method="denoise"))
+        return encode, denoise
+
+    return build
+
+
+def run_chain(arrays, networks, name, settings):
+    """Runs a recorded chain with its recorded noise; (ours, the original's), NCHW."""
+    kind, num_timesteps, spacing, clip, step_fn, network, factor = settings
+    schedule = make_schedule(kind, num_timesteps)
+    schedule = respace(schedule, space_timesteps(num_timesteps, spacing))
+    process = Process(schedule, clip=clip)
+    timesteps = jnp.asarray(factor * schedule.timesteps, jnp.float32)
+    encode, denoise = networks(network)
+    features = encode(jnp.moveaxis(arrays["chain/image"], 1, -1))
+    x_T = jnp.moveaxis(arrays[f"chain/{name}/x_T"], 1, -1)
+    noises = jnp.zeros((len(schedule), 1))
+    if f"chain/{name}/noises" in arrays:
+        noises = jnp.moveaxis(arrays[f"chain/{name}/noises"], 2, -1)
+
+    def denoise_fn(x_t, t):
+        return process.predict(denoise(x_t, features, timesteps[t][None]), x_t, t)
+
+    # The original draws its noise on the way down from T.
+    noise_fn = lambda t: noises[len(schedule) - 1 - t]
+    x_0 = jax.jit(lambda x_T: sample(denoise_fn, x_T, schedule, step_fn, noise_fn))(x_T)
+    return np.moveaxis(np.asarray(x_0), -1, 1), arrays[f"chain/{name}/x_0"]
+
+
+def check_chain(ours, expected, clip):
+    # A random network's unclipped chain reaches 1000: compared relative to that.
+    scale = 1.0 if clip else np.abs(expected).max()
+    np.testing.assert_allclose(ours / scale, expected / scale, atol=1e-4 if clip else 1e-5)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_match_the_original(golden, networks, name):
+    check_chain(*run_chain(golden("chains"), networks, name, CHAINS[name]), CHAINS[name][3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_long_chains_match_the_original(shared, networks, name):
+    arrays = np.load(shared / "golden" / "diffusion.npz")
+    check_chain(*run_chain(arrays, networks, name, LONG[name]), LONG[name][3])
+
+
+MEAN, STD = 0.4, 0.5
+
+
+def gaussian_denoiser(schedule):
+    """The exact Prediction where x_0 ~ N(MEAN, STD^2): E[x_0 | x_t] by Bayes' rule."""
+    process = Process(schedule, "x0")
+    abar = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
+
+    def denoise_fn(x_t, t):
+        variance = abar[t] * STD**2 + 1 - abar[t]
+        x_start = MEAN + jnp.sqrt(abar[t]) * STD**2 / variance * (x_t - jnp.sqrt(abar[t]) * MEAN)
+        return process.predict(x_start, x_t, t)
+
+    return denoise_fn
+
+
+def sample_gaussian(step_fn, spacing="200", count=4096):
+    schedule = respace(make_schedule("linear", 1000), space_timesteps(1000, spacing))
+    noise_fn = gaussian_noise(jax.random.split(jax.random.key(0), count), (1, 1, 1))
+    run = jax.jit(lambda x_T: sample(gaussian_denoiser(schedule), x_T, schedule, step_fn, noise_fn))
+    return np.asarray(run(noise_fn(START)))
+
+
+@pytest.mark.parametrize(
+    "step_fn",
+    [ddpm_step, fixed_small, ddim_step, functools.partial(ddim_step, eta=0.5)],
+    ids=["ddpm", "ddpm_small", "ddim", "ddim_half"],
+)
+def test_an_exact_denoiser_gives_the_target_distribution(step_fn):
+    x_0 = sample_gaussian(step_fn)
+    assert abs(x_0.mean() - MEAN) < 0.03
+    assert abs(x_0.std() - STD) < 0.03
+
+
+def test_ddim_error_shrinks_with_the_first_power_of_the_step():
+    fine = sample_gaussian(ddim_step, "1000", 64)
+    errors = [
+        np.abs(sample_gaussian(ddim_step, f"ddim{n}", 64) - fine).mean() for n in (25, 50, 100)
+    ]
+    order = np.polyfit(np.log([25, 50, 100]), np.log(errors), 1)[0]
+    assert -1.5 < order < -0.8
+
+
+def test_ddim_with_eta_1_is_ddpm_with_the_small_variance():
+    ours = sample_gaussian(functools.partial(ddim_step, eta=1.0), "20", 16)
+    np.testing.assert_allclose(ours, sample_gaussian(fixed_small, "20", 16), atol=1e-5)
+
+
+def test_scan_equals_a_python_loop():
+    schedule = respace(make_schedule("linear", 100), space_timesteps(100, "10"))
+    denoise_fn = gaussian_denoiser(schedule)
+    noise_fn = gaussian_noise(jax.random.split(jax.random.key(1), 2), (3, 3, 1))
+    x = x_T = noise_fn(jnp.int32(10))
+    for t in reversed(range(10)):
+        x = ddpm_step(schedule, denoise_fn(x, t), x, jnp.int32(t), noise_fn(jnp.int32(t)))
+    scanned = jax.jit(lambda x: sample(denoise_fn, x, schedule, ddpm_step, noise_fn))(x_T)
+    np.testing.assert_allclose(scanned, x, atol=1e-5)
+
+
+def test_the_network_is_traced_once():
+    schedule, traces = make_schedule("linear", 100), []
+
+    def denoise_fn(x_t, t):
+        traces.append(t)
+        return Prediction(x_t, x_t)
+
+    noise_fn = gaussian_noise(jax.random.split(jax.random.key(0), 1), (2, 2, 1))
+    run = jax.jit(lambda x: sample(denoise_fn, x, schedule, ddim_step, noise_fn))
+    run(jnp.zeros((1, 2, 2, 1)))
+    run(jnp.ones((1, 2, 2, 1)))
+    assert len(traces) == 1
+
+
+def test_noise_follows_from_the_key_alone():
+    keys = jax.random.split(jax.random.key(0), 3)
+    together = gaussian_noise(keys, (2, 2, 1))(jnp.int32(7))
+    alone = gaussian_noise(keys[1:2], (2, 2, 1))(jnp.int32(7))
+    np.testing.assert_array_equal(together[1:2], alone)
+    assert not np.allclose(together[0], together[1])
+    assert not np.allclose(together, gaussian_noise(keys, (2, 2, 1))(jnp.int32(8)))

@@ -1,0 +1,278 @@
+"""The networks are closed forms, so that what the sampler must give is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from segdiff_jax import parallel
+from segdiff_jax.diffusion.process import Process
+from segdiff_jax.diffusion.schedule import make_schedule
+from segdiff_jax.evaluation.predict import Predictor, example_keys
+
+SIZE = 8
+SCHEDULE = make_schedule("linear", 100)
+NAMES = [f"ISIC_{i}" for i in range(12)]
+
+
+class Threshold(nn.Module):
+    """Certain, by its logits, that bright pixels are lesion, whatever x_t and t are."""
+
+    def encode_image(self, image):
+        return image[..., :1]
+
+    def denoise(self, x_t, features, t):
+        return jnp.where(features > 0, 50.0, -50.0) + 0 * x_t
+
+
+class Noisy(nn.Module):
+    """An eps that keeps part of the noise, so that each sample is one of its own."""
+
+    def encode_image(self, image):
+        return image.mean(axis=-1, keepdims=True)
+
+    def denoise(self, x_t, features, t):
+        return 0.1 * x_t - 0.05 * features
+
+
+class Clock(nn.Module):
+    """Predicts x_0 = t / 1000, which tells the timestep of the last step."""
+
+    def encode_image(self, image):
+        return image
+
+    def denoise(self, x_t, features, t):
+        return jnp.broadcast_to(t[:, None, None, None] / 1000, x_t.shape)
+
+
+def sampler(**changes):
+    return ConfigDict(
+        {
+            "name": "ddim",
+            "steps": 3,
+            "spacing": "trailing",
+            "eta": 0.0,
+            "variance": "fixed_large",
+            "clip": False,
+            "votes": 3,
+            "max_batch": 6,
+            **changes,
+        }
+    )
+
+
+def noisy(seed=0, **changes):
+    return Predictor(Noisy(), Process(SCHEDULE), sampler(**changes), seed)
+
+
+def images_of(count, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def predict(predictor, images, names):
+    """Any number of images in batches, the last one filled up with black: f32[votes, N, S, S]."""
+    results = []
+    for start in range(0, len(images), predictor.batch_size):
+        group, ids = images[start:][: predictor.batch_size], names[start:][: predictor.batch_size]
+        missing = predictor.batch_size - len(group)
+        padded = np.concatenate([group, np.zeros((missing, *group.shape[1:]), np.uint8)])
+        results.append(predictor({}, padded, [*ids, *["padding"] * missing])[:, : len(group)])
+    return np.concatenate(results, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("ddim", {}), ("ddim", {"eta": 1.0}), ("ddpm", {"votes": 2})]
+)
+@pytest.mark.parametrize("input_scale", [1.0, 0.3])
+def test_samples_are_the_mask_that_the_network_is_certain_of(name, changes, input_scale):
+    process = Process(SCHEDULE, "x0", logits=True, input_scale=input_scale, normalise_input=True)
+    config = sampler(name=name, variance="fixed_small", **changes)
+    predictor = Predictor(Threshold(), process, config, seed=0)
+    images = images_of(predictor.batch_size)
+    samples = predictor({}, images, NAMES[: predictor.batch_size])
+    assert samples.dtype == np.float32
+    assert samples.shape == (config.votes, predictor.batch_size, SIZE, SIZE)
+    expected = np.where(images[..., 0] > 127, 1, -1)
+    np.testing.assert_allclose(samples, np.broadcast_to(expected, samples.shape), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "spacing", "last"),
+    [(1, "trailing", 99), (4, "trailing", 24), (4, "leading", 0), (4, "uniform", 0)],
+)
+def test_the_network_is_told_the_timestep_of_the_training_chain(steps, spacing, last):
+    config = sampler(steps=steps, spacing=spacing, votes=1, max_batch=1)
+    samples = Predictor(Clock(), Process(SCHEDULE, "x0"), config, 0)({}, images_of(4), NAMES[:4])
+    np.testing.assert_allclose(samples, last / 1000, atol=1e-6)
+
+
+@pytest.mark.parametrize(("clip", "bound"), [(True, 1.0), (False, 50.0)])
+def test_clip_bounds_the_prediction(clip, bound):
+    # Read as x_0 rather than as logits, the network's output is -50 or 50.
+    config = sampler(clip=clip, votes=1, max_batch=1)
+    samples = Predictor(Threshold(), Process(SCHEDULE, "x0"), config, 0)(
+        {}, images_of(4), NAMES[:4]
+    )
+    np.testing.assert_allclose(np.abs(samples), bound, rtol=1e-5)
+
+
+def test_a_sample_equals_ddim_by_hand():
+    predictor = noisy(votes=1, max_batch=1, steps=1)
+    images = images_of(4)
+    samples = predictor({}, images, NAMES[:4])
+    abar = SCHEDULE.alphas_cumprod[99]
+    for i in range(4):
+        key = example_keys(0, [NAMES[i]], [0])[0, 0]
+        x_t = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), (SIZE, SIZE)))
+        eps = 0.1 * x_t - 0.05 * (images[i].mean(axis=-1) / 127.5 - 1)
+        expected = (x_t - np.sqrt(1 - abar) * eps) / np.sqrt(abar)
+        np.testing.assert_allclose(samples[0, i], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_samples_follow_from_seed_id_and_vote_alone():
+    predictor = noisy()
+    assert predictor.batch_size == 8
+    images = images_of(8)
+    samples = predictor({}, images, NAMES[:8])
+    assert (samples.std(axis=(2, 3)) > 0.1).all()
+    # Another order.
+    order = np.random.default_rng(0).permutation(8)
+    again = predictor({}, images[order], [NAMES[i] for i in order])
+    np.testing.assert_array_equal(again, samples[:, order])
+    # Other neighbours.
+    others = np.concatenate([images[:3], images_of(5, seed=1)])
+    mixed = predictor({}, others, [*NAMES[:3], *"abcde"])
+    np.testing.assert_array_equal(mixed[:, :3], samples[:, :3])
+    # The same image under another name, at another vote or from another seed.
+    same = predictor({}, images[:1].repeat(8, axis=0), NAMES[:8])
+    np.testing.assert_array_equal(same[:, 0], samples[:, 0])
+    distinct = np.concatenate([*same, *noisy(seed=1)({}, images[:1].repeat(8, axis=0), NAMES[:8])])
+    gaps = np.abs(distinct[:, None] - distinct[None]).mean(axis=(2, 3))
+    assert (gaps[~np.eye(len(gaps), dtype=bool)] > 0.1).all()
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_do_not_depend_on_how_the_votes_are_cut(eta):
+    images = images_of(12)
+    expected = predict(noisy(votes=5, max_batch=32, eta=eta), images, NAMES)
+    assert expected.shape == (5, 12, SIZE, SIZE)
+    for votes, max_batch in ((5, 2), (5, 4), (3, 12)):
+        predictor = noisy(votes=votes, max_batch=max_batch, eta=eta)
+        samples = predict(predictor, images, NAMES)
+        np.testing.assert_allclose(samples, expected[:votes], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("votes", "max_batch", "images", "chunk", "chunks"),
+    [
+        (1, 1, 1, 1, 1),
+        (1, 32, 32, 1, 1),
+        (5, 32, 6, 5, 1),
+        (9, 9, 1, 9, 1),
+        (9, 17, 1, 9, 1),
+        (9, 18, 2, 9, 1),
+        (9, 8, 1, 5, 2),  # 5 and 4, rather than 8 and 1
+        (9, 4, 1, 3, 3),
+        (7, 3, 1, 3, 3),
+        (5, 1, 1, 1, 5),
+    ],
+)
+def test_images_and_votes_fill_a_devices_batch(
+    monkeypatch, votes, max_batch, images, chunk, chunks
+):
+    """`images` of one device and `chunk` votes at a time, `chunks` times."""
+    calls = []
+
+    def fake(fn, num_sharded):
+        def encode(params, batch):
+            calls.append(("encode", batch.shape[:2]))
+            return batch
+
+        def sample(params, features, keys):
+            calls.append(("sample", keys.shape))
+            return np.zeros((*keys.shape, SIZE, SIZE), np.float32)
+
+        return {1: encode, 2: sample}[num_sharded]
+
+    monkeypatch.setattr(parallel, "pmap_map", fake)
+    predictor = noisy(votes=votes, max_batch=max_batch)
+    devices = jax.local_device_count()
+    assert predictor.batch_size == devices * images
+    size = predictor.batch_size
+    samples = predictor({}, images_of(size), [str(i) for i in range(size)])
+    assert samples.shape == (votes, size, SIZE, SIZE)
+    assert calls == [
+        ("encode", (devices, images)),
+        *[("sample", (devices, images, chunk))] * chunks,
+    ]
+    assert images * chunk <= max_batch
+
+
+def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
+    calls, traces = [], []
+    pmap_map = parallel.pmap_map
+
+    def counted(fn, num_sharded):
+        mapped = pmap_map(fn, num_sharded)
+
+        def call(*arguments):
+            calls.append("encode" if num_sharded == 1 else "sample")
+            return mapped(*arguments)
+
+        return call
+
+    class Traced(Noisy):
+        def encode_image(self, image):
+            traces.append("encode")
+            return super().encode_image(image)
+
+        def denoise(self, x_t, features, t):
+            traces.append("denoise")
+            return super().denoise(x_t, features, t)
+
+    monkeypatch.setattr(parallel, "pmap_map", counted)
+    predictor = Predictor(Traced(), Process(SCHEDULE), sampler(votes=4, max_batch=2), 0)
+    for seed in range(3):
+        predictor({}, images_of(4, seed), NAMES[:4])
+    assert calls == ["encode", "sample", "sample"] * 3
+    assert traces == ["encode", "denoise"]
+
+
+def test_keys_of_images_and_votes_are_distinct():
+    bits = [jax.random.key_data(example_keys(seed, NAMES, range(3))) for seed in (0, 1)]
+    assert bits[0].shape == (12, 3, 2)
+    assert len(np.unique(np.reshape(bits, (-1, 2)), axis=0)) == 2 * 12 * 3
+    part = jax.random.key_data(example_keys(0, NAMES[4:6], range(1, 3)))
+    np.testing.assert_array_equal(part, bits[0][4:6, 1:])
+
+
+@pytest.mark.parametrize("field", ["name", "spacing", "variance"])
+def test_rejects_an_unknown_choice(field):
+    with pytest.raises(ValueError, match=rf"sampler\.{field}='other': choose one of \['"):
+        noisy(**{field: "other"})
+
+
+@pytest.mark.parametrize("field", ["steps", "votes", "max_batch"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_rejects_numbers_below_1(field, value):
+    with pytest.raises(ValueError, match=rf"sampler\.{field}={value} must be at least 1"):
+        noisy(**{field: value})
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, float("nan")])
+def test_rejects_an_eta_that_no_variance_allows(value):
+    with pytest.raises(ValueError, match=rf"sampler\.eta={value} must be from 0 to 1"):
+        noisy(eta=value)
+
+
+def test_rejects_more_steps_than_the_chain_has():
+    with pytest.raises(ValueError, match="'101' must be a whole number of steps from 1 to 100"):
+        noisy(steps=101)
+
+
+def test_rejects_a_batch_that_does_not_divide():
+    with pytest.raises(ValueError, match="a batch of 3 does not divide over 4 devices"):
+        noisy()({}, images_of(3), NAMES[:3])

@@ -1,0 +1,158 @@
+"""The networks against the original's recorded outputs, and their options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segdiff_jax.models import init_params, make_model, params_like
+from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.models.unet import timestep_embedding
+
+TINY = {
+    "channels": 32,
+    "channel_mult": (1, 1),
+    "num_res_blocks": 1,
+    "attention_resolutions": (2,),
+    "rrdb_blocks": 2,
+    "rrdb_width": 8,
+    "rrdb_growth": 4,
+}
+
+
+def nhwc(x):
+    return jnp.moveaxis(jnp.asarray(x), 1, -1)
+
+
+@pytest.mark.parametrize("name", ["A", "B", "C"])
+def test_golden_networks(golden, golden_state_dict, name):
+    arrays, state_dict = golden(f"model_{name}"), golden_state_dict(f"model_{name}")
+    model = SegDiff(**config_from_torch(state_dict))
+    variables = {"params": params_from_torch(state_dict)}
+    encode = jax.jit(lambda image: model.apply(variables, image, method="encode_image"))
+    denoise = jax.jit(lambda *args: model.apply(variables, *args, method="denoise"))
+    features = encode(nhwc(arrays["image"]))
+    np.testing.assert_allclose(features[:1, ..., :8], nhwc(arrays["rrdb_out"]), atol=1e-5)
+    for t, eps in (("timesteps", "eps"), ("timesteps_frac", "eps_frac")):
+        t = jnp.asarray(arrays[t], jnp.float32)
+        output = denoise(nhwc(arrays["x_t"]), features, t)
+        np.testing.assert_allclose(output, nhwc(arrays[eps]), atol=2e-5)
+
+
+@pytest.mark.parametrize("dim", [32, 33, 128])
+def test_timestep_embedding(golden, dim):
+    t = golden("diffusion")["helpers/timestep_embedding_t"]
+    expected = golden("diffusion")[f"helpers/timestep_embedding_{dim}"]
+    np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), dim), expected, atol=1e-4)
+
+
+def count(params, name=None):
+    return sum(x.size for x in jax.tree.leaves(params if name is None else params[name]))
+
+
+def test_parameter_counts_of_the_papers_networks():
+    params = params_like(SegDiff(), 64)
+    assert count(params) == 159_838_209
+    assert count(params, "G") == 4_466_048
+    assert count(params_like(SegDiff(rrdb_blocks=12), 64)) == 164_154_753
+
+
+def random_params(model):
+    """Parameters without zeros, since a zero-initialised convolution hides what is before it."""
+    leaves, tree = jax.tree.flatten(params_like(model, 16))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    draw = lambda key, leaf: 0.1 * jax.random.normal(key, leaf.shape) + (leaf.ndim == 1)
+    return jax.tree.unflatten(tree, [draw(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """(parameters, inputs, output of the float32 network) of a tiny network."""
+    model = SegDiff(**TINY)
+    params, rng = random_params(model), np.random.default_rng(0)
+    inputs = [jnp.asarray(rng.normal(size=(2, 16, 16, c)), jnp.float32) for c in (1, 3)]
+    inputs.append(jnp.array([3.0, 70.0]))
+    return params, inputs, apply(model, params, inputs)
+
+
+def apply(model, params, inputs):
+    return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))(
+        params, *inputs
+    )
+
+
+def test_bfloat16_computes_close_to_float32(tiny):
+    params, inputs, expected = tiny
+    output = apply(SegDiff(**TINY, dtype="bfloat16"), params, inputs)
+    assert output.dtype == jnp.float32
+    error = float(jnp.abs(output - expected).max() / jnp.abs(expected).max())
+    assert 1e-6 < error < 0.05
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+
+
+def test_remat_changes_neither_output_nor_gradient(tiny):
+    params, inputs, _ = tiny
+
+    def gradient(model):
+        loss = lambda params: jnp.sum(model.apply({"params": params}, *inputs) ** 2)
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    plain, remat = gradient(SegDiff(**TINY)), gradient(SegDiff(**TINY, remat=True))
+    difference = jax.tree.map(jnp.subtract, plain, remat)
+    assert float(optax.tree.norm(plain)) > 1
+    assert float(optax.tree.norm(difference) / optax.tree.norm(plain)) < 1e-5
+
+
+def test_scanned_blocks_are_the_same_network(tiny):
+    params, inputs, expected = tiny
+    blocks = [params["G"][f"block{i}"] for i in range(2)]
+    stacked = {k: v for k, v in params["G"].items() if not k.startswith("block")}
+    stacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
+    output = apply(SegDiff(**TINY, rrdb_scan=True), params | {"G": stacked}, inputs)
+    np.testing.assert_allclose(output, expected, atol=1e-4)
+
+
+def test_dropout_needs_training_and_a_key(tiny):
+    params, inputs, expected = tiny
+    model = SegDiff(**TINY, dropout=0.5)
+    dropped = jax.jit(
+        lambda key: model.apply({"params": params}, *inputs, train=True, rngs={"dropout": key})
+    )
+    first, second = dropped(jax.random.key(0)), dropped(jax.random.key(1))
+    assert float(jnp.abs(first - second).max()) > 0.01
+    np.testing.assert_allclose(apply(model, params, inputs), expected, atol=1e-5)
+
+
+def test_a_new_network_predicts_zero():
+    model = SegDiff(**TINY)
+    params = init_params(model, jax.random.key(0), 16)
+    inputs = jnp.ones((1, 16, 16, 1)), jnp.ones((1, 16, 16, 3)), jnp.ones(1)
+    assert not np.any(apply(model, params, inputs))
+    assert float(jnp.std(params["F"]["kernel"])) == pytest.approx((1 / 3 / 9) ** 0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 18)])
+def test_sizes_that_do_not_divide_are_named(size):
+    model = SegDiff(**TINY | {"channel_mult": (1, 1, 1)})
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} must be divisible by 4"):
+        jax.eval_shape(
+            lambda: model.init(
+                jax.random.key(0), jnp.ones((1, *size, 1)), jnp.ones((1, *size, 3)), jnp.ones(1)
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"name": "unet3d"}, "model.name='unet3d': choose one of"),
+        ({"name": "segdiff", "depth": 3}, "model.depth is not a field of segdiff"),
+        ({"name": "segdiff", "channels": 48}, "model.channels=48 must be a multiple of 32"),
+        ({"name": "segdiff", "dtype": "float16"}, "model.dtype='float16'"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        params_like(make_model(fields), 64)

@@ -1,0 +1,87 @@
+"""Saving, finding and refusing checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.training.state import create_state
+
+TX = optax.adam(1e-3)
+
+
+def state_at(step, value):
+    state = create_state({"w": jnp.full((2, 3), value)}, TX)
+    return state.replace(step=jnp.int32(step), ema_params={"w": jnp.full((2, 3), value + 0.5)})
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(state_at(3, 1.0), {"config": {"a": [1, 2]}, "step": 3})
+    checkpoints.save_last(state_at(7, 2.0), {"config": {"a": [1, 2]}, "step": 7})
+    checkpoints.save_best(5, {"w": jnp.full((2, 3), 9.0)}, {"config": {}, "step": 5})
+    return tmp_path
+
+
+def test_the_last_state_comes_back(workdir):
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.last_meta() == {"config": {"a": [1, 2]}, "step": 7}
+    like = jax.eval_shape(lambda: state_at(0, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_last(like), state_at(7, 2.0))
+    assert [p.name for p in (workdir / "checkpoints" / "last").glob("*")] == ["7"]
+
+
+def test_a_new_workdir_has_none(tmp_path):
+    assert Checkpoints(tmp_path).last_meta() is None
+
+
+@pytest.mark.parametrize(
+    "path, step, value",
+    [
+        (".", 5, 9.0),
+        ("checkpoints/best", 5, 9.0),
+        ("checkpoints/last", 7, 2.5),
+        ("checkpoints/last/7", 7, 2.5),
+    ],
+)
+def test_a_checkpoint_is_found(workdir, path, step, value):
+    found = find_checkpoint(workdir / path)
+    assert found.name == str(step) and load_meta(found)["step"] == step
+    params = load_ema_params(found, {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)})
+    np.testing.assert_array_equal(params["w"], np.full((2, 3), value))
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint there; give a workdir"):
+        find_checkpoint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("like", [{"w": (3, 3)}, {"v": (2, 3)}])
+def test_another_networks_checkpoint_is_refused(workdir, like):
+    like = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in like.items()}
+    with pytest.raises(ValueError, match=r"best/5: not a checkpoint of this network"):
+        load_ema_params(find_checkpoint(workdir), like)
+
+
+def test_a_damaged_checkpoint_is_refused(workdir):
+    found = find_checkpoint(workdir)
+    for path in (found / "ema_params").rglob("*"):
+        if path.is_file() and "manifest" in path.name:
+            path.write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="not a checkpoint of this network, or damaged"):
+        load_ema_params(found, {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)})
+
+
+def test_a_full_disk_keeps_the_former_checkpoint(workdir, monkeypatch):
+    checkpoints = Checkpoints(workdir)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._last, "save", full)
+    with pytest.raises(OSError, match="cannot save the checkpoint of step 8.*former checkpoint"):
+        checkpoints.save_last(state_at(8, 0.0), {})
+    assert Checkpoints(workdir).last_meta()["step"] == 7

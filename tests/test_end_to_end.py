@@ -1,0 +1,153 @@
+"""train.py and sample.py as a user runs them, killed and started again."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segdiff_jax.evaluation.metrics import segmentation_scores
+from tests.conftest import ROOT
+
+TINY = """
+    --config=configs/isic2016_64.py
+    --config.data.image_size=16
+    --config.model.channel_mult=(1,1)
+    --config.model.attention_resolutions=(2,)
+    --config.model.rrdb_width=8
+    --config.model.rrdb_growth=4
+    --config.train.batch_size=4
+    --config.train.max_minutes=0
+    --config.train.log_every=1
+    --config.train.checkpoint_every=2
+    --config.validation.every=4
+    --config.validation.num_images=2
+    --config.sampler.steps=2
+    --config.sampler.votes=2
+""".split()  # noqa: SIM905
+
+
+def start(script, *arguments):
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla-tests")}
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(script, *arguments, status=0):
+    process = start(script, *arguments)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == status, err
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def workdir(tiny_isic, tmp_path_factory):
+    """A run that was killed after its first checkpoint and then started again to its end."""
+    folder = tmp_path_factory.mktemp("run")
+    data = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={folder / 'data'}"]
+    command = ["train.py", *TINY, *data, f"--workdir={folder}"]
+    process = start(*command, "--config.train.num_steps=100000")
+    deadline = time.monotonic() + 200
+    while not list(folder.glob("checkpoints/last/*/meta")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = max(int(p.name) for p in folder.glob("checkpoints/last/*") if p.name.isdecimal())
+    out, err = run(*command, f"--config.train.num_steps={done + 4}")
+    assert f"resuming {folder} at step" in out
+    assert f"trained: {done + 4} steps" in out
+    assert "images/s" in err and "ETA" in err
+    return folder
+
+
+def read_masks(folder):
+    return {p.name: np.asarray(Image.open(p)) for p in (folder / "masks").iterdir()}
+
+
+def test_metrics_have_no_gap_and_no_repeat(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["loss"]]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_sampling_a_split(workdir):
+    out, err = run("sample.py", f"--workdir={workdir}", "--split=test")
+    folder = workdir / "samples_test"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    iou = metrics["mean"]["iou"]
+    assert out.splitlines()[-1] == f"mean IoU {iou:.4f}, report {folder / 'report.html'}"
+    assert metrics["num_images"] == 5 and metrics["settings"]["steps"] == 2
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [f"ISIC_{n:07d}" for n in range(900, 905)]
+    assert np.mean([float(row["iou"]) for row in rows]) == pytest.approx(iou, abs=1e-6)
+    masks = read_masks(folder)
+    assert sorted(masks) == [f"ISIC_{n:07d}_Segmentation.png" for n in range(900, 905)]
+    for mask in masks.values():
+        assert mask.shape == (40, 48) and set(np.unique(mask)) <= {0, 255}
+    assert "sampling" in err
+
+
+def test_sampling_a_folder(workdir, tmp_path):
+    images, truths = tmp_path / "my images", tmp_path / "truth"
+    images.mkdir()
+    truths.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in (("b", (30, 50)), ("a", (64, 20))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(images / f"{name}.png")
+        Image.fromarray(255 * np.eye(*size, dtype=np.uint8)).save(truths / f"{name}_mask.png")
+    arguments = [f"--workdir={workdir}", f"--images={images}", "--steps=3", "--votes=3"]
+    arguments += ["--ensemble=vote", "--sampler=ddpm", "--seed=5"]
+    out, _ = run("sample.py", *arguments, f"--masks={truths}", f"--out={tmp_path / 'scored'}")
+    metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
+    masks = read_masks(tmp_path / "scored")
+    for name, size in (("b", (30, 50)), ("a", (64, 20))):
+        mask = masks[f"{name}_Segmentation.png"]
+        assert mask.shape == size
+    ious = [
+        segmentation_scores(masks[f"{n}_Segmentation.png"] > 127, np.eye(*s, dtype=bool))["iou"]
+        for n, s in (("b", (30, 50)), ("a", (64, 20)))
+    ]
+    assert metrics["mean"]["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
+    expected = {"steps": 3, "votes": 3, "ensemble": "vote", "name": "ddpm", "seed": 5}
+    assert metrics["settings"].items() >= expected.items()
+    out, _ = run("sample.py", *arguments, f"--out={tmp_path / 'unscored'}")
+    assert out.splitlines()[-1] == f"2 images, report {tmp_path / 'unscored' / 'report.html'}"
+    assert not (tmp_path / "unscored" / "metrics.json").exists()
+    again = read_masks(tmp_path / "unscored")
+    assert all(np.array_equal(again[name], masks[name]) for name in masks)
+
+
+@pytest.mark.parametrize(
+    "script, arguments, message",
+    [
+        ("sample.py", ["--workdir=/nowhere"], "error: /nowhere: no checkpoint there"),
+        ("sample.py", [], "error: give --workdir or --checkpoint"),
+        ("sample.py", ["--workdir=x", "--masks=y"], "error: --masks needs --images"),
+        (
+            "train.py",
+            ["--config=configs/default.py", "--workdir=x", "--config.data.dataset=coco"],
+            "error: dataset='coco' is unknown; there are isic",
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(script, arguments, message):
+    _, err = run(script, *arguments, status=1)
+    assert message in err and "Traceback" not in err
+
+
+def test_an_unknown_config_field_is_named():
+    _, err = run("train.py", "--config=configs/default.py", "--config.train.nosuch=1", status=1)
+    assert "train.nosuch" in err

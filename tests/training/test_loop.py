@@ -1,0 +1,144 @@
+"""Whole runs of a tiny network: logs, checkpoints, resuming, and how they end."""
+
+import csv
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.models import make_model, params_like
+from segdiff_jax.training import loop
+from segdiff_jax.training.loop import train
+from segdiff_jax.training.state import create_state, make_optimizer
+
+
+def rows(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def last_state(config, workdir):
+    model, tx = make_model(config.model), make_optimizer(config)
+    params = params_like(model, config.data.image_size)
+    checkpoints = Checkpoints(workdir)
+    like = jax.eval_shape(lambda p: create_state(p, tx), params)
+    return checkpoints.restore_last(like), checkpoints.last_meta()
+
+
+@pytest.fixture(scope="module")
+def six_steps(tiny_config, tmp_path_factory):
+    """(config, workdir) of a run of six steps, never interrupted."""
+    config, workdir = tiny_config(), tmp_path_factory.mktemp("six")
+    config.train.num_steps = 6
+    config.train.checkpoint_every = 4
+    train(config, str(workdir))
+    return config, workdir
+
+
+def test_what_a_run_leaves(six_steps):
+    config, workdir = six_steps
+    steps = [row for row in rows(workdir) if row["loss"]]
+    assert [row["step"] for row in steps] == list("123456")
+    assert all(0 < float(row["loss"]) < 3 for row in steps)
+    assert float(steps[0]["learning_rate"]) == pytest.approx(1e-3 / 101, rel=1e-4)
+    validations = [row for row in rows(workdir) if row["validation_iou"]]
+    assert [row["step"] for row in validations] == ["2", "4", "6"]
+    assert list(workdir.glob("tensorboard/events*"))
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["train"]["num_steps"] == 6 and saved["model"]["channels"] == 32
+    state, meta = last_state(config, workdir)
+    assert int(state.step) == meta["step"] == 6
+    best = max(validations, key=lambda row: float(row["validation_iou"]))
+    checkpoint = find_checkpoint(workdir)
+    assert checkpoint.parent.name == "best"
+    assert load_meta(checkpoint)["validation_iou"] == pytest.approx(
+        float(best["validation_iou"]), abs=1e-5
+    )
+    params = load_ema_params(checkpoint, params_like(make_model(config.model), 16))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_resuming_is_bitwise_the_uninterrupted_run(six_steps, tmp_path, capsys):
+    config, uninterrupted = six_steps
+    config = config.copy_and_resolve_references()
+    config.train.num_steps = 3
+    train(config, str(tmp_path))
+    # A row of a step after the checkpoint, as a killed run leaves it, must go.
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("4,9.9,1,1,1,0,0,\n")
+    config.train.num_steps = 6
+    train(config, str(tmp_path))
+    output = capsys.readouterr().out
+    assert f"resuming {tmp_path} at step 3" in output
+    assert "config.train.num_steps: 3 before, 6 now" in output
+    (ours, meta), (expected, expected_meta) = (
+        last_state(config, tmp_path),
+        last_state(config, uninterrupted),
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    assert meta["iterator"] == expected_meta["iterator"]
+    losses = [[r["loss"] for r in rows(w) if r["loss"]] for w in (tmp_path, uninterrupted)]
+    assert losses[0] == losses[1]
+
+
+def test_a_finished_run_is_left_alone(six_steps, capsys):
+    config, workdir = six_steps
+    before = (workdir / "metrics.csv").read_text()
+    train(config, str(workdir))
+    assert "already trained: 6 steps" in capsys.readouterr().out
+    assert (workdir / "metrics.csv").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "section, field, value",
+    [("model", "rrdb_width", 16), ("data", "image_size", 32), ("diffusion", "input_scale", 1.0)],
+)
+def test_another_model_or_data_is_refused(six_steps, section, field, value):
+    config, workdir = six_steps
+    config = config.copy_and_resolve_references()
+    config[section][field] = value
+    message = rf"{re.escape(str(workdir))} holds a run with another config.*{section}\.{field}: "
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        train(config, str(workdir))
+
+
+def test_the_time_limit_ends_a_run_like_a_finished_one(tiny_config, tmp_path, capsys):
+    config = tiny_config()
+    config.train.num_steps = 1000
+    config.train.max_minutes = 1e-6
+    train(config, str(tmp_path))
+    _, meta = last_state(config, tmp_path)
+    assert meta["step"] == 1 and meta["best_iou"] >= 0
+    assert find_checkpoint(tmp_path).parent.name == "best"
+    train(config, str(tmp_path))
+    assert "already trained: 1 steps" in capsys.readouterr().out
+
+
+def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config()
+    config.train.num_steps = 6
+    config.train.log_every = 3
+    config.train.checkpoint_every = 3
+    config.validation.every = 0
+    original = loop.train_step
+
+    def poisoned(state, batch, key, **arguments):
+        state, metrics = original(state, batch, key, **arguments)
+        return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(FloatingPointError, match=r"step 5: loss nan.*checkpoints/last"):
+        train(config, str(tmp_path))
+    assert last_state(config, tmp_path)[1]["step"] == 3
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "3"]
+
+
+def test_a_batch_that_does_not_divide_is_named(tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.batch_size = 6
+    with pytest.raises(ValueError, match="train.batch_size of 6 does not divide over 4 devices"):
+        train(config, str(tmp_path))

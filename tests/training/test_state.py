@@ -1,0 +1,76 @@
+"""Optimiser, learning rate and moving average, by hand-computed values."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import default
+from segdiff_jax.training.losses import bce_dice, mse
+from segdiff_jax.training.state import (
+    apply_gradients,
+    create_state,
+    learning_rate,
+    make_optimizer,
+)
+
+
+def test_moving_average_warms_up():
+    tx = optax.sgd(1.0)
+    state = create_state({"w": jnp.zeros(())}, tx)
+    warm = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.15)
+    assert float(warm.ema_params["w"]) == pytest.approx(0.9)  # Decay min(0.15, 1 / 10).
+    warm = apply_gradients(warm, {"w": jnp.array(-1.0)}, tx, 0.15)
+    assert float(warm.ema_params["w"]) == pytest.approx(0.15 * 0.9 + 0.85 * 2)  # Not 2 / 11.
+    cold = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.15, ema_warmup=False)
+    assert float(cold.ema_params["w"]) == pytest.approx(0.85)
+    assert int(warm.step) == 2 and float(warm.params["w"]) == 2.0
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ("constant", {0: 0.2, 1: 0.4, 3: 0.8, 4: 1.0, 9: 1.0, 14: 1.0}),
+        ("cosine", {0: 0.2, 4: 1.0, 9: 0.5, 14: 0.0}),
+    ],
+)
+def test_learning_rate(schedule, expected):
+    config = default.get_config()
+    config.train.update(learning_rate=1.0, warmup_steps=4, num_steps=14, schedule=schedule)
+    rate = learning_rate(config)
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+
+
+def test_bad_schedule_is_named():
+    config = default.get_config()
+    config.train.schedule = "linear"
+    with pytest.raises(ValueError, match="train.schedule='linear': choose"):
+        learning_rate(config)
+
+
+@pytest.mark.parametrize("clip, norm", [(1.0, 1.0), (0.0, 5.0)])
+def test_gradients_are_clipped_by_their_global_norm(clip, norm):
+    config = default.get_config()
+    config.train.update(clip_norm=clip, warmup_steps=0, learning_rate=1.0)
+    tx = make_optimizer(config)
+    params = {"a": jnp.zeros(()), "b": jnp.zeros(())}
+    _, state = tx.update({"a": jnp.array(3.0), "b": jnp.array(4.0)}, tx.init(params), params)
+    mu = optax.tree.get(state, "mu")  # Adam's first moment, a tenth of the gradient.
+    assert float(optax.tree.norm(mu)) == pytest.approx(0.1 * norm, rel=1e-5)
+
+
+def test_mse_is_a_mean_over_pixels():
+    output = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
+    both = jnp.concatenate([output, jnp.zeros_like(output)])
+    np.testing.assert_allclose(mse(both, jnp.zeros_like(both)), [7.5, 0.0])
+
+
+def test_bce_dice_by_hand():
+    logits = jnp.log(jnp.array([0.8, 0.4])).reshape(1, 1, 2, 1) - jnp.log(
+        jnp.array([0.2, 0.6])
+    ).reshape(1, 1, 2, 1)
+    mask = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
+    bce = -(np.log(0.8) + np.log(0.6)) / 2
+    dice = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
+    np.testing.assert_allclose(bce_dice(logits, mask), [bce + dice], rtol=1e-5)

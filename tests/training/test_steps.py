@@ -1,0 +1,218 @@
+"""The training step: the original's recorded steps, and independence of how a batch is cut."""
+
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import traverse_util
+
+from segdiff_jax import parallel
+from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.diffusion.process import Process
+from segdiff_jax.diffusion.schedule import make_schedule
+from segdiff_jax.models.import_torch import (
+    config_from_torch,
+    params_from_torch,
+    torch_name,
+    torch_shape,
+)
+from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.training.state import apply_gradients, create_state
+from segdiff_jax.training.steps import diffusion_loss, train_step
+
+
+def nhwc(x):
+    return jnp.moveaxis(jnp.asarray(x), 1, -1)
+
+
+@pytest.fixture(scope="module")
+def original(golden, golden_state_dict):
+    """(recorded arrays, config, parameters, jitted gradient) of the original's training run."""
+    arrays, state_dict = golden("train"), golden_state_dict("train")
+    config = config_from_torch(state_dict)
+    model, process = SegDiff(**config), Process(make_schedule("linear", 100))
+
+    @jax.jit
+    def gradient(params, image, mask, t, eps):
+        def loss_fn(params):
+            losses = diffusion_loss(model, process, params, image, mask, t, eps)
+            return losses.mean(), losses
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    return arrays, config, list(state_dict), params_from_torch(state_dict), gradient
+
+
+def numbers(tree, config, names):
+    """For each of the original's names: sum, 2-norm and dot with a fixed random tensor."""
+    rows, sizes = {}, {}
+    for path, leaf in traverse_util.flatten_dict(tree).items():
+        name = torch_name(path, config)
+        leaf = np.asarray(leaf, np.float64)
+        leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
+        leaf = leaf.reshape(torch_shape(path, leaf.T.shape) if leaf.ndim == 2 else leaf.shape)
+        probe = np.random.RandomState(zlib.crc32(name.encode()) ^ 1).standard_normal(leaf.shape)
+        rows[name] = [leaf.sum(), np.sqrt(np.sum(leaf**2)), np.sum(leaf * probe)]
+        sizes[name] = [np.sqrt(leaf.size), 1.0, np.sqrt(np.sum(probe**2))]
+    return np.array([rows[n] for n in names]), np.array([sizes[n] for n in names])
+
+
+@pytest.mark.parametrize(
+    "run, weight_decay, microbatches", [("wd0", 0, 1), ("wd05_micro2", 0.05, 2)]
+)
+def test_five_steps_of_the_original(original, run, weight_decay, microbatches):
+    arrays, config, names, params, gradient = original
+    # The original's loss is a sum over pixels, and it adds the gradients of its microbatches.
+    pixels = 32 * 32
+    tx = optax.chain(
+        optax.scale(pixels * microbatches), optax.adamw(1e-3, weight_decay=weight_decay)
+    )
+    state = create_state(params, tx)
+    update = jax.jit(lambda state, grads: apply_gradients(state, grads, tx, 0.99, False))
+    # Constants that a norm takes away, and the keys' bias that softmax ignores, have no
+    # gradient but rounding noise, which Adam blows up to full steps.
+    recorded_norm = arrays["wd0/grad0"][:, 1]
+    real = (recorded_norm > 1e-3) & np.array(["qkv.bias" not in name for name in names])
+    assert real.mean() > 0.8
+
+    def check(tree, what):
+        ours, sizes = numbers(tree, config, names)
+        expected = arrays[f"{run}/{what}"]
+        # A relative error r of a tensor moves its sum by at most r |x| sqrt(n), and so on.
+        bound = 1e-3 * expected[:, 1:2] * sizes
+        excess = np.abs(ours - expected) / bound
+        assert excess[real].max() < 1, (what, names[np.argmax(excess.max(1) * real)])
+
+    for i in range(5):
+        batch = [nhwc(arrays["image"][i]), nhwc(arrays["x0"][i])]
+        grads, losses = gradient(state.params, *batch, arrays["t"][i], nhwc(arrays["noise"][i]))
+        np.testing.assert_allclose(pixels * losses, arrays[f"{run}/losses"][i], rtol=1e-4)
+        norm = pixels * microbatches * optax.tree.norm(grads)
+        assert float(norm) == pytest.approx(arrays[f"{run}/grad_norm"][i], rel=1e-3)
+        if i == 0 and run == "wd0":
+            check(jax.tree.map(lambda g: pixels * g, grads), "grad0")
+        state = update(state, grads)
+    check(state.params, "final")
+    check(state.ema_params, "ema")
+
+
+class Stub(nn.Module):
+    """One convolution of the noisy mask and the image, and the timestep."""
+
+    @nn.compact
+    def __call__(self, x_t, image, t, train):
+        t = t.astype(jnp.float32)[:, None, None, None] / 100
+        h = nn.Conv(4, (3, 3))(jnp.concatenate([x_t, image + t], axis=-1))
+        return nn.Conv(1, (3, 3))(nn.silu(h))
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """(step function's arguments, a state, a batch of 8)."""
+    model, tx = Stub(), optax.adam(1e-2)
+    process = Process(make_schedule("linear", 100), "x0", True, 0.3, True)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
+        "mask": 255 * rng.integers(0, 2, (8, 8, 8, 1), np.uint8),
+        "index": np.arange(8, dtype=np.int32),
+    }
+    ones = jnp.ones((1, 8, 8, 1)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
+    params = model.init(jax.random.key(0), *ones)["params"]
+    arguments = {
+        "model": model,
+        "process": process,
+        "tx": tx,
+        "augment": Augmentation(brightness=0.2),
+        "ema_decay": 0.9,
+    }
+    return arguments, create_state(params, tx), batch
+
+
+def run_steps(step, state, batch, count=3):
+    losses = []
+    for _ in range(count):
+        state, metrics = step(state, batch, jax.random.key(7))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def assert_trees_close(a, b, rtol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+
+
+@pytest.fixture(scope="module")
+def reference(problem):
+    arguments, state, batch = problem
+    return run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+
+
+def test_noise_changes_with_the_step_and_the_loss_falls(problem, reference):
+    losses, state = reference
+    assert len(set(losses)) == 3
+    arguments, _, batch = problem
+    step = jax.jit(functools.partial(train_step, **arguments))
+    later, _ = run_steps(step, state, batch, 60)
+    assert np.mean(later[-10:]) < np.mean(losses) - 0.05
+
+
+def test_four_devices_give_the_update_of_one(problem, reference):
+    arguments, state, batch = problem
+    assert jax.local_device_count() == 4
+    state = jax.tree.map(jnp.copy, state)  # It is donated.
+    step = parallel.pmap_train_step(
+        functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
+    )
+    losses, four = run_steps(step, state, parallel.shard(batch))
+    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+    assert_trees_close(four, reference[1])
+
+
+def test_microbatches_give_the_update_of_one_batch(problem, reference):
+    arguments, state, batch = problem
+    step = jax.jit(functools.partial(train_step, **arguments, microbatches=4))
+    losses, sliced = run_steps(step, state, batch)
+    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
+    assert_trees_close(sliced, reference[1])
+
+
+def test_noise_follows_the_index_not_the_place(problem, reference):
+    arguments, state, batch = problem
+    turned = {name: x[::-1] for name, x in batch.items()}
+    step = jax.jit(functools.partial(train_step, **arguments))
+    np.testing.assert_allclose(run_steps(step, state, turned)[0], reference[0], rtol=1e-5)
+    other = batch | {"index": batch["index"] + 8}
+    assert abs(run_steps(step, state, other, 1)[0][0] - reference[0][0]) > 1e-4
+
+
+def test_the_step_is_traced_once(problem):
+    arguments, state, batch = problem
+    traces = []
+
+    def step(state, batch, key):
+        traces.append(1)
+        return train_step(state, batch, key, **arguments)
+
+    run_steps(jax.jit(step), state, batch)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("prediction, target", [("eps", "eps"), ("x0", "mask")])
+def test_mse_scores_what_the_network_predicts(prediction, target):
+    class Constant(nn.Module):
+        def __call__(self, x_t, image, t, train):
+            return jnp.full_like(x_t, 0.25)
+
+    rng = np.random.default_rng(0)
+    mask = jnp.asarray(rng.choice([-1.0, 1.0], (2, 4, 4, 1)), jnp.float32)
+    eps = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
+    process = Process(make_schedule("linear", 100), prediction, input_scale=0.3)
+    image = jnp.zeros((2, 4, 4, 3))
+    losses = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
+    expected = np.mean((0.25 - {"eps": eps, "mask": mask}[target]) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
