@@ -9,11 +9,11 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow lint clean
 
 demo: $(VENV)/run  ## Train on drawn lesions for a few minutes, sample, write a report.
-	$(BIN)/python train.py --config=configs/synthetic.py --workdir=runs/demo
-	$(BIN)/python sample.py --workdir=runs/demo --out=runs/demo
+	$(BIN)/python train.py --config=configs/synthetic.py --workdir=runs/demo/training
+	$(BIN)/python sample.py --workdir=runs/demo/training --out=runs/demo
 
 test: $(VENV)/dev  ## The test suite, without the slow tests.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/dev  ## The slow tests.
 	$(BIN)/python -m pytest -m slow

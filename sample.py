@@ -1,13 +1,12 @@
 """Segments images with a trained model: python sample.py --workdir=runs/isic --split=test."""
 
 import os
-import sys
 
-import jax
-from absl import app, flags, logging
+from absl import flags
 from ml_collections import ConfigDict
 
 from segdiff_jax.checkpoint import find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.command import run_command
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.process import make_process
@@ -28,29 +27,39 @@ ENSEMBLE = flags.DEFINE_enum("ensemble", None, ["mean", "vote"], "How the sample
 SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
 
 
-def run() -> None:
-    """Reads the flags, samples, and prints the scores and the path of the report."""
+def main() -> None:
+    if not (WORKDIR.value or CHECKPOINT.value):
+        raise ValueError("give --workdir or --checkpoint")
+    if MASKS.value and not IMAGES.value:
+        raise ValueError("--masks needs --images")
     checkpoint = find_checkpoint(CHECKPOINT.value or WORKDIR.value)
     config = ConfigDict(load_meta(checkpoint)["config"])
-    for field, flag in (("steps", STEPS), ("votes", VOTES), ("name", SAMPLER)):
-        config.sampler[field] = config.sampler[field] if flag.value is None else flag.value
-    ensemble = ENSEMBLE.value or config.sampler.ensemble
+    data, sampler = config.data, config.sampler
+    for field, flag in (
+        ("name", SAMPLER),
+        ("steps", STEPS),
+        ("votes", VOTES),
+        ("ensemble", ENSEMBLE),
+    ):
+        sampler[field] = sampler[field] if flag.value is None else flag.value
     seed = config.seed if SEED.value is None else SEED.value
-    model, data = make_model(config.model), config.data
-    params = load_ema_params(checkpoint, params_like(model, data.image_size))
     if IMAGES.value:
         records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
+        name = "images_" + os.path.basename(os.path.normpath(what))
     else:
         records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir or None)
-        what = f"{data.dataset}, {SPLIT.value} split"
-    name = os.path.basename(os.path.normpath(IMAGES.value)) if IMAGES.value else SPLIT.value
+        what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
     out = OUT.value or os.path.join(WORKDIR.value or ".", f"samples_{name}")
-    settings = {"data": what, "checkpoint": str(checkpoint), "seed": seed}
-    settings |= {**config.sampler, "ensemble": ensemble, "image size": data.image_size}
-    predictor = Predictor(model, make_process(config.diffusion), config.sampler, seed)
+    model = make_model(config.model)
+    params = load_ema_params(checkpoint, params_like(model, data.image_size))
+    predictor = Predictor(model, make_process(config.diffusion), sampler, seed, len(records))
+    settings = {"data": what, "checkpoint": str(checkpoint), "image size": data.image_size}
+    settings |= {"seed": seed, "sampler": sampler.name}
+    settings |= {field: sampler[field] for field in sampler if field != "name"}
     metrics = evaluate(
-        predictor, params, records, out, ensemble, data.image_size, settings, f"SegDiff on {what}"
-    )
+        predictor, params, records, out, sampler.ensemble, data.image_size, settings,
+        title=f"{config.model.name} on {what}",
+    )  # fmt: skip
     report = os.path.join(out, "report.html")
     if metrics is None:
         print(f"{len(records)} images, report {report}")
@@ -59,23 +68,5 @@ def run() -> None:
     print(f"mean IoU {metrics['mean']['iou']:.4f}, report {report}")
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
-    jax.config.update("jax_compilation_cache_dir", cache)
-    try:
-        if not (WORKDIR.value or CHECKPOINT.value):
-            raise ValueError("give --workdir or --checkpoint")
-        if MASKS.value and not IMAGES.value:
-            raise ValueError("--masks needs --images")
-        run()
-    except (ValueError, OSError) as error:
-        if logging.level_debug():
-            raise
-        sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
-
-
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    run_command(main)

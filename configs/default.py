@@ -1,6 +1,9 @@
 """Every field with its meaning and default; the other files change what differs.
 
+python train.py --config=configs/default.py --workdir=runs/default
+
 Any field can be given on the command line: `--config.train.batch_size=8`.
+Machine: any. Time: see isic2016_64.py, which trains this network. Score: likewise.
 """
 
 from ml_collections import ConfigDict
@@ -9,8 +12,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
 
-    # Draws the initial parameters, the data order, the training noise and the samples.
-    config.seed = 0
+    config.seed = 0  # of initial parameters, data order, training noise and samples
 
     config.data = data = ConfigDict()
     data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
@@ -21,7 +23,7 @@ def get_config() -> ConfigDict:
     data.num_threads = 2  # that decode ahead of the training step
 
     config.augment = augment = ConfigDict()  # see segdiff_jax/data/augment.py; 0 or False: off
-    augment.flip = True
+    augment.flip = True  # left-right and up-down
     augment.right_angles = True  # turns by 90, 180 and 270 degrees
     augment.rotation = 0.0  # degrees, either way
     augment.scale = 0.0  # zoom by 1 +- this
@@ -32,54 +34,54 @@ def get_config() -> ConfigDict:
     augment.hue = 0.0  # share of the colour circle, either way
 
     config.model = model = ConfigDict()  # see segdiff_jax/models/
-    model.name = "segdiff"
+    model.name = "segdiff"  # see MODELS in segdiff_jax/models/__init__.py
     model.channels = 32  # base width, a multiple of 32
     model.channel_mult = (1, 2, 2, 4)  # width of each level; each halves the size
     model.num_res_blocks = 1  # per level
     model.attention_resolutions = (4, 8)  # downsampling factors of the levels with attention
-    model.num_heads = 4
-    model.dropout = 0.0
+    model.num_heads = 4  # of the attention
+    model.dropout = 0.0  # in the residual blocks
     model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
-    model.out_channels = 1  # 2: with a learned variance
-    model.rrdb_blocks = 1  # of the image encoder G
-    model.rrdb_width = 32
-    model.rrdb_growth = 16
+    model.out_channels = 1  # 2: with a learned variance, of imported parameters
+    model.rrdb_blocks = 1  # blocks of the image encoder G
+    model.rrdb_width = 32  # channels of G
+    model.rrdb_growth = 16  # channels that each convolution of G adds
     model.rrdb_scan = False  # one compiled block: compiles faster, slow to train on CPU
     model.remat = False  # recompute in the backward pass, for memory
     model.dtype = "float32"  # or bfloat16, of the computation; parameters stay float32
 
     config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py
     diffusion.schedule = "linear"  # or cosine
-    diffusion.num_timesteps = 100
+    diffusion.num_timesteps = 100  # T
     diffusion.prediction = "x0"  # or eps: what the network predicts
     diffusion.loss = "bce_dice"  # or mse; bce_dice is on the log odds of x0
     diffusion.input_scale = 0.3  # clean masks are -b or +b
     diffusion.normalise_input = True  # the network sees x_t at unit variance
 
     config.train = train = ConfigDict()
-    train.num_steps = 10_000
+    train.num_steps = 10_000  # updates
     train.max_minutes = 0.0  # end after this wall time of training; 0: off
     train.batch_size = 16  # of all devices together
     train.microbatches = 1  # average gradients over this many slices of the batch, for memory
-    train.learning_rate = 1e-3
+    train.learning_rate = 1e-3  # of AdamW, at its peak
     train.schedule = "constant"  # or cosine, to 0 at num_steps
-    train.warmup_steps = 100
-    train.weight_decay = 0.0
+    train.warmup_steps = 100  # of linear growth to the peak
+    train.weight_decay = 0.0  # of AdamW
     train.clip_norm = 1.0  # of the gradient; 0: off
     train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled
     train.ema_warmup = True  # decay min(ema_decay, (1 + n) / (10 + n)) at update n
-    train.log_every = 20  # steps
-    train.checkpoint_every = 500  # steps
+    train.log_every = 20  # steps, for metrics.csv and TensorBoard
+    train.checkpoint_every = 500  # steps; and at the end
 
     config.validation = validation = ConfigDict()  # during training, at data.image_size
     validation.every = 500  # steps; 0: off, the last checkpoint is then the best
     validation.num_images = 64  # the first of the validation split
-    validation.steps = 5  # of the sampler
-    validation.votes = 1
+    validation.steps = 5  # of the sampler, whose other fields hold
+    validation.votes = 1  # samples of each image
 
     config.sampler = sampler = ConfigDict()
     sampler.name = "ddim"  # or ddpm
-    sampler.steps = 10
+    sampler.steps = 10  # evaluations of the network per sample
     sampler.spacing = "trailing"  # ends at T - 1; leading: from 0; uniform: both (the original)
     sampler.eta = 0.0  # ddim: 0 is deterministic, 1 as noisy as DDPM
     sampler.variance = "fixed_large"  # ddpm: or fixed_small, learned_range

@@ -1,6 +1,10 @@
 """Drawn lesions at 64 px, for a first look: what `make demo` trains.
 
-python train.py --config=configs/synthetic.py --workdir=runs/demo
+python train.py --config=configs/synthetic.py --workdir=runs/demo/training
+
+Machine:
+Time:
+Score:
 """
 
 from configs import default

@@ -8,18 +8,22 @@ renamed when complete, so a run killed while saving still has a loadable checkpo
 from pathlib import Path
 from typing import Any
 
-import jax
 import orbax.checkpoint as ocp
 
+from segdiff_jax import parallel
 from segdiff_jax.training.state import TrainState
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; created on the first save."""
+    """The checkpoints of one workdir."""
 
     def __init__(self, workdir: str | Path):
         folder = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=1,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # of a run that was killed while saving
+        )
         self._last = ocp.CheckpointManager(folder / "last", options=options)
         self._best = ocp.CheckpointManager(folder / "best", options=options)
 
@@ -40,12 +44,12 @@ class Checkpoints:
         items = {"ema_params": ocp.args.StandardSave(ema_params), "meta": ocp.args.JsonSave(meta)}
         if rest is not None:
             items["rest"] = ocp.args.StandardSave(rest)
-        if manager.latest_step() == step:
-            return
         try:
+            if step in manager.all_steps():  # A resumed run validates again.
+                manager.delete(step)
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise OSError(
                 f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); "
                 "make room or choose another --workdir; the former checkpoint is kept"
@@ -53,8 +57,11 @@ class Checkpoints:
 
     def last_meta(self) -> dict[str, Any] | None:
         """`meta` of the last checkpoint, or None if there is none."""
-        step = self._last.latest_step()
-        return None if step is None else _restore(self._last, step, {"meta": None})["meta"]
+        return _latest_meta(self._last)
+
+    def best_meta(self) -> dict[str, Any] | None:
+        """`meta` of the best checkpoint, or None if there is none."""
+        return _latest_meta(self._best)
 
     def restore_last(self, like: TrainState) -> TrainState:
         """The last saved state, with the structure of `like` (arrays or their shapes)."""
@@ -64,8 +71,11 @@ class Checkpoints:
         )
         return TrainState(ema_params=items["ema_params"], **items["rest"])
 
-    def close(self) -> None:
-        """Releases Orbax's threads."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Ends Orbax's threads."""
         self._last.close()
         self._best.close()
 
@@ -92,14 +102,24 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def load_meta(step_folder: Path) -> dict[str, Any]:
     """`meta` of the checkpoint in a step folder, see `find_checkpoint`."""
-    with ocp.CheckpointManager(step_folder.parent) as manager:
+    with _open(step_folder) as manager:
         return _restore(manager, int(step_folder.name), {"meta": None})["meta"]
 
 
 def load_ema_params(step_folder: Path, like: Any) -> Any:
     """The averaged parameters in a step folder, with the structure and shapes of `like`."""
-    with ocp.CheckpointManager(step_folder.parent) as manager:
+    with _open(step_folder) as manager:
         return _restore(manager, int(step_folder.name), {"ema_params": like})["ema_params"]
+
+
+def _open(step_folder):
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager(step_folder.parent, options=options)
+
+
+def _latest_meta(manager):
+    step = manager.latest_step()
+    return None if step is None else _restore(manager, step, {"meta": None})["meta"]
 
 
 def _restore(manager, step, items):
@@ -107,7 +127,7 @@ def _restore(manager, step, items):
     args = {
         name: ocp.args.JsonRestore()
         if like is None
-        else ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        else ocp.args.StandardRestore(parallel.on_one_device(like))
         for name, like in items.items()
     }
     try:

@@ -56,6 +56,29 @@ def round_up(batch_size: int) -> int:
     return -(-batch_size // devices) * devices
 
 
+def replicate(tree: Any) -> Any:
+    """Copies every leaf to all devices, as a training step returns it; else it compiles twice."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+
+
+def on_one_device(tree: Any) -> Any:
+    """Shapes of the leaves, to be placed on one device wherever they were before."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(like, tree)
+
+
+def device_count() -> int:
+    """The number of devices of all processes."""
+    return jax.device_count()
+
+
+def describe_devices() -> str:
+    """Such as "4 x NVIDIA H100"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
 def process_index() -> int:
     """This process's number, from 0."""
     return jax.process_index()

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(os.environ.get("SEGDIFF_SHARED", ROOT.parent / "shared"))
 
+# Compiles a third faster; must be set before the first computation.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla-tests"))
@@ -63,7 +65,7 @@ def tiny_overrides(config):
     config.model.channels = 32
     config.model.channel_mult = (1, 1)
     config.model.num_res_blocks = 1
-    config.model.attention_resolutions = (2,)
+    config.model.attention_resolutions = ()  # There is attention in the middle.
     config.model.rrdb_blocks = 1
     config.model.rrdb_width = 8
     config.model.rrdb_growth = 4

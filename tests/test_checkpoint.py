@@ -1,13 +1,18 @@
 """Saving, finding and refusing checkpoints."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from segdiff_jax import parallel
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
 from segdiff_jax.training.state import create_state
+from tests.conftest import ROOT
 
 TX = optax.adam(1e-3)
 
@@ -32,6 +37,29 @@ def test_the_last_state_comes_back(workdir):
     like = jax.eval_shape(lambda: state_at(0, 0.0))
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore_last(like), state_at(7, 2.0))
     assert [p.name for p in (workdir / "checkpoints" / "last").glob("*")] == ["7"]
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_last(parallel.replicate(state_at(3, 1.0)), {"step": 3})
+    code = (
+        "import sys, jax, jax.numpy as jnp; from segdiff_jax.checkpoint import *;"
+        "assert jax.device_count() == 1;"
+        "like = {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)};"
+        "print(float(load_ema_params(find_checkpoint(sys.argv[1]), like)['w'].sum()))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    assert float(output) == 9.0
+
+
+def test_a_second_best_of_the_same_step_replaces_the_first(workdir):
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save_best(5, {"w": jnp.full((2, 3), 4.0)}, {"config": {}, "step": 5, "iou": 1})
+    assert checkpoints.best_meta()["iou"] == 1
+    like = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    params = load_ema_params(find_checkpoint(workdir), like)
+    np.testing.assert_array_equal(params["w"], np.full((2, 3), 4.0))
 
 
 def test_a_new_workdir_has_none(tmp_path):

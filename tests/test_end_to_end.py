@@ -19,7 +19,7 @@ TINY = """
     --config=configs/isic2016_64.py
     --config.data.image_size=16
     --config.model.channel_mult=(1,1)
-    --config.model.attention_resolutions=(2,)
+    --config.model.attention_resolutions=()
     --config.model.rrdb_width=8
     --config.model.rrdb_growth=4
     --config.train.batch_size=4
@@ -121,7 +121,7 @@ def test_sampling_a_folder(workdir, tmp_path):
         for n, s in (("b", (30, 50)), ("a", (64, 20)))
     ]
     assert metrics["mean"]["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
-    expected = {"steps": 3, "votes": 3, "ensemble": "vote", "name": "ddpm", "seed": 5}
+    expected = {"steps": 3, "votes": 3, "ensemble": "vote", "sampler": "ddpm", "seed": 5}
     assert metrics["settings"].items() >= expected.items()
     out, _ = run("sample.py", *arguments, f"--out={tmp_path / 'unscored'}")
     assert out.splitlines()[-1] == f"2 images, report {tmp_path / 'unscored' / 'report.html'}"
@@ -148,6 +148,14 @@ def test_mistakes_get_a_sentence(script, arguments, message):
     assert message in err and "Traceback" not in err
 
 
-def test_an_unknown_config_field_is_named():
-    _, err = run("train.py", "--config=configs/default.py", "--config.train.nosuch=1", status=1)
-    assert "train.nosuch" in err
+@pytest.mark.parametrize("field", ["--config.train.nosuch=1", "--config.train.num_steps=many"])
+def test_a_field_that_does_not_fit_is_named(field):
+    _, err = run("train.py", "--config=configs/default.py", "--workdir=x", field, status=1)
+    assert field.split("=")[0] in err and "Traceback" not in err
+
+
+def test_an_output_folder_that_is_a_workdir_is_refused(workdir):
+    before = (workdir / "metrics.csv").read_bytes()
+    _, err = run("sample.py", f"--workdir={workdir}", f"--out={workdir}", status=1)
+    assert "is a workdir of train.py" in err
+    assert (workdir / "metrics.csv").read_bytes() == before

@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md that a program can check."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "parallel": set(),
-    "checkpoint": {"training"},
+    "command": set(),
+    "checkpoint": {"training", "parallel"},
     "training": {"diffusion", "data"},
+    "training.check": {"parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "data", "parallel"},
 }
@@ -37,17 +40,21 @@ def test_arrows_go_down(path):
     for name in imports(path):
         module = name.split(".")
         assert module[0] not in ("configs", "train", "sample"), name
-        assert name != "absl.flags", "flags live in train.py and sample.py"
         if module[0] == "segdiff_jax" and place in ALLOWED and module[1] != parts[0]:
             assert module[1] in ALLOWED[place], f"{place} may not import {name}"
 
 
 @pytest.mark.parametrize(
-    "word, owner", [("pmap(", "parallel.py"), ("orbax", "checkpoint.py"), ("lax.scan(", None)]
+    "word, owners",
+    [
+        (r"jax\.pmap|jax\.\w*device|jax\.process_", ["parallel.py"]),
+        (r"\borbax", ["checkpoint.py"]),
+        (r"DEFINE_", []),
+        (r"lax\.scan\(", ["samplers.py", "steps.py"]),  # Time; microbatches.
+    ],
 )
-def test_one_owner(word, owner):
-    users = [p.name for p in FILES if word in p.read_text()]
-    assert users == ([owner] if owner else ["samplers.py", "steps.py"])
+def test_one_owner(word, owners):
+    assert [p.name for p in FILES if re.search(word, p.read_text())] == owners
 
 
 def test_the_tables_need_no_jax_and_nothing_needs_tensorflow():
@@ -60,4 +67,4 @@ def test_the_tables_need_no_jax_and_nothing_needs_tensorflow():
 
 def test_mains_are_short():
     for name in ("train.py", "sample.py"):
-        assert len((ROOT / name).read_text().splitlines()) < 85, name
+        assert len((ROOT / name).read_text().splitlines()) < 80, name

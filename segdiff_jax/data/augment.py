@@ -58,54 +58,47 @@ class Augmentation:
         return jax.vmap(self._one)(keys, image, mask)
 
     def _one(self, key: Array, image: Array, mask: Array) -> tuple[Array, Array]:
-        geometry_key, colour_key = jax.random.split(key)
+        # All draws at once: every call to the generator costs compile time.
+        draws = jax.random.uniform(key, (11,))
         both = jnp.concatenate([image, mask], axis=-1).astype(jnp.float32) / 255
-        both = self._geometry(geometry_key, both)
-        image, mask = both[..., :3], both[..., 3:]
-        return self._colour(colour_key, image) * 255, jnp.where(mask > 0.5, 255, 0).astype(
-            jnp.uint8
-        )
+        both = self._geometry(draws[:7], both)
+        image = self._colour(draws[7:], both[..., :3])
+        return 255 * image, jnp.where(both[..., 3:] > 0.5, 255, 0).astype(jnp.uint8)
 
-    def _geometry(self, key: Array, both: Array) -> Array:
-        keys = jax.random.split(key, 6)
+    def _geometry(self, draws: Array, both: Array) -> Array:
         if self.right_angles:
             if both.shape[0] != both.shape[1]:
                 raise ValueError("augment.right_angles needs square images")
             turns = [lambda x, k=k: pix.rot90(x, k) for k in range(4)]
-            both = jax.lax.switch(jax.random.randint(keys[0], (), 0, 4), turns, both)
+            both = jax.lax.switch(jnp.int32(4 * draws[0]), turns, both)
         if self.flip:
-            both = pix.random_flip_left_right(keys[1], both)
-            both = pix.random_flip_up_down(keys[2], both)
+            both = jnp.where(draws[1] < 0.5, pix.flip_left_right(both), both)
+            both = jnp.where(draws[2] < 0.5, pix.flip_up_down(both), both)
         if self.rotation or self.scale or self.shift:
-            both = self._affine(keys[3:], both)
+            both = self._affine(2 * draws[3:] - 1, both)
         return both
 
-    def _affine(self, keys: Array, both: Array) -> Array:
+    def _affine(self, draws: Array, both: Array) -> Array:
         """Rotation and zoom about the centre, then a shift; borders repeat."""
-        degrees = jax.random.uniform(keys[0], (), minval=-self.rotation, maxval=self.rotation)
-        zoom = jax.random.uniform(keys[1], (), minval=1 - self.scale, maxval=1 + self.scale)
+        angle, zoom = jnp.deg2rad(self.rotation * draws[0]), 1 + self.scale * draws[1]
         size = jnp.array(both.shape[:2], jnp.float32)
-        shift = jax.random.uniform(keys[2], (2,), minval=-self.shift, maxval=self.shift) * size
-        cos, sin = jnp.cos(jnp.deg2rad(degrees)) / zoom, jnp.sin(jnp.deg2rad(degrees)) / zoom
+        shift = self.shift * size * draws[2:]
+        cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
         # Maps output positions to input positions; the third axis, the channels, stays.
         matrix = jnp.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
         centre = (size - 1) / 2
         offset = jnp.append(centre - matrix[:2, :2] @ (centre + shift), 0.0)
         return pix.affine_transform(both, matrix, offset=offset, mode="nearest")
 
-    def _colour(self, key: Array, image: Array) -> Array:
-        keys = jax.random.split(key, 4)
+    def _colour(self, draws: Array, image: Array) -> Array:
+        draws = 2 * draws - 1
         if self.brightness:
-            image = pix.random_brightness(keys[0], image, self.brightness)
+            image = pix.adjust_brightness(image, self.brightness * draws[0])
         if self.contrast:
-            image = pix.random_contrast(
-                keys[1], image, lower=1 - self.contrast, upper=1 + self.contrast
-            )
+            image = pix.adjust_contrast(image, 1 + self.contrast * draws[1])
         image = jnp.clip(image, 0, 1)
         if self.saturation:
-            image = pix.random_saturation(
-                keys[2], image, lower=1 - self.saturation, upper=1 + self.saturation
-            )
+            image = pix.adjust_saturation(image, 1 + self.saturation * draws[2])
         if self.hue:
-            image = pix.random_hue(keys[3], image, max_delta=self.hue)
+            image = pix.adjust_hue(image, self.hue * draws[3])
         return jnp.clip(image, 0, 1)

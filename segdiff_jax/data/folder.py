@@ -48,7 +48,12 @@ def files_by_stem(folder: str) -> dict[str, Path]:
         raise ValueError(f"{folder} is not a folder")
     files: dict[str, Path] = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith("."):
+        if (
+            not path.is_file()
+            or path.suffix.lower() not in IMAGE_SUFFIXES
+            or path.name.startswith(".")
+            or path.stem.endswith("_superpixels")  # lie among the official images
+        ):
             continue
         if path.stem in files:
             raise ValueError(f"{files[path.stem]} and {path.name} have the same name: rename one")

@@ -19,8 +19,15 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Encoded mask -> u8[H, W], 255 where it is above 127 and else 0; ValueError as above."""
-    return np.where(np.asarray(_open(data, name).convert("L")) > 127, 255, 0).astype(np.uint8)
+    """Encoded mask -> u8[H, W], 255 where it is above 127 and else 0.
+
+    Raises:
+        ValueError: as above, or if it is not empty but nowhere above 127 (labels 0 and 1, say).
+    """
+    grey = np.asarray(_open(data, name).convert("L"))
+    if 0 < grey.max() <= 127:
+        raise ValueError(f"{name}: the mask's values reach only {grey.max()}; it needs 0 and 255")
+    return np.where(grey > 127, 255, 0).astype(np.uint8)
 
 
 def _open(data: bytes, name: str) -> Image.Image:

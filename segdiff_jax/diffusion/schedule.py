@@ -18,13 +18,13 @@ def linear_betas(num_timesteps: int) -> np.ndarray:
     Returns:
         f64[T], in (0, 1).
     Raises:
-        ValueError: if T < 20, where the last beta would exceed 1 (respace a longer chain instead).
+        ValueError: if T <= 20, where the last beta reaches 1 (respace a longer chain instead).
     """
     scale = 1000 / num_timesteps
-    if scale * 0.02 > 1:
+    if scale * 0.02 >= 1:
         raise ValueError(
-            f"diffusion.num_timesteps={num_timesteps}: the linear schedule needs at least 20 "
-            "timesteps (its last beta, 20/T, would exceed 1); keep a longer chain and lower "
+            f"diffusion.num_timesteps={num_timesteps}: the linear schedule needs more than "
+            "20 timesteps (its last beta is 20 / T); keep a longer chain and lower "
             "sampler.steps instead"
         )
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)

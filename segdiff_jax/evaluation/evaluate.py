@@ -75,12 +75,14 @@ def evaluate(
     Returns:
         The contents of metrics.json, or None where there are no masks.
     Raises:
-        ValueError: for an unknown ensemble, or a record that cannot be decoded.
+        ValueError: if `out` is a workdir of train.py, or a record cannot be decoded.
         OSError: naming a file that cannot be written.
     """
-    if ensemble not in ENSEMBLES:
-        raise ValueError(f"sampler.ensemble={ensemble!r}: choose one of {sorted(ENSEMBLES)}")
+    if (Path(out) / "checkpoints").is_dir():
+        raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     folder, rows, cases = OutputFolder(out), [], []
+    for name in ("metrics.csv", "metrics.json", "report.html"):  # Of another evaluation.
+        (Path(out) / name).unlink(missing_ok=True)
     examples = native_examples(records, image_size)
     with tqdm(total=len(records), desc="sampling", unit="image") as progress:
         for group, valid in padded_batches(examples, predictor.batch_size):
@@ -113,7 +115,7 @@ def _finish(
 
 
 def validate(
-    predictor: Predictor, params: Any, source: ResizedSource
+    predictor: Predictor, params: Any, source: ResizedSource, ensemble: str
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
@@ -126,7 +128,7 @@ def validate(
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
         samples = predictor(params, images, [example["id"] for example in group])
-        masks = np.stack([to_mask(ENSEMBLES["mean"](samples[:, i])) for i in range(len(group))])
+        masks = np.stack([to_mask(ENSEMBLES[ensemble](samples[:, i])) for i in range(len(group))])
         scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
         if not pictures:
             grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]

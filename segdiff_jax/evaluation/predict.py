@@ -18,6 +18,7 @@ from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import VARIANCES, Process
 from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
+from segdiff_jax.evaluation.ensemble import ENSEMBLES
 
 SPACINGS = {"trailing": "trailing{}", "leading": "ddim{}", "uniform": "{}"}
 
@@ -29,9 +30,31 @@ class Predictor:
         batch_size: images of one call.
     """
 
-    def __init__(self, model: nn.Module, process: Process, sampler: ConfigDict, seed: int):
-        """`sampler` is `config.sampler`; ValueError names a field that does not fit."""
-        for field, choices in (("name", STEPS), ("spacing", SPACINGS), ("variance", VARIANCES)):
+    def __init__(
+        self,
+        model: nn.Module,
+        process: Process,
+        sampler: ConfigDict,
+        seed: int,
+        num_images: int | None = None,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+            model: with `encode_image` and `denoise`.
+            process: of the training; it is respaced here.
+            sampler: `config.sampler`.
+            seed: of the samples.
+            num_images: in all; a batch is no larger.
+        Raises:
+            ValueError: naming a field of `sampler` that does not fit.
+        """
+        for field, choices in (
+            ("name", STEPS),
+            ("spacing", SPACINGS),
+            ("variance", VARIANCES),
+            ("ensemble", ENSEMBLES),
+        ):
             if sampler[field] not in choices:
                 raise ValueError(
                     f"sampler.{field}={sampler[field]!r}: choose one of {sorted(choices)}"
@@ -53,7 +76,10 @@ class Predictor:
         # The votes of a chunk, such that the chunks are alike; the images fill it up.
         chunks = -(-sampler.votes // sampler.max_batch)
         self._votes, self._chunk = sampler.votes, -(-sampler.votes // chunks)
-        self.batch_size = parallel.round_up(1) * max(1, sampler.max_batch // self._chunk)
+        devices = parallel.round_up(1)
+        self.batch_size = devices * max(1, sampler.max_batch // self._chunk)
+        if num_images is not None:
+            self.batch_size = min(self.batch_size, parallel.round_up(num_images))
         self._seed = seed
         self._encode = parallel.pmap_map(functools.partial(encode, model), 1)
         self._sample = parallel.pmap_map(

@@ -25,16 +25,16 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
     return MODELS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
-def init_params(model: nn.Module, key: jax.Array, image_size: int) -> Any:
-    """Initial parameters, f32; jitted, since the operations one by one compile slowly."""
+def init_params(model: nn.Module, seed: int, image_size: int) -> Any:
+    """Initial parameters, f32. To be jitted: the operations one by one compile slowly.
 
-    def init(key):
-        x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (1, 3))
-        return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))["params"]
-
-    return jax.jit(init)(key)
+    They are drawn by XLA's own generator, since the default one compiles five times longer.
+    """
+    x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (1, 3))
+    key = jax.random.key(seed, impl="rbg")
+    return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))["params"]
 
 
 def params_like(model: nn.Module, image_size: int) -> Any:
     """Shapes and dtypes of the parameters, without computing any."""
-    return jax.eval_shape(lambda key: init_params(model, key, image_size), jax.random.key(0))
+    return jax.eval_shape(lambda: init_params(model, 0, image_size))

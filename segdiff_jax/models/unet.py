@@ -17,7 +17,9 @@ Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
 # Statistics in float32 whatever the compute dtype.
-GroupNorm = functools.partial(nn.GroupNorm, num_groups=32, epsilon=1e-5, dtype=jnp.float32)
+GroupNorm = functools.partial(
+    nn.GroupNorm, num_groups=32, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
+)
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
@@ -19,6 +18,7 @@ from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.models import init_params, make_model
+from segdiff_jax.training.check import check_config
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer
 from segdiff_jax.training.steps import train_step
@@ -38,168 +38,167 @@ def train(config: ConfigDict, workdir: str) -> None:
         FloatingPointError: naming the step where the loss became NaN or infinite.
         OSError: naming what cannot be written.
     """
-    Run(config, Path(workdir)).run()
+    run = Run(config, Path(workdir))
+    with Checkpoints(workdir) as checkpoints:
+        run.start(checkpoints)
+        done = "already trained" if run.ended() else "trained"
+        run.train()
+        print(f"{done}: {run.summary()}", flush=True)
 
 
 class Run:
-    """One run: built from its config and workdir, then `run` to its end."""
+    """One run: built from its config, started anew or from a checkpoint, trained to its end."""
 
     def __init__(self, config: ConfigDict, workdir: Path):
-        self.config, self.settings = config, json.loads(config.to_json())
+        """Checks the whole config; reads and writes nothing."""
+        check_config(config)
+        self._config, self._workdir = config, workdir
+        self._settings = json.loads(config.to_json())
         model, process = make_model(config.model), make_process(config.diffusion)
-        tx = make_optimizer(config)
+        tx, augment = make_optimizer(config), Augmentation(**config.augment)
+        sampler = config.sampler.copy_and_resolve_references()
+        Predictor(model, process, sampler, config.seed)  # Its mistakes show now, not at the end.
+        sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
+        self._predictor = Predictor(
+            model, process, sampler, config.seed, config.validation.num_images
+        )
         self._step_fn = parallel.pmap_train_step(
             functools.partial(
                 train_step,
                 model=model,
                 process=process,
                 tx=tx,
-                augment=Augmentation(**config.augment),
+                augment=augment,
                 ema_decay=config.train.ema_decay,
                 ema_warmup=config.train.ema_warmup,
                 microbatches=config.train.microbatches,
                 axis_name=parallel.AXIS,
             )
         )
-        sampler = config.sampler.copy_and_resolve_references()
-        sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
-        self._predictor = Predictor(model, process, sampler, config.seed)
-        self._open_data()
+        self._create = lambda: create_state(
+            init_params(model, config.seed, config.data.image_size), tx
+        )
+        self._noise_key = jax.random.key(config.seed)
 
-        self._checkpoints = Checkpoints(workdir)
-        meta = self._checkpoints.last_meta()
-        init_key, self._noise_key = jax.random.split(jax.random.key(config.seed))
-        create = lambda key: create_state(init_params(model, key, config.data.image_size), tx)
+    def start(self, checkpoints: Checkpoints) -> None:
+        """Opens the data; draws the initial state or restores the last one."""
+        config, workdir = self._config, self._workdir
+        self._checkpoints, meta = checkpoints, checkpoints.last_meta()
+        if meta is not None:
+            report_changes(meta["config"], self._settings, workdir)
+        self._open_data()
         if meta is None:
-            self._state, self._elapsed, self._best = jax.jit(create)(init_key), 0.0, -1.0
-            workdir.mkdir(parents=True, exist_ok=True)
+            state, self._elapsed = jax.jit(self._create)(), 0.0
         else:
-            report_changes(meta["config"], self.settings, workdir)
-            self._state = self._checkpoints.restore_last(jax.eval_shape(create, init_key))
+            if meta["training_images"] != len(self._train):
+                raise ValueError(
+                    f"{workdir} was trained on {meta['training_images']} images, and "
+                    f"{config.data.dataset} now has {len(self._train)}: give another --workdir"
+                )
+            state = checkpoints.restore_last(jax.eval_shape(self._create))
             self._batches.set_state(meta["iterator"])
-            self._elapsed, self._best = meta["elapsed"], meta["best_iou"]
-            print(f"resuming {workdir} at step {int(self._state.step)}", flush=True)
-        (workdir / "config.json").write_text(json.dumps(self.settings, indent=2))
-        params = sum(x.size for x in jax.tree.leaves(self._state.params))
+            self._elapsed = meta["elapsed"]
+        self._state = parallel.replicate(state)
+        self._step, self._best = int(state.step), self._best_so_far()
+        (workdir / "config.json").write_text(json.dumps(self._settings, indent=2))
+        params = sum(x.size for x in jax.tree.leaves(state.params))
         print(
             f"{config.model.name}, {params:,} parameters; {len(self._train)} training and "
             f"{len(self._validation)} validation images of {config.data.dataset}; "
-            f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            f"{parallel.describe_devices()}",
             flush=True,
         )
-        self._workdir, self._start = workdir, time.monotonic() - self._elapsed
+        if meta is not None:
+            print(f"resuming {workdir} at step {self._step}", flush=True)
 
     def _open_data(self) -> None:
-        data, train = self.config.data, self.config.train
+        data, train = self._config.data, self._config.train
 
         def open_split(split, limit=None):
             records = load_source(data.dataset, split, data.dir, data.manual_dir or None)
             return ResizedSource(records, data.image_size, data.cache, limit)
 
         self._train = open_split("train")
-        self._validation = open_split("validation", self.config.validation.num_images)
+        self._validation = open_split("validation", self._config.validation.num_images)
         self._batches = train_iterator(
             self._train,
             train.batch_size,
-            self.config.seed,
+            self._config.seed,
             parallel.process_index(),
             parallel.process_count(),
             data.num_threads,
         )
 
-    def run(self) -> None:
-        """Steps, validates, logs and saves until the end; saves once more there."""
-        train, validation = self.config.train, self.config.validation
-        step = first = int(self._state.step)
-        rate = learning_rate(self.config)
-        window: list[Any] = []
-        data_seconds, window_start, saved = 0.0, time.monotonic(), step
-        with Logs(self._workdir, step, train.num_steps, train.max_minutes) as logs:
+    def _best_so_far(self) -> float | None:
+        """The best validation IoU, if it was found by the same validation as now."""
+        meta = self._checkpoints.best_meta()
+        if meta is None:
+            return None
+        sections = ("validation", "sampler")
+        same = all(meta["config"][name] == self._settings[name] for name in sections)
+        return meta["validation_iou"] if same else None
 
-            def flush():
-                """Logs the steps since the last call; NaN stops the run before it is saved."""
-                nonlocal window, data_seconds, window_start
-                if not window:
-                    return
-                values = {k: np.array([float(m[k]) for m in window]) for k in window[0]}
-                check_finite(values, step, self._workdir)
-                seconds = time.monotonic() - window_start
-                logs.steps(
-                    step,
-                    {k: v.mean() for k, v in values.items()}
-                    | {
-                        "learning_rate": float(rate(step - 1)),
-                        "images_per_second": len(window) * train.batch_size / seconds,
-                        "data_share": data_seconds / seconds,
-                        "minutes": self._elapsed / 60,
-                    },
-                )
-                window, data_seconds, window_start = [], 0.0, time.monotonic()
+    def ended(self) -> bool:
+        """Whether `train.num_steps` or `train.max_minutes` are reached."""
+        minutes = self._config.train.max_minutes
+        out_of_time = bool(minutes) and self._elapsed >= 60 * minutes
+        return self._step >= self._config.train.num_steps or out_of_time
 
-            while not self._ended(step):
+    def summary(self) -> str:
+        """Steps, minutes, best IoU and where they are."""
+        best = "" if self._best is None else f", best validation IoU {self._best:.4f}"
+        return f"{self._step} steps, {self._elapsed / 60:.1f} minutes{best}; {self._workdir}"
+
+    def train(self) -> None:
+        """Steps, validates, logs and saves until the end, where it does so once more."""
+        if self.ended():
+            return
+        train, validation = self._config.train, self._config.validation
+        rate, begin = learning_rate(self._config), time.monotonic() - self._elapsed
+        first = self._step + 1
+        with Logs(self._workdir, self._step, train.num_steps, train.max_minutes) as logs:
+            while not self.ended():
                 start = time.monotonic()
-                batch = parallel.shard(next(self._batches), "train.batch_size")
-                data_seconds += time.monotonic() - start
+                batch = parallel.shard(next(self._batches))
+                data_seconds = time.monotonic() - start
                 self._state, metrics = self._step_fn(self._state, batch, self._noise_key)
-                window.append(metrics)
-                step += 1
-                logs.tick()
-                self._elapsed = time.monotonic() - self._start
-                end = self._ended(step)
-                if end or step % train.log_every == 0 or step == first + 1:
-                    flush()
-                if validation.every and (end or step % validation.every == 0):
-                    flush()
-                    self._validate(step, logs)
-                    window_start = time.monotonic()
-                if end or step % train.checkpoint_every == 0:
-                    flush()
-                    self._save(step)
-                    saved, window_start = step, time.monotonic()
-        self._checkpoints.close()
-        how = "trained" if saved > first else "already trained"
-        print(
-            f"{how}: {step} steps, {self._elapsed / 60:.1f} minutes, best validation IoU "
-            f"{self._best:.4f}; {self._workdir}",
-            flush=True,
-        )
+                self._step += 1
+                self._elapsed = time.monotonic() - begin
+                logs.collect(metrics, data_seconds)
+                end = self.ended()
+                validates = validation.every and (end or self._step % validation.every == 0)
+                saves = end or self._step % train.checkpoint_every == 0
+                if validates or saves or self._step % train.log_every == 0 or self._step == first:
+                    # Before saving: a state with NaN is never saved.
+                    learning_rate_now = float(rate(self._step - 1))
+                    logs.flush(self._step, learning_rate_now, self._elapsed / 60, train.batch_size)
+                if validates:
+                    self._validate(logs)
+                if saves:
+                    self._save()
+                if validates or saves:
+                    logs.restart_clock()
 
-    def _ended(self, step: int) -> bool:
-        minutes = self.config.train.max_minutes
-        return step >= self.config.train.num_steps or bool(
-            minutes and self._elapsed >= 60 * minutes
-        )
-
-    def _validate(self, step: int, logs: Logs) -> None:
+    def _validate(self, logs: Logs) -> None:
         """Scores the averaged parameters; keeps them if they are the best so far."""
-        iou, pictures = validate(self._predictor, self._state.ema_params, self._validation)
-        logs.validation(step, iou, pictures)
-        if iou > self._best:
+        params, ensemble = self._state.ema_params, self._config.sampler.ensemble
+        iou, pictures = validate(self._predictor, params, self._validation, ensemble)
+        logs.validation(self._step, iou, pictures)
+        if self._best is None or iou > self._best:
             self._best = iou
-            meta = {"config": self.settings, "step": step, "validation_iou": iou}
-            self._checkpoints.save_best(step, self._state.ema_params, meta)
+            meta = {"config": self._settings, "step": self._step, "validation_iou": iou}
+            self._checkpoints.save_best(self._step, params, meta)
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
+        """Saves state, data iterator, config and clock together."""
         meta = {
-            "config": self.settings,
-            "step": step,
+            "config": self._settings,
+            "step": self._step,
             "iterator": self._batches.get_state(),
             "elapsed": self._elapsed,
-            "best_iou": self._best,
+            "training_images": len(self._train),
         }
         self._checkpoints.save_last(self._state, meta)
-
-
-def check_finite(values: dict[str, np.ndarray], step: int, workdir: Path) -> None:
-    """Raises FloatingPointError naming the step of the first NaN or infinity in the last steps."""
-    finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        what = ", ".join(f"{k} {v[bad]}" for k, v in values.items())
-        raise FloatingPointError(
-            f"step {step - len(finite) + bad + 1}: {what}; the last good checkpoint is in "
-            f"{workdir}/checkpoints/last. Lower train.learning_rate, or train.clip_norm"
-        )
 
 
 def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
@@ -217,16 +216,15 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
             "config:\n  " + "\n  ".join(lines)
         )
     for line in lines:
-        print(line)
+        print(line, flush=True)
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat = {}
     for name, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}.")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
     return flat

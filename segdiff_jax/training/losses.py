@@ -1,5 +1,6 @@
 """Losses, one number per example: f32[B, H, W, C] in, f32[B] out, means over pixels."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +11,7 @@ PIXELS = (1, 2, 3)
 
 def mse(output: Array, target: Array) -> Array:
     """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
+    chex.assert_equal_shape([output, target])
     return jnp.mean(jnp.square(output - target), PIXELS)
 
 
@@ -22,6 +24,7 @@ def bce_dice(logits: Array, mask: Array) -> Array:
     Returns:
         f32[B], mean BCE over pixels + 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1).
     """
+    chex.assert_equal_shape([logits, mask])
     bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
     p = jax.nn.sigmoid(logits)
     overlap = 2 * jnp.sum(p * mask, PIXELS) + 1

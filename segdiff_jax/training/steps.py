@@ -25,7 +25,7 @@ def diffusion_loss(
     mask: Array,
     t: Array,
     eps: Array,
-    dropout_key: Array | None = None,
+    dropout_keys: Array | None = None,
 ) -> Array:
     """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
@@ -36,19 +36,22 @@ def diffusion_loss(
         mask: f32[B, H, W, 1], -1 or +1.
         t: i32[B], in [0, T).
         eps: f32[B, H, W, 1], standard normal.
-        dropout_key: without one, no dropout.
+        dropout_keys: key[B], one per example; None: no dropout.
     Returns:
         f32[B].
     """
     x_t = q_sample(process.schedule, process.input_scale * mask, t, eps)
-    output = model.apply(
-        {"params": params},
-        process.network_input(x_t, t),
-        image,
-        t,
-        train=dropout_key is not None,
-        rngs=None if dropout_key is None else {"dropout": dropout_key},
-    )
+    inputs = process.network_input(x_t, t), image, t
+    if dropout_keys is None:
+        output = model.apply({"params": params}, *inputs, train=False)
+    else:
+
+        def apply_one(key, *inputs):
+            inputs = [x[None] for x in inputs]
+            rngs = {"dropout": key}
+            return model.apply({"params": params}, *inputs, train=True, rngs=rngs)[0]
+
+        output = jax.vmap(apply_one)(dropout_keys, *inputs)
     if process.logits:
         return bce_dice(output, (mask + 1) / 2)
     return mse(output, eps if process.prediction == "eps" else mask)
@@ -75,7 +78,7 @@ def train_step(
             example's place in the global batch: its noise follows from that and the step, so
             the number of devices does not change it.
         key: of the run; the same at every step.
-        augment: (key[B], image u8, mask u8) -> (image, mask), both u8.
+        augment: (key[B], image u8, mask u8) -> (image f32 in [0, 255], mask u8).
         microbatches: gradients are averaged over this many slices of the batch, for memory.
         axis_name: of the devices' axis to average over, if any.
     Returns:
@@ -84,15 +87,14 @@ def train_step(
     step_key = jax.random.fold_in(key, state.step)
 
     def loss_fn(params, part):
-        keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(step_key, i), 3))(
-            part["index"]
-        )
+        split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
+        keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
         image, mask = normalise_image(image), normalise_mask(mask)
         t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(process.schedule)))(keys[:, 1])
         eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 2])
-        dropout_key = jax.random.fold_in(keys[0, 2], 1)
-        losses = diffusion_loss(model, process, params, image, mask, t, eps, dropout_key)
+        dropout_keys = keys[:, 3] if getattr(model, "dropout", 0.0) else None
+        losses = diffusion_loss(model, process, params, image, mask, t, eps, dropout_keys)
         return losses.mean()
 
     grad_fn = jax.value_and_grad(loss_fn)

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
+from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.evaluation.predict import Predictor, example_keys
 
@@ -57,6 +58,7 @@ def sampler(**changes):
             "variance": "fixed_large",
             "clip": False,
             "votes": 3,
+            "ensemble": "mean",
             "max_batch": 6,
             **changes,
         }
@@ -126,7 +128,7 @@ def test_a_sample_equals_ddim_by_hand():
     abar = SCHEDULE.alphas_cumprod[99]
     for i in range(4):
         key = example_keys(0, [NAMES[i]], [0])[0, 0]
-        x_t = np.asarray(jax.random.normal(jax.random.fold_in(key, 1), (SIZE, SIZE)))
+        x_t = np.asarray(jax.random.normal(jax.random.fold_in(key, START), (SIZE, SIZE)))
         eps = 0.1 * x_t - 0.05 * (images[i].mean(axis=-1) / 127.5 - 1)
         expected = (x_t - np.sqrt(1 - abar) * eps) / np.sqrt(abar)
         np.testing.assert_allclose(samples[0, i], expected, rtol=1e-3, atol=1e-3)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -66,10 +67,11 @@ def test_resuming_is_bitwise_the_uninterrupted_run(six_steps, tmp_path, capsys):
     config, uninterrupted = six_steps
     config = config.copy_and_resolve_references()
     config.train.num_steps = 3
+    config.validation.every = 0  # Which compiles, and changes nothing here.
     train(config, str(tmp_path))
     # A row of a step after the checkpoint, as a killed run leaves it, must go.
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("4,9.9,1,1,1,0,0,\n")
+        file.write("4,9.9,1,1,1,0,0,\n5,1.2")  # The last line is torn.
     config.train.num_steps = 6
     train(config, str(tmp_path))
     output = capsys.readouterr().out
@@ -112,7 +114,7 @@ def test_the_time_limit_ends_a_run_like_a_finished_one(tiny_config, tmp_path, ca
     config.train.max_minutes = 1e-6
     train(config, str(tmp_path))
     _, meta = last_state(config, tmp_path)
-    assert meta["step"] == 1 and meta["best_iou"] >= 0
+    assert meta["step"] == 1 and [row["step"] for row in rows(tmp_path)] == ["1", "1"]
     assert find_checkpoint(tmp_path).parent.name == "best"
     train(config, str(tmp_path))
     assert "already trained: 1 steps" in capsys.readouterr().out
@@ -131,14 +133,59 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
         return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"step 5: loss nan.*checkpoints/last"):
+    with pytest.raises(FloatingPointError, match=r"step 5: .*loss nan; what was saved"):
         train(config, str(tmp_path))
     assert last_state(config, tmp_path)[1]["step"] == 3
     assert [row["step"] for row in rows(tmp_path)] == ["1", "3"]
 
 
-def test_a_batch_that_does_not_divide_is_named(tiny_config, tmp_path):
-    config = tiny_config()
-    config.train.batch_size = 6
-    with pytest.raises(ValueError, match="train.batch_size of 6 does not divide over 4 devices"):
-        train(config, str(tmp_path))
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("train.batch_size", 6, "train.batch_size=6 does not divide over 4 devices x 1 micro"),
+        ("train.microbatches", 3, "train.batch_size=4 does not divide over 4 devices x 3 micro"),
+        ("train.log_every", 0, "train.log_every=0 must be at least 1"),
+        ("train.learning_rate", 0.0, "train.learning_rate=0.0 must be positive"),
+        ("train.ema_decay", 1.0, "train.ema_decay=1.0 must be below 1"),
+        ("validation.num_images", 0, "validation.num_images=0 must be at least 1"),
+        ("validation.steps", 101, "validation.steps=101 exceeds diffusion.num_timesteps=100"),
+        ("model.out_channels", 2, "model.out_channels=2: a learned variance"),
+        ("sampler.ensemble", "max", "sampler.ensemble='max': choose one of"),
+        ("sampler.steps", 101, "sampler.steps=101: "),
+        ("augment.scale", 1.0, "augment.scale=1.0 must be below 1"),
+    ],
+)
+def test_bad_fields_are_named_before_anything_is_written(
+    tiny_config, tmp_path, field, value, message
+):
+    config, (section, name) = tiny_config(), field.split(".")
+    config[section][name] = value
+    with pytest.raises(ValueError, match=message):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_number_of_images_is_refused(six_steps, monkeypatch):
+    config, workdir = six_steps
+    load = loop.load_source
+    more = lambda dataset, split, *rest: load(dataset, split.replace("train", "train+test"), *rest)
+    monkeypatch.setattr(loop, "load_source", more)
+    with pytest.raises(ValueError, match="was trained on 36 images, and isic/2016 now has 41"):
+        train(config, str(workdir))
+
+
+def test_the_best_of_another_validation_does_not_count(six_steps, tmp_path):
+    config, workdir = six_steps
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    config = config.copy_and_resolve_references()
+    config.train.num_steps = 8
+    config.validation.steps = 1
+    train(config, str(tmp_path))
+    assert find_checkpoint(tmp_path).name == "8"
+
+
+def test_a_foreign_metrics_file_is_not_overwritten(tiny_config, tmp_path):
+    (tmp_path / "metrics.csv").write_text("id,iou\na,0.5\n")
+    with pytest.raises(ValueError, match="metrics.csv is not the log of a training run"):
+        train(tiny_config(), str(tmp_path))
+    assert (tmp_path / "metrics.csv").read_text() == "id,iou\na,0.5\n"

@@ -22,6 +22,7 @@ from segdiff_jax.models.import_torch import (
     torch_shape,
 )
 from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.training.losses import mse
 from segdiff_jax.training.state import apply_gradients, create_state
 from segdiff_jax.training.steps import diffusion_loss, train_step
 
@@ -102,13 +103,16 @@ def test_five_steps_of_the_original(original, run, weight_decay, microbatches):
 
 
 class Stub(nn.Module):
-    """One convolution of the noisy mask and the image, and the timestep."""
+    """Two convolutions of the noisy mask, the image and the timestep."""
+
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x_t, image, t, train):
         t = t.astype(jnp.float32)[:, None, None, None] / 100
         h = nn.Conv(4, (3, 3))(jnp.concatenate([x_t, image + t], axis=-1))
-        return nn.Conv(1, (3, 3))(nn.silu(h))
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        return nn.Conv(1, (3, 3))(h)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +146,11 @@ def run_steps(step, state, batch, count=3):
     return losses, state
 
 
+def on_all_devices(state):
+    """A copy, since a pmapped step takes its state over."""
+    return parallel.replicate(jax.tree.map(jnp.copy, state))
+
+
 def assert_trees_close(a, b, rtol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
 
@@ -164,13 +173,26 @@ def test_noise_changes_with_the_step_and_the_loss_falls(problem, reference):
 def test_four_devices_give_the_update_of_one(problem, reference):
     arguments, state, batch = problem
     assert jax.local_device_count() == 4
-    state = jax.tree.map(jnp.copy, state)  # It is donated.
+    state = on_all_devices(state)
     step = parallel.pmap_train_step(
         functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
     )
     losses, four = run_steps(step, state, parallel.shard(batch))
     np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
     assert_trees_close(four, reference[1])
+
+
+def test_dropout_follows_the_example_too(problem, reference):
+    arguments, state, batch = problem
+    arguments = arguments | {"model": Stub(dropout=0.5)}
+    losses, one = run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+    assert abs(losses[0] - reference[0][0]) > 1e-4
+    step = parallel.pmap_train_step(
+        functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
+    )
+    four_losses, four = run_steps(step, on_all_devices(state), parallel.shard(batch))
+    np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
+    assert_trees_close(four, one)
 
 
 def test_microbatches_give_the_update_of_one_batch(problem, reference):
@@ -196,9 +218,9 @@ def test_the_step_is_traced_once(problem):
 
     def step(state, batch, key):
         traces.append(1)
-        return train_step(state, batch, key, **arguments)
+        return train_step(state, batch, key, **arguments, axis_name=parallel.AXIS)
 
-    run_steps(jax.jit(step), state, batch)
+    run_steps(parallel.pmap_train_step(step), on_all_devices(state), parallel.shard(batch))
     assert len(traces) == 1
 
 
@@ -213,6 +235,8 @@ def test_mse_scores_what_the_network_predicts(prediction, target):
     eps = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
     process = Process(make_schedule("linear", 100), prediction, input_scale=0.3)
     image = jnp.zeros((2, 4, 4, 3))
+    with pytest.raises(AssertionError, match="shape"):
+        mse(jnp.zeros((2, 4, 4, 2)), eps)
     losses = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
     expected = np.mean((0.25 - {"eps": eps, "mask": mask}[target]) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)

@@ -1,0 +1,48 @@
+"""What train.py and sample.py share: how a command starts, and how it fails."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+
+MISTAKES = (ValueError, OSError, FloatingPointError)
+
+
+def run_command(command: Callable[[], None]) -> None:
+    """Parses the flags and runs `command`; a mistake ends with a sentence, not a traceback.
+
+    Compiled programs are kept between runs, in JAX_COMPILATION_CACHE_DIR or .cache/xla.
+    """
+    logging.set_verbosity(logging.WARNING)
+
+    def main(argv: list[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown argument {argv[1]!r}")
+        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
+        jax.config.update("jax_compilation_cache_dir", cache)
+        try:
+            command()
+        except MISTAKES as error:
+            if logging.level_debug():
+                raise
+            sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+        except KeyboardInterrupt:
+            sys.exit("\nstopped; the same command goes on from what is saved")
+
+    app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's own parser, which answers an unknown config field with a traceback."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(f"error: {error}")
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        fields = [a for a in argv if a.startswith("--config.")]
+        sys.exit(
+            f"error: {error}: --config or one of {' '.join(fields) or 'its fields'} does not fit; "
+            "configs/default.py has every field"
+        )

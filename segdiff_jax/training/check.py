@@ -1,0 +1,54 @@
+"""What is wrong with a config, said before hours of training."""
+
+from ml_collections import ConfigDict
+
+from segdiff_jax import parallel
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises a ValueError that names the first field of `train` or `validation` that cannot be.
+
+    The other sections are checked by what they configure.
+    """
+    train, validation = config.train, config.validation
+    at_least = {
+        ("train", "num_steps"): 1,
+        ("train", "max_minutes"): 0,
+        ("train", "batch_size"): 1,
+        ("train", "microbatches"): 1,
+        ("train", "warmup_steps"): 0,
+        ("train", "weight_decay"): 0,
+        ("train", "clip_norm"): 0,
+        ("train", "ema_decay"): 0,
+        ("train", "log_every"): 1,
+        ("train", "checkpoint_every"): 1,
+        ("validation", "every"): 0,
+        ("validation", "num_images"): 1,
+        ("validation", "steps"): 1,
+        ("validation", "votes"): 1,
+    }
+    for (section, field), least in at_least.items():
+        if config[section][field] < least:
+            value = config[section][field]
+            raise ValueError(f"{section}.{field}={value} must be at least {least}")
+    if train.learning_rate <= 0:
+        raise ValueError(f"train.learning_rate={train.learning_rate} must be positive")
+    if train.ema_decay >= 1:
+        raise ValueError(f"train.ema_decay={train.ema_decay} must be below 1")
+    if validation.steps > config.diffusion.num_timesteps:
+        raise ValueError(
+            f"validation.steps={validation.steps} exceeds "
+            f"diffusion.num_timesteps={config.diffusion.num_timesteps}"
+        )
+    parts = parallel.device_count() * train.microbatches
+    if train.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size={train.batch_size} does not divide over "
+            f"{parallel.device_count()} devices x {train.microbatches} microbatches: choose a "
+            f"multiple of {parts}"
+        )
+    if config.model.out_channels != 1:
+        raise ValueError(
+            f"model.out_channels={config.model.out_channels}: a learned variance can be sampled, "
+            "from imported parameters, but not trained; set 1"
+        )
