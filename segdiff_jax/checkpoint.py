@@ -5,6 +5,7 @@ averaged parameters with the best validation IoU). Each save is written beside t
 renamed when complete, so a run killed while saving still has a loadable checkpoint.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,9 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path):
         folder = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=1,
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,  # of a run that was killed while saving
-        )
+        for left_over in folder.glob("*/*.orbax-checkpoint-tmp*"):  # Killed while saving.
+            shutil.rmtree(left_over)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         self._last = ocp.CheckpointManager(folder / "last", options=options)
         self._best = ocp.CheckpointManager(folder / "best", options=options)
 

@@ -1,5 +1,6 @@
 """Saving, finding and refusing checkpoints."""
 
+import shutil
 import subprocess
 import sys
 
@@ -60,6 +61,15 @@ def test_a_second_best_of_the_same_step_replaces_the_first(workdir):
     like = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
     params = load_ema_params(find_checkpoint(workdir), like)
     np.testing.assert_array_equal(params["w"], np.full((2, 3), 4.0))
+
+
+def test_what_a_run_killed_while_saving_leaves_is_no_checkpoint(workdir):
+    last = workdir / "checkpoints" / "last"
+    left_over = last / "9.orbax-checkpoint-tmp"
+    shutil.copytree(last / "7", left_over)
+    assert find_checkpoint(last).name == "7"
+    assert Checkpoints(workdir).last_meta()["step"] == 7
+    assert not left_over.exists()
 
 
 def test_a_new_workdir_has_none(tmp_path):

@@ -138,12 +138,13 @@ def test_sampling_a_folder(workdir, tmp_path):
         ("sample.py", ["--workdir=x", "--masks=y"], "error: --masks needs --images"),
         (
             "train.py",
-            ["--config=configs/default.py", "--workdir=x", "--config.data.dataset=coco"],
+            ["--config=configs/default.py", "--workdir=TMP", "--config.data.dataset=coco"],
             "error: dataset='coco' is unknown; there are isic",
         ),
     ],
 )
-def test_mistakes_get_a_sentence(script, arguments, message):
+def test_mistakes_get_a_sentence(tmp_path, script, arguments, message):
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
     _, err = run(script, *arguments, status=1)
     assert message in err and "Traceback" not in err
 
