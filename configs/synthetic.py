@@ -17,7 +17,7 @@ def get_config():
     config.augment.contrast = 0.1
     config.augment.saturation = 0.1
     config.augment.hue = 0.02
-    config.train.max_minutes = 5.5
+    config.train.max_minutes = 5.0
     config.train.checkpoint_every = 50
     config.train.warmup_steps = 50
     config.validation.every = 50

@@ -155,13 +155,16 @@ class Run:
             return
         train, validation = self._config.train, self._config.validation
         rate, begin = learning_rate(self._config), time.monotonic() - self._elapsed
-        first = self._step + 1
+        first, metrics = self._step + 1, None
         with Logs(self._workdir, self._step, train.num_steps, train.max_minutes) as logs:
             while not self.ended():
                 start = time.monotonic()
                 batch = parallel.shard(next(self._batches))
                 data_seconds = time.monotonic() - start
+                former = metrics
                 self._state, metrics = self._step_fn(self._state, batch, self._noise_key)
+                # One step ahead of the device keeps it busy; more would make the clock run ahead.
+                jax.block_until_ready(former)
                 self._step += 1
                 self._elapsed = time.monotonic() - begin
                 logs.collect(metrics, data_seconds)
