@@ -112,7 +112,7 @@ def load_ema_params(step_folder: Path, like: Any) -> Any:
 
 
 def _open(step_folder):
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)
     return ocp.CheckpointManager(step_folder.parent, options=options)
 
 

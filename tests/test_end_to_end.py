@@ -139,7 +139,7 @@ def test_sampling_a_folder(workdir, tmp_path):
         (
             "train.py",
             ["--config=configs/default.py", "--workdir=TMP", "--config.data.dataset=coco"],
-            "error: dataset='coco' is unknown; there are isic",
+            "error: data.dataset='coco' is unknown; there are isic",
         ),
     ],
 )

@@ -34,17 +34,20 @@ def load_source(
     """
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
-        raise ValueError(f"dataset={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
-    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
-        raise ValueError(f"manual_dir={manual_dir!r} is not a folder")
+        raise ValueError(f"data.dataset={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
     builder_cls = importlib.import_module(_BUILDERS[name]).Builder
     if config and config not in builder_cls.builder_configs:
         known = ", ".join(f"{name}/{known}" for known in builder_cls.builder_configs)
-        raise ValueError(f"dataset={dataset!r} is unknown; there are {known}")
+        raise ValueError(f"data.dataset={dataset!r} is unknown; there are {known}")
     make = functools.partial(
         builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
     )
     builder = make()
+    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
+        if not builder.data_path.exists():
+            raise ValueError(f"data.manual_dir={manual_dir!r} is not a folder")
+        print(f"{manual_dir} is not there; reading {builder.data_path}, built before", flush=True)
+        manual_dir = None
     if not _is_current(builder, manual_dir):
         builder = _build(make, manual_dir)
     skip = tfds.decode.SkipDecoding()

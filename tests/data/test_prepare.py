@@ -5,6 +5,7 @@ import http.server
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -116,6 +117,16 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     with pytest.raises(ValueError, match="image without mask"):
         ISIC_2016("train", data_dir, manual)
     assert len(ISIC_2016("train", data_dir)) == 4  # A failed rebuild keeps the former one.
+
+
+def test_a_built_data_set_outlives_its_archives(tmp_path, capsys):
+    archives = tmp_path / "archives"
+    write_2016(archives)
+    built = ISIC_2016("train", data_dir=tmp_path / "data", manual_dir=archives)
+    shutil.rmtree(archives)
+    again = ISIC_2016("train", data_dir=tmp_path / "data", manual_dir=archives)
+    assert [again[i] for i in range(3)] == [built[i] for i in range(3)]
+    assert f"{archives} is not there; reading {tmp_path / 'data'}" in capsys.readouterr().out
 
 
 def test_a_killed_build_is_done_again(tmp_path):
