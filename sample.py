@@ -15,11 +15,11 @@ from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.models import make_model, params_like
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of train.py; its best checkpoint is used.")
-CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Another checkpoint, a step's folder.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Another checkpoint: folder of a step.")
 SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set to segment.")
 IMAGES = flags.DEFINE_string("images", None, "Folder of images to segment instead of a split.")
 MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the result.")
-OUT = flags.DEFINE_string("out", None, "Folder to write to; default: in the workdir.")
+OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* in the workdir.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
 VOTES = flags.DEFINE_integer("votes", None, "Samples of each image.")
 SAMPLER = flags.DEFINE_enum("sampler", None, ["ddim", "ddpm"], "Solver.")

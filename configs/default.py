@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
     train.checkpoint_every = 500  # steps; and at the end
 
     config.validation = validation = ConfigDict()  # during training, at data.image_size
-    validation.every = 500  # steps; 0: off, the last checkpoint is then the best
+    validation.every = 500  # steps; 0: off, then sample.py takes the last checkpoint
     validation.num_images = 64  # the first of the validation split
     validation.steps = 5  # of the sampler, whose other fields hold
     validation.votes = 1  # samples of each image
@@ -90,4 +90,4 @@ def get_config() -> ConfigDict:
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
 
-    return config
+    return config.lock()  # A misspelt field in another file is an error.

@@ -1,8 +1,9 @@
-"""ISIC 2016 at 256 px with the original's network and recipe, for accelerators.
+"""ISIC 2016 at 256 px with the original's network, loss and sampler, for accelerators.
 
 python train.py --config=configs/isic2016.py --workdir=runs/isic2016
 
-Machine: not trained yet; meant for a GPU of 40 GB or more. Time: unknown. Score: unknown.
+Machine: not trained yet, meant for a GPU; train.microbatches and model.remat save memory.
+Time: not measured. Score: not measured.
 """
 
 from configs import default

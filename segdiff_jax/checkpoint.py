@@ -91,7 +91,7 @@ def find_checkpoint(path: str | Path) -> Path:
         steps = [p for p in folder.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    if (path / "meta").is_dir():
+    if path.name.isdecimal() and (path / "meta").is_dir():
         return path
     raise FileNotFoundError(
         f"{path}: no checkpoint there; give a workdir of train.py or a step folder such as "

@@ -29,7 +29,7 @@ def run_command(command: Callable[[], None]) -> None:
                 raise
             sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
         except KeyboardInterrupt:
-            sys.exit("\nstopped; the same command goes on from what is saved")
+            sys.exit("\nstopped; train.py goes on from its last checkpoint")
 
     app.run(main, flags_parser=_parse)
 

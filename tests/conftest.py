@@ -22,6 +22,7 @@ SHARED = Path(os.environ.get("SEGDIFF_SHARED", ROOT.parent / "shared"))
 
 # Compiles a third faster; must be set before the first computation.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla-tests"))

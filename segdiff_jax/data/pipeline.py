@@ -14,8 +14,15 @@ from PIL import Image, UnidentifiedImageError
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Encoded image -> u8[H, W, 3]; ValueError naming the image if it cannot be decoded."""
-    return np.asarray(_open(data, name).convert("RGB"))
+    """Encoded image -> u8[H, W, 3].
+
+    Raises:
+        ValueError: naming the image if it cannot be decoded, or has more than 8 bits a channel.
+    """
+    image = _open(data, name)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{name}: more than 8 bits a channel ({image.mode}); convert it to 8 bits")
+    return np.asarray(image.convert("RGB"))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:

@@ -75,14 +75,14 @@ def evaluate(
     Returns:
         The contents of metrics.json, or None where there are no masks.
     Raises:
-        ValueError: if `out` is a workdir of train.py, or a record cannot be decoded.
+        ValueError: if `out` is a workdir of train.py or holds foreign masks, or a record cannot be
+            decoded.
         OSError: naming a file that cannot be written.
     """
     if (Path(out) / "checkpoints").is_dir():
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     folder, rows, cases = OutputFolder(out), [], []
-    for name in ("metrics.csv", "metrics.json", "report.html"):  # Of another evaluation.
-        (Path(out) / name).unlink(missing_ok=True)
+    folder.begin(settings)
     examples = native_examples(records, image_size)
     with tqdm(total=len(records), desc="sampling", unit="image") as progress:
         for group, valid in padded_batches(examples, predictor.batch_size):

@@ -32,6 +32,24 @@ class OutputFolder:
         for name in ("masks", "probabilities", "overlays"):
             _make_folder(self.path / name)
 
+    def begin(self, settings: dict) -> None:
+        """Removes an earlier evaluation's files and notes the new one's settings in settings.json.
+
+        Raises:
+          ValueError: if there are files but no settings.json: they are not ours to overwrite.
+        """
+        written = ("masks/*", "probabilities/*", "overlays/*", "metrics.*", "report.html")
+        files = [file for pattern in written for file in self.path.glob(pattern)]
+        if files and not (self.path / "settings.json").exists():
+            raise ValueError(
+                f"{self.path} holds files of another origin, such as {files[0].name}: choose "
+                "another output folder"
+            )
+        for file in files:
+            file.unlink()
+        content = json.dumps(settings, indent=2, default=str).encode()
+        write_file(self.path / "settings.json", content)
+
     def write(
         self,
         id: str,

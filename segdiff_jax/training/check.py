@@ -6,12 +6,14 @@ from segdiff_jax import parallel
 
 
 def check_config(config: ConfigDict) -> None:
-    """Raises a ValueError that names the first field of `train` or `validation` that cannot be.
+    """Raises a ValueError that names the first of these fields that cannot be.
 
     The other sections are checked by what they configure.
     """
     train, validation = config.train, config.validation
     at_least = {
+        ("data", "image_size"): 1,
+        ("data", "num_threads"): 0,
         ("train", "num_steps"): 1,
         ("train", "max_minutes"): 0,
         ("train", "batch_size"): 1,

@@ -38,7 +38,7 @@ class Logs:
         self._first, self._start = step, time.monotonic()
         self._window: list[dict[str, Any]] = []
         self._data_seconds, self._clock = 0.0, time.monotonic()
-        total = "{n_fmt} steps" if max_minutes else "{n_fmt}/{total_fmt} steps"
+        total = "{n_fmt} steps" if max_minutes else "{bar:20} {n_fmt}/{total_fmt} steps"
         self._bar = tqdm(
             total=num_steps,
             initial=step,
@@ -100,17 +100,18 @@ class Logs:
         self._row(step, row)
         self._bar.set_postfix_str(
             f"loss {row['loss']:.4f}, {row['images_per_second']:.1f} images/s, "
-            f"{row['data_share']:.0%} in data{self._iou}, ETA {self._eta(step, minutes)}",
+            f"{row['data_share']:.0%} in data{self._iou}, {self._time(step, minutes)}",
             refresh=False,
         )
         self._window, self._data_seconds, self._clock = [], 0.0, time.monotonic()
 
-    def _eta(self, step: int, minutes: float) -> str:
+    def _time(self, step: int, minutes: float) -> str:
         pace = (time.monotonic() - self._start) / max(step - self._first, 1)
-        seconds = pace * (self._num_steps - step)
+        seconds, done = pace * (self._num_steps - step), ""
         if self._max_minutes:
             seconds = min(seconds, 60 * max(self._max_minutes - minutes, 0))
-        return tqdm.format_interval(seconds)
+            done = f"{minutes:.1f} of {self._max_minutes:g} minutes, "
+        return f"{done}ETA {tqdm.format_interval(seconds)}"
 
     def validation(self, step: int, iou: float, pictures: list[np.ndarray]) -> None:
         """Records a validation IoU and shows up to 8 rows of image, truth and prediction."""

@@ -59,9 +59,12 @@ class Run:
         sampler = config.sampler.copy_and_resolve_references()
         Predictor(model, process, sampler, config.seed)  # Its mistakes show now, not at the end.
         sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
-        self._predictor = Predictor(
-            model, process, sampler, config.seed, config.validation.num_images
-        )
+        try:
+            self._predictor = Predictor(
+                model, process, sampler, config.seed, config.validation.num_images
+            )
+        except ValueError as error:
+            raise ValueError(f"validation.steps, validation.votes: {error}") from error
         self._step_fn = parallel.pmap_train_step(
             functools.partial(
                 train_step,
@@ -78,6 +81,7 @@ class Run:
         self._create = lambda: create_state(
             init_params(model, config.seed, config.data.image_size), tx
         )
+        self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
         self._noise_key = jax.random.key(config.seed)
 
     def start(self, checkpoints: Checkpoints) -> None:
@@ -95,11 +99,12 @@ class Run:
                     f"{workdir} was trained on {meta['training_images']} images, and "
                     f"{config.data.dataset} now has {len(self._train)}: give another --workdir"
                 )
-            state = checkpoints.restore_last(jax.eval_shape(self._create))
+            state = checkpoints.restore_last(self._like)
             self._batches.set_state(meta["iterator"])
             self._elapsed = meta["elapsed"]
         self._state = parallel.replicate(state)
-        self._step, self._best = int(state.step), self._best_so_far()
+        self._step = int(state.step)
+        self._best = None if meta is None else self._best_so_far()
         (workdir / "config.json").write_text(json.dumps(self._settings, indent=2))
         params = sum(x.size for x in jax.tree.leaves(state.params))
         print(
@@ -132,11 +137,9 @@ class Run:
     def _best_so_far(self) -> float | None:
         """The best validation IoU, if it was found by the same validation as now."""
         meta = self._checkpoints.best_meta()
-        if meta is None:
+        if meta is None or how_validated(meta["config"]) != how_validated(self._settings):
             return None
-        sections = ("validation", "sampler")
-        same = all(meta["config"][name] == self._settings[name] for name in sections)
-        return meta["validation_iou"] if same else None
+        return meta["validation_iou"]
 
     def ended(self) -> bool:
         """Whether `train.num_steps` or `train.max_minutes` are reached."""
@@ -202,6 +205,13 @@ class Run:
             "training_images": len(self._train),
         }
         self._checkpoints.save_last(self._state, meta)
+
+
+def how_validated(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a validation IoU depends on; the others do not make two incomparable."""
+    names = {"validation": ("num_images", "steps", "votes")}
+    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "ensemble")
+    return {name: [config[name][field] for field in fields] for name, fields in names.items()}
 
 
 def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:

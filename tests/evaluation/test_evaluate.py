@@ -103,7 +103,7 @@ def pixels(path):
 def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
     run(tmp_path, RECORDS)
     assert written == [id for id, *_ in CASES]
-    expected = {"report.html", "metrics.csv", "metrics.json"}
+    expected = {"report.html", "metrics.csv", "metrics.json", "settings.json"}
     for id in IOU:
         expected |= {f"masks/{id}_Segmentation.png", f"probabilities/{id}.png"}
         expected.add(f"overlays/{id}.jpg")

@@ -105,3 +105,24 @@ def test_metrics_files(tmp_path):
             ["a,1", "1.000000", "1.000000"],
             ["b", "0.500000", "0.666667"],
         ]
+
+
+def test_an_earlier_evaluations_files_go(tmp_path):
+    folder = outputs.OutputFolder(tmp_path)
+    folder.begin({"seed": 1})
+    (tmp_path / "masks" / "a_Segmentation.png").write_bytes(b"old")
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("mine")
+    outputs.OutputFolder(tmp_path).begin({"seed": 2})
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["notes.txt", "settings.json"]
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 2}
+
+
+def test_files_of_another_origin_are_not_touched(tmp_path):
+    truth = tmp_path / "masks" / "a_Segmentation.png"
+    truth.parent.mkdir()
+    truth.write_bytes(b"truth")
+    with pytest.raises(ValueError, match=r"files of another origin, such as a_Segmentation\.png"):
+        outputs.OutputFolder(tmp_path).begin({})
+    assert truth.read_bytes() == b"truth"

@@ -152,6 +152,8 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
         ("model.out_channels", 2, "model.out_channels=2: a learned variance"),
         ("sampler.ensemble", "max", "sampler.ensemble='max': choose one of"),
         ("sampler.steps", 101, "sampler.steps=101: "),
+        ("data.image_size", 15, "image size 15 x 15 must be divisible by 2"),
+        ("model.dtype", "float16", "model.dtype='float16'"),
         ("augment.scale", 1.0, "augment.scale=1.0 must be below 1"),
     ],
 )
@@ -182,6 +184,16 @@ def test_the_best_of_another_validation_does_not_count(six_steps, tmp_path):
     config.validation.steps = 1
     train(config, str(tmp_path))
     assert find_checkpoint(tmp_path).name == "8"
+
+
+def test_a_best_without_a_last_does_not_count(six_steps, tmp_path):
+    config, workdir = six_steps
+    shutil.copytree(workdir / "checkpoints" / "best", tmp_path / "checkpoints" / "best")
+    meta = load_meta(find_checkpoint(tmp_path))
+    config = config.copy_and_resolve_references()
+    config.train.num_steps = 2
+    train(config, str(tmp_path))
+    assert meta["step"] > 2 and find_checkpoint(tmp_path).name == "2"
 
 
 def test_a_foreign_metrics_file_is_not_overwritten(tiny_config, tmp_path):
