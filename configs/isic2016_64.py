@@ -2,9 +2,9 @@
 
 python train.py --config=configs/isic2016_64.py --workdir=runs/isic2016_64
 
-Machine:
-Time:
-Score:
+Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.13, jax 0.12.
+Time: 30 minutes, 801 steps of 16 images.
+Score: IoU 0.830 on the 78 validation images, 10 steps, 5 votes; see docs/results.md.
 """
 
 from configs import default
