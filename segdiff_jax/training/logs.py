@@ -82,13 +82,11 @@ class Logs:
         self._clock = time.monotonic()
 
     def flush(self, step: int, learning_rate: float, minutes: float, batch_size: int) -> None:
-        """Records the means over the steps since the last call, if there were any.
+        """Records the means over the steps since the last call.
 
         Raises:
             FloatingPointError: naming the first step with NaN or infinity.
         """
-        if not self._window:
-            return
         values = {k: np.array([float(m[k]) for m in self._window]) for k in self._window[0]}
         check_finite(values, step)
         seconds = time.monotonic() - self._clock
