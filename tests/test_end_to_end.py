@@ -52,6 +52,11 @@ def run(script, *arguments, status=0):
     return out, err
 
 
+def saved_steps(folder):
+    """The checkpoints that are whole: one that is still being written has a longer name."""
+    return [int(p.name) for p in folder.glob("checkpoints/last/*") if p.name.isdecimal()]
+
+
 @pytest.fixture(scope="module")
 def workdir(tiny_isic, tmp_path_factory):
     """A run that was killed after its first checkpoint and then started again to its end."""
@@ -60,11 +65,12 @@ def workdir(tiny_isic, tmp_path_factory):
     command = ["train.py", *TINY, *data, f"--workdir={folder}"]
     process = start(*command, "--config.train.num_steps=100000")
     deadline = time.monotonic() + 200
-    while not list(folder.glob("checkpoints/last/*/meta")) and time.monotonic() < deadline:
+    while process.poll() is None and not saved_steps(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
-    done = max(int(p.name) for p in folder.glob("checkpoints/last/*") if p.name.isdecimal())
+    _, err = process.communicate()
+    done = max(saved_steps(folder), default=None)
+    assert done is not None, err
     out, err = run(*command, f"--config.train.num_steps={done + 4}")
     assert f"resuming {folder} at step" in out
     assert f"trained: {done + 4} steps" in out
