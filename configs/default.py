@@ -16,9 +16,11 @@ def get_config() -> ConfigDict:
 
     config.data = data = ConfigDict()
     data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
+    data.extra_datasets = ()  # whose training images are added, but for ids of data.dataset
     data.image_size = 64  # pixels; images and masks are resized to a square of this side
+    data.colour_constancy = "none"  # or shades_of_gray: the images under white light
     data.dir = "data"  # the built data set lies here
-    data.manual_dir = ""  # folder with the official archives, or extracted; "": download them
+    data.manual_dir = ""  # folder (or folder of folders) of the official archives; "": download
     data.cache = True  # keep the resized uint8 images in memory after the first epoch
     data.num_threads = 2  # that decode ahead of the training step
 
@@ -32,6 +34,16 @@ def get_config() -> ConfigDict:
     augment.contrast = 0.0  # multiplies by 1 +- this
     augment.saturation = 0.0  # multiplies by 1 +- this
     augment.hue = 0.0  # share of the colour circle, either way
+    augment.skin_tone = 0.0  # share of the images with other melanin and blood; also those below
+    augment.hair = 0.0  # dark or pale
+    augment.ruler = 0.0  # a row of ticks
+    augment.gamma = 0.0  # a power of the colours
+    augment.colour_cast = 0.0  # a gain for each channel
+    augment.vignette = 0.0  # dark corners
+    augment.frame = 0.0  # a black border
+    augment.blur = 0.0  # Gaussian
+    augment.jpeg = 0.0  # noise of JPEG compression
+    augment.cutout = 0.0  # a rectangle of one colour
 
     config.model = model = ConfigDict()  # see segdiff_jax/models/
     model.name = "segdiff"  # see MODELS in segdiff_jax/models/__init__.py
@@ -53,8 +65,12 @@ def get_config() -> ConfigDict:
     config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py
     diffusion.schedule = "linear"  # or cosine
     diffusion.num_timesteps = 100  # T
-    diffusion.prediction = "x0"  # or eps: what the network predicts
+    diffusion.prediction = "x0"  # or eps, v: what the network predicts
     diffusion.loss = "bce_dice"  # or mse; bce_dice is on the log odds of x0
+    diffusion.weight = "simple"  # or min_snr (gamma 5): of the loss at each timestep
+    diffusion.timestep_power = 1.0  # trains at t = T u^this, u uniform; 1/3: more of the noisy end
+    diffusion.recycling = False  # train on x_t made of the network's own mask (x0 only)
+    diffusion.self_conditioning = False  # the network sees its estimate of the step before
     diffusion.input_scale = 0.3  # clean masks are -b or +b
     diffusion.normalise_input = True  # the network sees x_t at unit variance
 
@@ -80,7 +96,7 @@ def get_config() -> ConfigDict:
     validation.votes = 1  # samples of each image
 
     config.sampler = sampler = ConfigDict()
-    sampler.name = "ddim"  # or ddpm
+    sampler.name = "ddim"  # or ddpm, dpm_solver_pp_2m
     sampler.steps = 10  # evaluations of the network per sample
     sampler.spacing = "trailing"  # ends at T - 1; leading: from 0; uniform: both (the original)
     sampler.eta = 0.0  # ddim: 0 is deterministic, 1 as noisy as DDPM

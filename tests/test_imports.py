@@ -19,7 +19,7 @@ ALLOWED = {
     "command": set(),
     "checkpoint": {"training", "parallel"},
     "training": {"diffusion", "data"},
-    "training.check": {"parallel"},
+    "training.check": {"data", "parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "data", "parallel"},
 }

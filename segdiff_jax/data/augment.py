@@ -1,15 +1,24 @@
 """On-device augmentation, jitted with the training step.
 
 Geometry is shared by image and mask, since it is applied to both as one four-channel array;
-colour changes the image alone. Every draw follows from the example's own key.
+colour and artefacts change the image alone. Every draw follows from the example's own key.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Iterable
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.scipy.ndimage import map_coordinates
+
+from segdiff_jax.data.artefacts import ARTEFACTS, IN_CAMERA, ON_SKIN
+
+# Where each artefact's draws start, after the 11 of geometry and colour: whether, then how.
+*_STARTS, _DRAWS = itertools.accumulate((1 + k for _, k in ARTEFACTS.values()), initial=11)
+_START = dict(zip(ARTEFACTS, _STARTS, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +34,8 @@ class Augmentation:
         brightness: add up to this much, where the image spans [0, 1].
         contrast, saturation: multiply by a factor between 1 - x and 1 + x.
         hue: turn the hue by up to this share of the circle, either way.
+        skin_tone, hair, ruler, gamma, colour_cast, vignette, frame, blur, jpeg, cutout: share of
+            the images that get this one of `artefacts.ARTEFACTS`.
     """
 
     flip: bool = True
@@ -36,14 +47,26 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    skin_tone: float = 0.0
+    hair: float = 0.0
+    ruler: float = 0.0
+    gamma: float = 0.0
+    colour_cast: float = 0.0
+    vignette: float = 0.0
+    frame: float = 0.0
+    blur: float = 0.0
+    jpeg: float = 0.0
+    cutout: float = 0.0
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 0:
-                raise ValueError(f"augment.{field.name}={getattr(self, field.name)} is negative")
-        for name in ("scale", "contrast", "saturation"):
-            if getattr(self, name) >= 1:
-                raise ValueError(f"augment.{name}={getattr(self, name)} must be below 1")
+        for name, value in dataclasses.asdict(self).items():
+            if name in ARTEFACTS:
+                if not 0 <= value <= 1:
+                    raise ValueError(f"augment.{name}={value} must be from 0 to 1")
+            elif value < 0:
+                raise ValueError(f"augment.{name}={value} is negative")
+            elif name in ("scale", "contrast", "saturation") and value >= 1:
+                raise ValueError(f"augment.{name}={value} must be below 1")
 
     def __call__(self, keys: Array, image: Array, mask: Array) -> tuple[Array, Array]:
         """Augments a batch.
@@ -59,10 +82,12 @@ class Augmentation:
 
     def _one(self, key: Array, image: Array, mask: Array) -> tuple[Array, Array]:
         # All draws at once: every call to the generator costs compile time.
-        draws = jax.random.uniform(key, (11,))
+        draws = jax.random.uniform(key, (_DRAWS,))
         both = jnp.concatenate([image, mask], axis=-1).astype(jnp.float32) / 255
         both = self._geometry(draws[:7], both)
-        image = self._colour(draws[7:], both[..., :3])
+        image = self._artefacts(ON_SKIN, draws, both[..., :3])
+        image = self._colour(draws[7:11], image)
+        image = self._artefacts(IN_CAMERA, draws, image)
         return 255 * image, jnp.where(both[..., 3:] > 0.5, 255, 0).astype(jnp.uint8)
 
     def _geometry(self, draws: Array, both: Array) -> Array:
@@ -81,14 +106,16 @@ class Augmentation:
     def _affine(self, draws: Array, both: Array) -> Array:
         """Rotation and zoom about the centre, then a shift; borders repeat."""
         angle, zoom = jnp.deg2rad(self.rotation * draws[0]), 1 + self.scale * draws[1]
-        size = jnp.array(both.shape[:2], jnp.float32)
-        shift = self.shift * size * draws[2:]
+        height, width = both.shape[:2]
         cos, sin = jnp.cos(angle) / zoom, jnp.sin(angle) / zoom
-        # Maps output positions to input positions; the third axis, the channels, stays.
-        matrix = jnp.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
-        centre = (size - 1) / 2
-        offset = jnp.append(centre - matrix[:2, :2] @ (centre + shift), 0.0)
-        return pix.affine_transform(both, matrix, offset=offset, mode="nearest")
+        # Where each output pixel comes from, in the input.
+        y = jnp.arange(height)[:, None] - (height - 1) / 2 - self.shift * height * draws[2]
+        x = jnp.arange(width)[None] - (width - 1) / 2 - self.shift * width * draws[3]
+        y, x = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
+        channels = [
+            map_coordinates(both[..., k], [y, x], order=1, mode="nearest") for k in range(4)
+        ]
+        return jnp.stack(channels, axis=-1)
 
     def _colour(self, draws: Array, image: Array) -> Array:
         draws = 2 * draws - 1
@@ -102,3 +129,11 @@ class Augmentation:
         if self.hue:
             image = pix.adjust_hue(image, self.hue * draws[3])
         return jnp.clip(image, 0, 1)
+
+    def _artefacts(self, names: Iterable[str], draws: Array, image: Array) -> Array:
+        for name in names:
+            if share := getattr(self, name):
+                function, number = ARTEFACTS[name]
+                whether, how = jnp.split(draws[_START[name] :][: 1 + number], [1])
+                image = jnp.where(whether[0] < share, function(how, image), image)
+        return image

@@ -12,6 +12,8 @@ import grain
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from segdiff_jax.data.colour import find_colour_constancy
+
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Encoded image -> u8[H, W, 3].
@@ -69,8 +71,20 @@ class ResizedSource:
         image_size: int,
         cache: bool = True,
         limit: int | None = None,
+        colour_constancy: str = "none",
     ):
-        """`limit`: only the first so many records."""
+        """Reads nothing yet.
+
+        Args:
+            records: what is read.
+            image_size: S.
+            cache: whether to keep what was read.
+            limit: only the first so many records.
+            colour_constancy: applied to the resized images, see `colour.COLOUR_CONSTANCY`.
+        Raises:
+            ValueError: if `colour_constancy` is unknown.
+        """
+        self._correct = find_colour_constancy(colour_constancy)
         self._records, self._size, self._cache = records, image_size, cache
         length = len(records) if limit is None else min(limit, len(records))
         self._cached = np.zeros((length if cache else 0, image_size, image_size, 4), np.uint8)
@@ -92,7 +106,7 @@ class ResizedSource:
     def _read(self, index: int) -> np.ndarray:
         record = self._records[index]
         name = record_id(record)
-        image = resize_image(decode_image(record["image"], name), self._size)
+        image = self._correct(resize_image(decode_image(record["image"], name), self._size))
         mask = resize_mask(decode_mask(record["mask"], name), self._size)
         return np.concatenate([image, mask[..., None]], axis=-1)
 

@@ -32,6 +32,49 @@ def load_source(
     Raises:
       ValueError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
+    return _read(_open(dataset, data_dir, manual_dir), split)
+
+
+def load_training_source(
+    dataset: str, extra: Sequence[str], data_dir: str, manual_dir: str | None = None
+) -> Sequence[dict]:
+    """The training split of `dataset`, followed by those of the `extra` data sets.
+
+    An extra image whose id is in any split of `dataset` is left out, so that nothing that is
+    validated or tested on is trained on (ISIC 2017 holds images of ISIC 2016's test set).
+
+    Args and errors are those of `load_source`.
+    """
+    builder = _open(dataset, data_dir, manual_dir)
+    source = _read(builder, "train")
+    if not extra:
+        return source
+    known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
+    records = [(source, i) for i in range(len(source))]
+    for name in extra:
+        more = load_source(name, "train", data_dir, manual_dir)
+        ids = [record["id"] for record in more]
+        records += [(more, i) for i, id in enumerate(ids) if id not in known]
+        known.update(ids)
+    return _Records(records)
+
+
+class _Records(Sequence):
+    """Records of several sources as one sequence."""
+
+    def __init__(self, records: list[tuple[Sequence[dict], int]]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        source, i = self._records[index]
+        return source[i]
+
+
+def _open(dataset: str, data_dir: str, manual_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The builder of a data set that is built, see `load_source`."""
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
         raise ValueError(f"data.dataset={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
@@ -50,6 +93,10 @@ def load_source(
         manual_dir = None
     if not _is_current(builder, manual_dir):
         builder = _build(make, manual_dir)
+    return builder
+
+
+def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict]:
     skip = tfds.decode.SkipDecoding()
     return builder.as_data_source(split, decoders={"image": skip, "mask": skip})
 

@@ -14,8 +14,9 @@ from jax import Array
 
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule
 
-PREDICTIONS = ("eps", "x0")
+PREDICTIONS = ("eps", "x0", "v")
 LOSSES = ("mse", "bce_dice")
+WEIGHTS = ("simple", "min_snr")
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 
 
@@ -62,6 +63,20 @@ def eps_from_x_start(schedule: Schedule, x_t: Array, t: Array, x_start: Array) -
     return (at(recip, t, x_t.ndim) * x_t - x_start) / at(recipm1, t, x_t.ndim)
 
 
+def v_from_eps(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
+    """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022, section 4)."""
+    abar = schedule.alphas_cumprod
+    signal, noise = at(np.sqrt(abar), t, eps.ndim), at(np.sqrt(1 - abar), t, eps.ndim)
+    return signal * eps - noise * x_start
+
+
+def x_start_from_v(schedule: Schedule, x_t: Array, t: Array, v: Array) -> Array:
+    """x_0 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v (Salimans and Ho 2022, appendix D)."""
+    abar = schedule.alphas_cumprod
+    signal, noise = at(np.sqrt(abar), t, v.ndim), at(np.sqrt(1 - abar), t, v.ndim)
+    return signal * x_t - noise * v
+
+
 def posterior_mean(schedule: Schedule, x_start: Array, x_t: Array, t: Array) -> Array:
     """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
     coef1 = at(schedule.posterior_mean_coef1, t, x_t.ndim)
@@ -106,7 +121,7 @@ class Process:
 
     Attributes:
         schedule: the chain of noise levels; `dataclasses.replace` it to sample with fewer steps.
-        prediction: what the output estimates: "eps" or "x0".
+        prediction: what the output estimates: "eps", "x0" or "v".
         logits: the output is the log odds of a lesion (trained by BCE + Dice): the expected mask
             is then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
         input_scale: b; clean masks are -b or +b, and the network sees x_t brought to unit
@@ -116,6 +131,9 @@ class Process:
         normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
         clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
             amplifies the network's errors 200 times.
+        self_conditioning: the network also sees its estimate of the clean mask from the step
+            before, as a second channel, zero at first (Chen et al. 2023, arXiv 2208.04202,
+            section 2.2).
     """
 
     schedule: Schedule
@@ -124,6 +142,7 @@ class Process:
     input_scale: float = 1.0
     normalise_input: bool = False
     clip: bool = False
+    self_conditioning: bool = False
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
@@ -138,12 +157,65 @@ class Process:
         if self.input_scale <= 0:
             raise ValueError(f"diffusion.input_scale={self.input_scale} must be positive")
 
-    def network_input(self, x_t: Array, t: Array) -> Array:
-        """x_t as the network sees it: f32[B, H, W, C], of unit variance if so configured."""
-        if not self.normalise_input:
-            return x_t
-        abar = self.schedule.alphas_cumprod
-        return x_t / at(np.sqrt(abar * self.input_scale**2 + 1 - abar), t, x_t.ndim)
+    @property
+    def input_channels(self) -> int:
+        """Channels of the network's noisy input, for a mask of one channel."""
+        return 1 + self.self_conditioning
+
+    def network_input(self, x_t: Array, t: Array, x_start: Array | None = None) -> Array:
+        """x_t as the network sees it.
+
+        Args:
+            x_t: f32[B, H, W, C], the noisy mask; it is brought to unit variance if so configured.
+            t: i32[] or i32[B].
+            x_start: f32[B, H, W, C], the estimate of the step before, for `self_conditioning`
+                (brought to +-1); None: there was none.
+        Returns:
+            f32[B, H, W, C], or 2C with `self_conditioning`.
+        """
+        inputs = x_t
+        if self.normalise_input:
+            abar = self.schedule.alphas_cumprod
+            inputs = x_t / at(np.sqrt(abar * self.input_scale**2 + 1 - abar), t, x_t.ndim)
+        if not self.self_conditioning:
+            return inputs
+        estimate = jnp.zeros_like(x_t) if x_start is None else x_start / self.input_scale
+        return jnp.concatenate([inputs, estimate], axis=-1)
+
+    def target(self, x_start: Array, t: Array, eps: Array) -> Array:
+        """What the output should be, but for logits: eps, v, or the mask as +-1.
+
+        Args:
+            x_start: f32[B, H, W, C], the clean mask, -b or +b.
+            t: i32[B].
+            eps: f32[B, H, W, C], the noise in x_t.
+        """
+        if self.prediction == "eps":
+            return eps
+        if self.prediction == "v":
+            return v_from_eps(self.schedule, x_start, t, eps)
+        return x_start / self.input_scale
+
+    def loss_weights(self, weight: str, gamma: float = 5.0) -> np.ndarray:
+        """The factor of the loss at each timestep: f64[T].
+
+        "simple" is 1 (Ho et al. 2020, eq. 14). "min_snr" weights the squared error of the mask
+        (as +-1) by min(SNR_t, gamma) with SNR_t = b^2 abar_t / (1 - abar_t): divided by SNR_t
+        for eps, and by (SNR_t + 1) for v at b = 1 (Hang et al. 2023, arXiv 2303.09556, section
+        3.4). On logits, the same factor as for x0.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        if weight not in WEIGHTS:
+            raise ValueError(f"diffusion.weight={weight!r}: choose one of {WEIGHTS}")
+        abar, b = self.schedule.alphas_cumprod, self.input_scale
+        if weight == "simple":
+            return np.ones_like(abar)
+        snr = b**2 * abar / (1 - abar)
+        # How much squared error of the mask one of the output makes.
+        error = {"x0": np.ones_like(snr), "eps": 1 / snr, "v": (1 - abar) / b**2}
+        return np.minimum(snr, gamma) * error[self.prediction]
 
     def predict(self, output: Array, x_t: Array, t: Array) -> Prediction:
         """Reads the network's output.
@@ -162,11 +234,13 @@ class Process:
         b = self.input_scale
         if self.prediction == "eps":
             eps, x_start = output, x_start_from_eps(self.schedule, x_t, t, output)
+        elif self.prediction == "v":
+            x_start = x_start_from_v(self.schedule, x_t, t, output)
         else:
             x_start = b * (jnp.tanh(output / 2) if self.logits else output)
         if self.clip:
             x_start = jnp.clip(x_start, -b, b)
-        if self.clip or self.prediction == "x0":
+        if self.clip or self.prediction != "eps":
             eps = eps_from_x_start(self.schedule, x_t, t, x_start)
         return Prediction(x_start, eps, values)
 
@@ -175,10 +249,16 @@ def make_process(diffusion: Mapping[str, Any]) -> Process:
     """The Process that `config.diffusion` describes; ValueError names a field that does not fit."""
     if diffusion["loss"] not in LOSSES:
         raise ValueError(f"diffusion.loss={diffusion['loss']!r}: choose one of {LOSSES}")
+    if diffusion["recycling"] and diffusion["prediction"] != "x0":
+        raise ValueError(
+            "diffusion.recycling noises the network's own mask, whose eps is not the noise that "
+            f"was added: it needs diffusion.prediction='x0', not {diffusion['prediction']!r}"
+        )
     return Process(
         schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
         prediction=diffusion["prediction"],
         logits=diffusion["loss"] == "bce_dice",
         input_scale=diffusion["input_scale"],
         normalise_input=diffusion["normalise_input"],
+        self_conditioning=diffusion["self_conditioning"],
     )

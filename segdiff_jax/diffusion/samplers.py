@@ -21,12 +21,14 @@ def ddpm_step(
     x_t: Array,
     t: Array,
     noise: Array,
+    previous: Array | None = None,
     variance: str = "fixed_large",
 ) -> Array:
     """One ancestral step: x_s ~ N(posterior mean, variance) (Ho et al. 2020, algorithm 2).
 
     Args:
         noise: standard normal, ignored at t = 0.
+        previous: ignored.
         variance: see `process.log_variance`.
     Returns:
         x_s.
@@ -42,12 +44,14 @@ def ddim_step(
     x_t: Array,
     t: Array,
     noise: Array,
+    previous: Array | None = None,
     eta: float = 0.0,
 ) -> Array:
     """One DDIM step (Song et al. 2021, eq. 12 and 16).
 
     Args:
         noise: standard normal, ignored at t = 0 and where eta is 0.
+        previous: ignored.
         eta: 0 is deterministic; 1 is as noisy as DDPM with the posterior's variance.
     Returns:
         x_s.
@@ -61,7 +65,45 @@ def ddim_step(
     return mean + at(sigma, t, x_t.ndim) * noise if eta else mean
 
 
-STEPS = {"ddpm": ddpm_step, "ddim": ddim_step}
+def dpm_solver_pp_2m_step(
+    schedule: Schedule,
+    prediction: Prediction,
+    x_t: Array,
+    t: Array,
+    noise: Array,
+    previous: Array,
+) -> Array:
+    """One step of the second-order multistep DPM-Solver++ (Lu et al. 2022, algorithm 2).
+
+    With lambda = log(sqrt(abar) / sqrt(1 - abar)), h its growth in this step and r the growth in
+    the step before, divided by h:
+
+        D   = x_0(x_t) + (x_0(x_t) - previous) / (2 r)
+        x_s = sqrt((1 - abar_s) / (1 - abar_t)) x_t + sqrt(abar_s) (1 - exp(-h)) D
+
+    The first step has no predecessor and the last has h infinite: there D is x_0(x_t), which
+    makes the step that of DDIM.
+
+    Args:
+        noise: ignored, the solver is deterministic.
+        previous: x_0 as estimated in the step before.
+    Returns:
+        x_s.
+    """
+    abar_t, abar_s = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+    ratio = np.sqrt((1 - abar_s) / (1 - abar_t))
+    lam = 0.5 * np.log(abar_t / (1 - abar_t))
+    h = lam[:-1] - lam[1:]  # Of the steps from t = 1, 2, ...
+    half_over_r = np.zeros_like(abar_t)
+    half_over_r[1:-1] = h[:-1] / (2 * h[1:])
+    x_start = prediction.x_start
+    estimate = x_start + at(half_over_r, t, x_t.ndim) * (x_start - previous)
+    # sqrt(abar_s) exp(-h) = ratio sqrt(abar_t), which is finite at the last step too.
+    gain = np.sqrt(abar_s) - ratio * np.sqrt(abar_t)
+    return at(ratio, t, x_t.ndim) * x_t + at(gain, t, x_t.ndim) * estimate
+
+
+STEPS = {"ddpm": ddpm_step, "ddim": ddim_step, "dpm_solver_pp_2m": dpm_solver_pp_2m_step}
 # Where x_T is drawn from a noise function: no step's number, so that x_T does not depend on theirs.
 START = 2**31 - 1
 
@@ -83,7 +125,7 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
 
 
 def sample(
-    denoise_fn: Callable[[Array, Array], Prediction],
+    denoise_fn: Callable[[Array, Array, Array], Prediction],
     x_T: Array,
     schedule: Schedule,
     step_fn: Callable[..., Array],
@@ -92,7 +134,8 @@ def sample(
     """Steps from x_T back to x_0 through every step of the schedule, in one `lax.scan`.
 
     Args:
-        denoise_fn: (x_t, t) -> Prediction.
+        denoise_fn: (x_t, t, previous) -> Prediction, where previous is the x_start of the step
+            before, zero at first.
         x_T: f32[B, H, W, C], standard normal.
         schedule: the chain to walk, usually respaced.
         step_fn: one of `STEPS`, with its options bound.
@@ -101,8 +144,12 @@ def sample(
         f32[B, H, W, C], x_0.
     """
 
-    def body(x_t, t):
-        return step_fn(schedule, denoise_fn(x_t, t), x_t, t, noise_fn(t)), None
+    def body(carry, t):
+        x_t, previous = carry
+        prediction = denoise_fn(x_t, t, previous)
+        x_s = step_fn(schedule, prediction, x_t, t, noise_fn(t), previous)
+        return (x_s, prediction.x_start), None
 
-    x_0, _ = jax.lax.scan(body, x_T, jnp.arange(len(schedule), dtype=jnp.int32)[::-1])
+    timesteps = jnp.arange(len(schedule), dtype=jnp.int32)[::-1]
+    (x_0, _), _ = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), timesteps)
     return x_0

@@ -116,6 +116,7 @@ def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
         num_timesteps: T, the length of the training chain.
         spacing: one of
             "trailing10": 10 steps that end at T - 1, none at 0 (Lin et al. 2023, table 2);
+            "leading10": 10 steps from 0 by the largest stride that T allows (likewise);
             "ddim10": 10 steps from 0 by the integer stride that gives 10 (the originals' DDIM);
             "10": 10 steps evenly from 0 to T - 1, both included (the originals' respacing);
             "10,15,20": the chain cut in three equal sections with 10, 15 and 20 steps.
@@ -127,6 +128,9 @@ def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
     if spacing.startswith("trailing"):
         steps = _count(spacing.removeprefix("trailing"), num_timesteps, spacing)
         return np.round(np.arange(1, steps + 1) * num_timesteps / steps).astype(np.int64) - 1
+    if spacing.startswith("leading"):
+        steps = _count(spacing.removeprefix("leading"), num_timesteps, spacing)
+        return np.arange(steps) * (num_timesteps // steps)
     if spacing.startswith("ddim"):
         steps = _count(spacing.removeprefix("ddim"), num_timesteps, spacing)
         for stride in range(1, num_timesteps + 1):

@@ -20,7 +20,7 @@ from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.ensemble import ENSEMBLES
 
-SPACINGS = {"trailing": "trailing{}", "leading": "ddim{}", "uniform": "{}"}
+SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
 
 
 class Predictor:
@@ -71,8 +71,8 @@ class Predictor:
             raise ValueError(f"sampler.steps={sampler.steps}: {error}") from error
         respaced = respace(process.schedule, timesteps)
         process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
-        options = {"eta": sampler.eta} if sampler.name == "ddim" else {"variance": sampler.variance}
-        step_fn = functools.partial(STEPS[sampler.name], **options)
+        options = {"ddim": {"eta": sampler.eta}, "ddpm": {"variance": sampler.variance}}
+        step_fn = functools.partial(STEPS[sampler.name], **options.get(sampler.name, {}))
         # The votes of a chunk, such that the chunks are alike; the images fill it up.
         chunks = -(-sampler.votes // sampler.max_batch)
         self._votes, self._chunk = sampler.votes, -(-sampler.votes // chunks)
@@ -131,9 +131,9 @@ def sample_votes(
     noise_fn = gaussian_noise(keys, (*size, 1))
     timesteps = jnp.asarray(process.schedule.timesteps, jnp.int32)
 
-    def denoise_fn(x_t, t):
+    def denoise_fn(x_t, t, previous):
         t_model = jnp.broadcast_to(timesteps[t], len(x_t))
-        network_input = process.network_input(x_t, t)
+        network_input = process.network_input(x_t, t, previous)
         output = model.apply({"params": params}, network_input, features, t_model, method="denoise")
         return process.predict(output, x_t, t)
 

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
+from segdiff_jax.data.colour import find_colour_constancy
 
 
 def check_config(config: ConfigDict) -> None:
@@ -11,6 +12,7 @@ def check_config(config: ConfigDict) -> None:
     The other sections are checked by what they configure.
     """
     train, validation = config.train, config.validation
+    find_colour_constancy(config.data.colour_constancy)
     at_least = {
         ("data", "image_size"): 1,
         ("data", "num_threads"): 0,
@@ -35,6 +37,9 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"{section}.{field}={value} must be at least {least}")
     if train.learning_rate <= 0:
         raise ValueError(f"train.learning_rate={train.learning_rate} must be positive")
+    if config.diffusion.timestep_power <= 0:
+        power = config.diffusion.timestep_power
+        raise ValueError(f"diffusion.timestep_power={power} must be positive")
     if train.ema_decay >= 1:
         raise ValueError(f"train.ema_decay={train.ema_decay} must be below 1")
     if validation.steps > config.diffusion.num_timesteps:

@@ -13,7 +13,7 @@ from segdiff_jax import parallel
 from segdiff_jax.checkpoint import Checkpoints
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import Predictor
@@ -24,7 +24,16 @@ from segdiff_jax.training.state import create_state, learning_rate, make_optimiz
 from segdiff_jax.training.steps import train_step
 
 # A run with another value of these would not be the same run.
-FIXED = ("data.dataset", "data.image_size", "diffusion.", "model.", "seed", "train.batch_size")
+FIXED = (
+    "data.dataset",
+    "data.extra_datasets",
+    "data.image_size",
+    "data.colour_constancy",
+    "diffusion.",
+    "model.",
+    "seed",
+    "train.batch_size",
+)
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -74,12 +83,15 @@ class Run:
                 augment=augment,
                 ema_decay=config.train.ema_decay,
                 ema_warmup=config.train.ema_warmup,
+                weights=process.loss_weights(config.diffusion.weight),
+                recycling=config.diffusion.recycling,
+                timestep_power=config.diffusion.timestep_power,
                 microbatches=config.train.microbatches,
                 axis_name=parallel.AXIS,
             )
         )
         self._create = lambda: create_state(
-            init_params(model, config.seed, config.data.image_size), tx
+            init_params(model, config.seed, config.data.image_size, process.input_channels), tx
         )
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
         self._noise_key = jax.random.key(config.seed)
@@ -109,7 +121,8 @@ class Run:
         params = sum(x.size for x in jax.tree.leaves(state.params))
         print(
             f"{config.model.name}, {params:,} parameters; {len(self._train)} training and "
-            f"{len(self._validation)} validation images of {config.data.dataset}; "
+            f"{len(self._validation)} validation images of "
+            f"{', '.join([config.data.dataset, *config.data.extra_datasets])}; "
             f"{parallel.describe_devices()}",
             flush=True,
         )
@@ -119,12 +132,13 @@ class Run:
     def _open_data(self) -> None:
         data, train = self._config.data, self._config.train
 
-        def open_split(split, limit=None):
-            records = load_source(data.dataset, split, data.dir, data.manual_dir or None)
-            return ResizedSource(records, data.image_size, data.cache, limit)
-
-        self._train = open_split("train")
-        self._validation = open_split("validation", self._config.validation.num_images)
+        where = data.dir, data.manual_dir or None
+        prepare = lambda records, limit=None: ResizedSource(
+            records, data.image_size, data.cache, limit, data.colour_constancy
+        )
+        self._train = prepare(load_training_source(data.dataset, data.extra_datasets, *where))
+        validation = load_source(data.dataset, "validation", *where)
+        self._validation = prepare(validation, self._config.validation.num_images)
         self._batches = train_iterator(
             self._train,
             train.batch_size,

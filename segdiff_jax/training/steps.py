@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax import Array
 
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
-from segdiff_jax.diffusion.process import Process, q_sample
+from segdiff_jax.diffusion.process import Process, at, q_sample
 from segdiff_jax.training.losses import bce_dice, mse
 from segdiff_jax.training.state import TrainState, apply_gradients
 
@@ -25,36 +26,57 @@ def diffusion_loss(
     mask: Array,
     t: Array,
     eps: Array,
-    dropout_keys: Array | None = None,
+    keys: Array | None = None,
+    recycling: bool = False,
 ) -> Array:
     """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
     Args:
-        process: says what the network predicts, and so how it is scored: eps or the mask by the
-            mean squared error, the mask's log odds by BCE + Dice.
+        process: says what the network predicts, and so how it is scored: eps, v or the mask by
+            the mean squared error, the mask's log odds by BCE + Dice.
         image: f32[B, H, W, 3], normalised.
         mask: f32[B, H, W, 1], -1 or +1.
         t: i32[B], in [0, T).
         eps: f32[B, H, W, 1], standard normal.
-        dropout_keys: key[B], one per example; None: no dropout.
+        keys: key[B], one per example, for dropout, recycling and self-conditioning; None: no
+            dropout, and neither of the others.
+        recycling: x_t is made of the mask that the network itself predicts from pure noise, as
+            when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), at the price of one more
+            forward pass.
     Returns:
         f32[B].
     """
-    x_t = q_sample(process.schedule, process.input_scale * mask, t, eps)
-    inputs = process.network_input(x_t, t), image, t
-    if dropout_keys is None:
-        output = model.apply({"params": params}, *inputs, train=False)
-    else:
+    x_start = process.input_scale * mask
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+
+    def apply(x_t, t, estimate=None):
+        inputs = process.network_input(x_t, t, estimate), image, t
+        if keys is None or not getattr(model, "dropout", 0.0):
+            return model.apply({"params": params}, *inputs, train=False)
 
         def apply_one(key, *inputs):
             inputs = [x[None] for x in inputs]
             rngs = {"dropout": key}
             return model.apply({"params": params}, *inputs, train=True, rngs=rngs)[0]
 
-        output = jax.vmap(apply_one)(dropout_keys, *inputs)
+        return jax.vmap(apply_one)(keys, *inputs)
+
+    def own_estimate(x_t, t):
+        return jax.lax.stop_gradient(process.predict(apply(x_t, t), x_t, t).x_start)
+
+    noisy = x_start
+    if recycling:
+        draw = lambda key: jax.random.normal(key, x_start.shape[1:])
+        x_T = jax.vmap(draw)(fold(keys, 1))
+        noisy = own_estimate(x_T, jnp.full_like(t, len(process.schedule) - 1))
+    x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
+    if process.self_conditioning and keys is not None:
+        known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))
+        estimate = known[:, None, None, None] * own_estimate(x_t, t)
+    output = apply(x_t, t, estimate)
     if process.logits:
         return bce_dice(output, (mask + 1) / 2)
-    return mse(output, eps if process.prediction == "eps" else mask)
+    return mse(output, process.target(x_start, t, eps))
 
 
 def train_step(
@@ -68,6 +90,9 @@ def train_step(
     augment: Callable[[Array, Array, Array], tuple[Array, Array]],
     ema_decay: float,
     ema_warmup: bool = True,
+    weights: np.ndarray | None = None,
+    recycling: bool = False,
+    timestep_power: float = 1.0,
     microbatches: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -79,6 +104,10 @@ def train_step(
             the number of devices does not change it.
         key: of the run; the same at every step.
         augment: (key[B], image u8, mask u8) -> (image f32 in [0, 255], mask u8).
+        weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
+        recycling: see `diffusion_loss`.
+        timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
+            more at the noisy end, where sampling starts.
         microbatches: gradients are averaged over this many slices of the batch, for memory.
         axis_name: of the devices' axis to average over, if any.
     Returns:
@@ -91,11 +120,12 @@ def train_step(
         keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
         image, mask = normalise_image(image), normalise_mask(mask)
-        t = jax.vmap(lambda k: jax.random.randint(k, (), 0, len(process.schedule)))(keys[:, 1])
+        u = jax.vmap(jax.random.uniform)(keys[:, 1])
+        T = len(process.schedule)
+        t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)
         eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 2])
-        dropout_keys = keys[:, 3] if getattr(model, "dropout", 0.0) else None
-        losses = diffusion_loss(model, process, params, image, mask, t, eps, dropout_keys)
-        return losses.mean()
+        losses = diffusion_loss(model, process, params, image, mask, t, eps, keys[:, 3], recycling)
+        return losses.mean() if weights is None else (at(weights, t, 1) * losses).mean()
 
     grad_fn = jax.value_and_grad(loss_fn)
     if microbatches == 1:

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from segdiff_jax.data import augment as module
+from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.augment import Augmentation
 
 SIZE, COUNT = 16, 64
@@ -14,6 +16,7 @@ OFF = Augmentation(flip=False, right_angles=False)
 AFFINE = {"rotation": 30.0, "scale": 0.2, "shift": 0.1}
 COLOUR = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
 FIELDS = [field.name for field in dataclasses.fields(Augmentation)]
+STRENGTHS = [name for name in FIELDS if name not in ("flip", "right_angles", *ARTEFACTS)]
 
 
 def keys(seed=0):
@@ -203,7 +206,83 @@ def test_a_key_gives_the_same_result_whatever_the_batch_in_one_trace():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("field", [name for name in FIELDS if name not in ("flip", "right_angles")])
+def replace_artefacts(monkeypatch, make):
+    """Puts `make(place, name)` in the place of each artefact."""
+    for place, (name, (_, number)) in enumerate(ARTEFACTS.items()):
+        monkeypatch.setitem(module.ARTEFACTS, name, (make(place, name), number))
+
+
+def test_each_artefact_gets_its_share_and_draws_of_its_own(monkeypatch):
+    # Each writes its first draw in a column of its own.
+    replace_artefacts(
+        monkeypatch, lambda place, _: lambda draws, image: image.at[:, place].set(draws[0])
+    )
+    shares = dict.fromkeys(ARTEFACTS, 0.5) | {"hair": 1.0, "blur": 0.0, "jpeg": 0.25}
+    image, mask = np.zeros((SIZE, SIZE, 3), np.uint8), painted()[1]
+    images, masks = augment(dataclasses.replace(OFF, **shares), image, mask)
+    np.testing.assert_array_equal(masks, batch_of(mask))
+    columns = images[:, 0, : len(ARTEFACTS), 0]
+    found = (columns > 0).mean(axis=0)
+    # Give or take three standard deviations of 64 draws.
+    np.testing.assert_allclose(found, list(shares.values()), atol=0.19)
+    assert (found[[1, 7]] == (1, 0)).all()
+    correlation = np.corrcoef(columns[:, found > 0].T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.5
+    draws = np.stack([jax.random.uniform(key, (300,)) for key in keys()])
+    np.testing.assert_array_equal(draws[:, :11], [jax.random.uniform(k, (11,)) for k in keys()])
+    places = 11 + np.cumsum([0] + [1 + number for _, number in ARTEFACTS.values()])[:-1]
+    gates, values = draws[:, places], 255 * draws[:, places + 1]
+    expected = np.where(gates < np.array(list(shares.values())), values, 0)
+    np.testing.assert_allclose(columns, expected, atol=1e-3)
+
+
+def test_what_is_off_is_not_traced(monkeypatch):
+    def make(_, name):
+        def fail(draws, image):
+            raise RuntimeError(name)
+
+        return fail
+
+    replace_artefacts(monkeypatch, make)
+    arguments = (keys(), *map(batch_of, painted()))
+    jax.eval_shape(Augmentation(**AFFINE, **COLOUR), *arguments)
+    for name in ARTEFACTS:
+        with pytest.raises(RuntimeError, match=name):
+            jax.eval_shape(Augmentation(**{name: 0.01}), *arguments)
+
+
+def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
+    trace = []
+
+    def make(_, name):
+        return lambda draws, image: trace.append(name) or image
+
+    replace_artefacts(monkeypatch, make)
+    monkeypatch.setattr(module.pix, "adjust_hue", make(None, "hue"))
+    everything = Augmentation(hue=0.1, **dict.fromkeys(ARTEFACTS, 1.0))
+    jax.eval_shape(everything, keys(), *map(batch_of, painted()))
+    after = ["gamma", "colour_cast", "vignette", "frame", "blur", "jpeg", "cutout"]
+    assert trace == ["skin_tone", "hair", "ruler", "hue", *after]
+
+
+def test_artefacts_leave_the_mask_alone():
+    everything = Augmentation(**AFFINE, **COLOUR, **dict.fromkeys(ARTEFACTS, 0.7))
+    images, masks = augment(everything, *painted())
+    without, expected = augment(Augmentation(**AFFINE, **COLOUR), *painted())
+    np.testing.assert_array_equal(masks, expected)
+    assert images.min() >= 0
+    assert images.max() <= 255
+    assert (np.abs(images - without).max(axis=(1, 2, 3)) > 5).mean() > 0.9
+
+
+@pytest.mark.parametrize("field", ARTEFACTS)
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_rejects_impossible_shares(field, share):
+    with pytest.raises(ValueError, match=rf"augment\.{field}={share} must be from 0 to 1"):
+        Augmentation(**{field: share})
+
+
+@pytest.mark.parametrize("field", STRENGTHS)
 def test_rejects_negative_strengths(field):
     with pytest.raises(ValueError, match=rf"augment\.{field}=-0\.1 is negative"):
         Augmentation(**{field: -0.1})

@@ -192,6 +192,20 @@ def test_source_is_limited_to_its_first_records(cache, limit, length):
     assert [source[i]["image"][0, 0, 0] for i in range(length)] == list(range(length))
 
 
+def test_source_corrects_the_colours_of_the_resized_image():
+    arguments = (Records(5, size=(6, 4)), 2)
+    plain = pipeline.ResizedSource(*arguments)
+    source = pipeline.ResizedSource(*arguments, colour_constancy="shades_of_gray")
+    for _ in range(2):
+        example = source[4]
+        # (4, 5, 6) of mean 5: the light is the colour itself, so all is grey.
+        np.testing.assert_array_equal(example["image"], np.full((2, 2, 3), 5))
+        np.testing.assert_array_equal(example["mask"], plain[4]["mask"])
+    np.testing.assert_array_equal(plain[4]["image"][0, 0], (4, 5, 6))
+    with pytest.raises(ValueError, match=r"data\.colour_constancy='gray'.*none, shades_of_gray"):
+        pipeline.ResizedSource(*arguments, colour_constancy="gray")
+
+
 def test_source_names_a_broken_record():
     source = pipeline.ResizedSource([{"id": b"ISIC_7", "image": b"no image", "mask": b""}], 2)
     with pytest.raises(ValueError, match=r"^ISIC_7: "):

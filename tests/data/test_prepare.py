@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data.isic import Builder
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, load_training_source
 
 REPOSITORY = Path(__file__).parents[2]
 IDS = [f"ISIC_{i:07d}" for i in (0, 1, 2, 11, 26)]  # The last two are in validation.
@@ -30,18 +30,21 @@ ARCHIVES = [
 
 def write_2016(folder, ids=IDS, masked=None):
     """All archives of 2016: `ids` for training, with masks for `masked`, and one test image."""
-    folder.mkdir(parents=True, exist_ok=True)
     test = ["ISIC_0000003"]
     for name, members in zip(ARCHIVES, (ids, masked or ids, test, test), strict=True):
-        is_mask = name.endswith("GroundTruth")
-        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
-            for id in members:
-                buffer = io.BytesIO()
-                Image.new("L" if is_mask else "RGB", (4, 4)).save(
-                    buffer, "PNG" if is_mask else "JPEG"
-                )
-                file = f"{id}_Segmentation.png" if is_mask else f"{id}.jpg"
-                archive.writestr(f"{name}/{file}", buffer.getvalue())
+        write_archive(folder, name, members)
+
+
+def write_archive(folder, name, ids):
+    """Black images, or masks if the name ends with GroundTruth, of 4 x 4 pixels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    is_mask = name.endswith("GroundTruth")
+    with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+        for id in ids:
+            buffer = io.BytesIO()
+            Image.new("L" if is_mask else "RGB", (4, 4)).save(buffer, "PNG" if is_mask else "JPEG")
+            file = f"{id}_Segmentation.png" if is_mask else f"{id}.jpg"
+            archive.writestr(f"{name}/{file}", buffer.getvalue())
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_a_killed_build_is_done_again(tmp_path):
 
 BUILD = """
 import sys
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, load_training_source
 print(len(load_source("isic/2016", "train", *sys.argv[1:])), "tensorflow" in sys.modules)
 """
 
@@ -165,3 +168,22 @@ def test_two_processes_build_once_and_without_tensorflow(tmp_path):
 def test_unknown_names(tmp_path, dataset, manual_dir, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_source(dataset, "train", tmp_path, manual_dir)
+
+
+def test_extra_training_images_leave_out_every_known_id(tmp_path):
+    """2017 lies beside 2016 in a folder of folders and shares a training and the test image."""
+    write_2016(tmp_path / "archives/2016")
+    ids = [IDS[0], "ISIC_0000003", "ISIC_0000004", "ISIC_0000005", "ISIC_0000026"]
+    for kind in ("Data", "Part1_GroundTruth"):
+        write_archive(tmp_path / "archives/2017", f"ISIC-2017_Training_{kind}", ids)
+    load = functools.partial(
+        load_training_source,
+        "isic/2016",
+        data_dir=tmp_path / "data",
+        manual_dir=tmp_path / "archives",
+    )
+    alone, more = load([]), load(["isic/2017"])
+    names = lambda records: sorted(record["id"].decode() for record in records)
+    assert names(alone) == IDS[:3]
+    assert names(more) == [*IDS[:3], "ISIC_0000004", "ISIC_0000005"]
+    assert Image.open(io.BytesIO(more[4]["image"])).size == (4, 4)

@@ -64,6 +64,50 @@ def test_eps_and_x_start_are_each_others_inverse():
     np.testing.assert_allclose(P.x_start_from_eps(schedule, x_t, t, eps), x_start, atol=1e-3)
 
 
+@pytest.mark.parametrize("prediction", P.PREDICTIONS)
+def test_a_perfect_output_gives_back_mask_and_noise(prediction):
+    process = P.Process(make_schedule("linear", 100), prediction, input_scale=0.5)
+    rng = np.random.default_rng(0)
+    x_start, eps = (jnp.asarray(rng.normal(size=(3, 4, 4, 1)), jnp.float32) for _ in range(2))
+    t = jnp.array([5, 40, 80])
+    x_t = P.q_sample(process.schedule, x_start, t, eps)
+    found = process.predict(process.target(x_start, t, eps), x_t, t)
+    np.testing.assert_allclose(found.x_start, x_start, atol=1e-3)
+    np.testing.assert_allclose(found.eps, eps, atol=1e-4)
+
+
+def test_v_at_the_ends_is_noise_and_the_negative_mask():
+    schedule = make_schedule("cosine", 1000)
+    x_start, eps = jnp.full((2, 1, 1, 1), 0.25), jnp.full((2, 1, 1, 1), 0.75)
+    v = P.v_from_eps(schedule, x_start, jnp.array([0, 999]), eps)
+    np.testing.assert_allclose(v[:, 0, 0, 0], [0.75, -0.25], atol=0.01)
+
+
+@pytest.mark.parametrize("b", [1.0, 0.3])
+def test_min_snr_weighs_the_mask_s_error_the_same_for_every_prediction(b):
+    schedule = make_schedule("linear", 100)
+    abar = schedule.alphas_cumprod
+    snr = b**2 * abar / (1 - abar)
+    weights = {
+        p: P.Process(schedule, p, input_scale=b).loss_weights("min_snr") for p in P.PREDICTIONS
+    }
+    np.testing.assert_allclose(weights["x0"], np.minimum(snr, 5))
+    np.testing.assert_allclose(weights["eps"], np.minimum(1, 5 / snr))
+    if b == 1:
+        np.testing.assert_allclose(weights["v"], np.minimum(snr, 5) / (snr + 1))
+    # An error d of v is one of sqrt(1 - abar) d of x_0, and so on.
+    np.testing.assert_allclose(weights["v"] * b**2 / (1 - abar), weights["x0"])
+
+
+def test_self_conditioning_adds_the_estimate_as_a_channel():
+    process = P.Process(make_schedule("linear", 100), "x0", input_scale=0.5, self_conditioning=True)
+    x_t = jnp.full((2, 3, 3, 1), 0.7)
+    assert process.input_channels == 2
+    inputs = process.network_input(x_t, jnp.int32(3), jnp.full_like(x_t, 0.5))
+    np.testing.assert_allclose(inputs[1, 2, 2], [0.7, 1.0])
+    np.testing.assert_allclose(process.network_input(x_t, jnp.int32(3))[0, 0, 0], [0.7, 0.0])
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_the_network_sees_unit_variance(scale):
     process = P.Process(
@@ -106,6 +150,8 @@ CONFIG = {
     "loss": "bce_dice",
     "input_scale": 0.3,
     "normalise_input": True,
+    "recycling": False,
+    "self_conditioning": False,
 }
 
 
@@ -120,7 +166,12 @@ CONFIG = {
     ],
 )
 def test_bad_fields_are_named(field, value, message):
-    assert P.make_process(CONFIG).logits
+    process = P.make_process(CONFIG)
+    assert process.logits
+    with pytest.raises(ValueError, match="diffusion.weight='none': choose one of"):
+        process.loss_weights("none")
+    with pytest.raises(ValueError, match=r"recycling .* needs diffusion.prediction='x0', not 'v'"):
+        P.make_process(CONFIG | {"recycling": True, "prediction": "v", "loss": "mse"})
     with pytest.raises(ValueError, match=message):
         P.make_process(CONFIG | {field: value})
 

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 
 from segdiff_jax.diffusion.process import Prediction, Process
-from segdiff_jax.diffusion.samplers import START, ddim_step, ddpm_step, gaussian_noise, sample
-from segdiff_jax.diffusion.schedule import make_schedule, respace, space_timesteps
+from segdiff_jax.diffusion.samplers import (
+    START,
+    ddim_step,
+    ddpm_step,
+    dpm_solver_pp_2m_step,
+    gaussian_noise,
+    sample,
+)
+from segdiff_jax.diffusion.schedule import Schedule, make_schedule, respace, space_timesteps
 from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 
@@ -65,7 +72,7 @@ def run_chain(arrays, networks, name, settings):
     if f"chain/{name}/noises" in arrays:
         noises = jnp.moveaxis(arrays[f"chain/{name}/noises"], 2, -1)
 
-    def denoise_fn(x_t, t):
+    def denoise_fn(x_t, t, previous=None):
         return process.predict(denoise(x_t, features, timesteps[t][None]), x_t, t)
 
     # The original draws its noise on the way down from T.
@@ -100,7 +107,7 @@ def gaussian_denoiser(schedule):
     process = Process(schedule, "x0")
     abar = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
 
-    def denoise_fn(x_t, t):
+    def denoise_fn(x_t, t, previous=None):
         variance = abar[t] * STD**2 + 1 - abar[t]
         x_start = MEAN + jnp.sqrt(abar[t]) * STD**2 / variance * (x_t - jnp.sqrt(abar[t]) * MEAN)
         return process.predict(x_start, x_t, t)
@@ -117,8 +124,14 @@ def sample_gaussian(step_fn, spacing="200", count=4096):
 
 @pytest.mark.parametrize(
     "step_fn",
-    [ddpm_step, fixed_small, ddim_step, functools.partial(ddim_step, eta=0.5)],
-    ids=["ddpm", "ddpm_small", "ddim", "ddim_half"],
+    [
+        ddpm_step,
+        fixed_small,
+        ddim_step,
+        functools.partial(ddim_step, eta=0.5),
+        dpm_solver_pp_2m_step,
+    ],
+    ids=["ddpm", "ddpm_small", "ddim", "ddim_half", "dpm_solver"],
 )
 def test_an_exact_denoiser_gives_the_target_distribution(step_fn):
     x_0 = sample_gaussian(step_fn)
@@ -126,13 +139,46 @@ def test_an_exact_denoiser_gives_the_target_distribution(step_fn):
     assert abs(x_0.std() - STD) < 0.03
 
 
-def test_ddim_error_shrinks_with_the_first_power_of_the_step():
-    fine = sample_gaussian(ddim_step, "1000", 64)
-    errors = [
-        np.abs(sample_gaussian(ddim_step, f"ddim{n}", 64) - fine).mean() for n in (25, 50, 100)
-    ]
-    order = np.polyfit(np.log([25, 50, 100]), np.log(errors), 1)[0]
-    assert -1.5 < order < -0.8
+@pytest.mark.parametrize(
+    "step_fn, low, high", [(ddim_step, -1.5, -0.8), (dpm_solver_pp_2m_step, -2.5, -1.7)]
+)
+def test_the_order_of_a_solver(step_fn, low, high):
+    """The error against the exact solution shrinks with this power of the number of steps."""
+    counts = (20, 40, 80)
+    errors = [order_error(step_fn, n) for n in counts]
+    order = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert low < order < high, errors
+
+
+def order_error(step_fn, count):
+    """Mean error where x_0 is Gaussian, so that x_t = sqrt(abar_t) MEAN + std_t z for one z."""
+    abar = 1 / (1 + np.exp(-2 * np.linspace(3, -3, count + 1)))  # Even in log SNR.
+    schedule = Schedule(1 - abar / np.append(1, abar[:-1]), np.arange(count + 1))
+    denoise_fn, std = gaussian_denoiser(schedule), np.sqrt(abar * STD**2 + 1 - abar)
+    z = jnp.linspace(-2, 2, 64).reshape(64, 1, 1, 1)
+    x_T, x_end = (np.sqrt(abar[i]) * MEAN + std[i] * z for i in (-1, 0))
+    x_0 = jax.jit(lambda x: sample(denoise_fn, x, schedule, step_fn, lambda t: 0.0))(x_T)
+    # The last step, to the clean mask, is the denoiser's estimate for both solvers.
+    return np.abs(x_0 - denoise_fn(x_end, 0).x_start).mean()
+
+
+def test_one_step_of_any_deterministic_solver_is_the_estimate():
+    schedule = respace(make_schedule("linear", 100), space_timesteps(100, "trailing1"))
+    denoise_fn, x_T = gaussian_denoiser(schedule), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
+    for step_fn in (ddim_step, dpm_solver_pp_2m_step):
+        x_0 = sample(denoise_fn, x_T, schedule, step_fn, lambda t: jnp.zeros_like(x_T))
+        np.testing.assert_allclose(x_0, denoise_fn(x_T, 0).x_start, atol=1e-6)
+
+
+def test_the_estimate_of_the_step_before_is_passed_on():
+    schedule, x_T = make_schedule("linear", 100), jnp.ones((1, 1, 1, 1))
+
+    def denoise_fn(x_t, t, previous):
+        return Prediction(previous + 1, x_t)
+
+    step_fn = lambda schedule, prediction, x_t, t, noise, previous: prediction.x_start
+    x_0 = sample(denoise_fn, x_T, schedule, step_fn, lambda t: x_T)
+    assert x_0.item() == 100
 
 
 def test_ddim_with_eta_1_is_ddpm_with_the_small_variance():
@@ -154,7 +200,7 @@ def test_scan_equals_a_python_loop():
 def test_the_network_is_traced_once():
     schedule, traces = make_schedule("linear", 100), []
 
-    def denoise_fn(x_t, t):
+    def denoise_fn(x_t, t, previous=None):
         traces.append(t)
         return Prediction(x_t, x_t)
 

@@ -58,6 +58,16 @@ def test_trailing_spacing_ends_at_the_noisiest_step():
     np.testing.assert_array_equal(space_timesteps(10, "trailing3"), [2, 6, 9])
 
 
+@pytest.mark.parametrize("steps", range(1, 101))
+def test_any_number_of_steps_can_be_spaced(steps):
+    trailing, leading = (space_timesteps(100, f"{kind}{steps}") for kind in ("trailing", "leading"))
+    assert trailing[-1] == 99 and leading[0] == 0
+    for timesteps in (trailing, leading):
+        gaps = np.diff(timesteps)
+        assert len(timesteps) == steps and timesteps[-1] < 100
+        assert (np.abs(gaps - 100 / steps) < 1).all() and (gaps > 0).all()
+
+
 def test_one_step_chain_has_finite_tables():
     chain = respace(make_schedule("linear", 100), space_timesteps(100, "trailing1"))
     last = make_schedule("linear", 100).alphas_cumprod[-1]
@@ -72,6 +82,7 @@ def test_one_step_chain_has_finite_tables():
         ("ddim30", "no integer stride gives 30 of 100"),
         ("101", "from 1 to 100"),
         ("0", "from 1 to 100"),
+        ("leading101", "from 1 to 100"),
         ("trailingx", "'x' must be a whole number"),
         ("10,60", "'60' must be a whole number of steps from 1 to 50"),
     ],

@@ -1,5 +1,6 @@
 """The training step: the original's recorded steps, and independence of how a batch is cut."""
 
+import dataclasses
 import functools
 import zlib
 
@@ -13,7 +14,7 @@ from flax import traverse_util
 
 from segdiff_jax import parallel
 from segdiff_jax.data.augment import Augmentation
-from segdiff_jax.diffusion.process import Process
+from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.models.import_torch import (
     config_from_torch,
@@ -224,7 +225,7 @@ def test_the_step_is_traced_once(problem):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("prediction, target", [("eps", "eps"), ("x0", "mask")])
+@pytest.mark.parametrize("prediction, target", [("eps", "eps"), ("x0", "mask"), ("v", "v")])
 def test_mse_scores_what_the_network_predicts(prediction, target):
     class Constant(nn.Module):
         def __call__(self, x_t, image, t, train):
@@ -238,5 +239,127 @@ def test_mse_scores_what_the_network_predicts(prediction, target):
     with pytest.raises(AssertionError, match="shape"):
         mse(jnp.zeros((2, 4, 4, 2)), eps)
     losses = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
-    expected = np.mean((0.25 - {"eps": eps, "mask": mask}[target]) ** 2, axis=(1, 2, 3))
+    abar = process.schedule.alphas_cumprod[[3, 90], None, None, None]
+    v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * 0.3 * mask
+    expected = np.mean((0.25 - {"eps": eps, "mask": mask, "v": v}[target]) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+class Recorder:
+    """Stands for a model and keeps what it is given; its output is the image's first channel."""
+
+    def __init__(self):
+        self.calls = []
+
+    def apply(self, variables, x_t, image, t, train):
+        self.calls.append((np.asarray(x_t), np.asarray(t)))
+        return image[..., :1]
+
+
+@pytest.fixture
+def example():
+    """(image whose first channel is a mask, another mask, t, eps, keys), four of each."""
+    rng = np.random.default_rng(0)
+    own, mask = (jnp.asarray(rng.choice([-1.0, 1.0], (4, 8, 8, 1)), jnp.float32) for _ in "ab")
+    eps = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
+    image = jnp.repeat(own, 3, axis=-1)
+    return image, mask, jnp.array([3, 50, 90, 99]), eps, jax.random.split(jax.random.key(0), 4)
+
+
+def test_recycling_noises_the_mask_predicted_from_pure_noise(example):
+    image, mask, t, eps, keys = example
+    model = Recorder()
+    process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
+    losses = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
+    (x_T, last), (x_t, told) = model.calls
+    assert (last == 99).all() and abs(x_T.mean()) < 0.2 and abs(x_T.std() - 1) < 0.1
+    np.testing.assert_array_equal(told, t)
+    np.testing.assert_allclose(
+        x_t, q_sample(process.schedule, 0.5 * image[..., :1], t, eps), rtol=1e-6
+    )
+    # It is scored against the true mask.
+    np.testing.assert_allclose(
+        losses, np.mean((image[..., :1] - mask) ** 2, axis=(1, 2, 3)), rtol=1e-6
+    )
+
+
+def test_self_conditioning_shows_the_estimate_to_half_of_the_examples(example):
+    image, mask, t, eps, _ = example
+    keys = jax.random.split(jax.random.key(1), 400)
+    image, mask, t, eps = (jnp.tile(x, (100, *[1] * (x.ndim - 1))) for x in (image, mask, t, eps))
+    model = Recorder()
+    process = Process(make_schedule("linear", 100), "x0", self_conditioning=True)
+    diffusion_loss(model, process, {}, image, mask, t, eps, keys)
+    (first, _), (second, _) = model.calls
+    assert first.shape == (400, 8, 8, 2) and (first[..., 1] == 0).all()
+    np.testing.assert_array_equal(first[..., 0], second[..., 0])
+    shown = (second[..., 1] == image[..., 0]).all((1, 2))
+    assert (shown | (second[..., 1] == 0).all((1, 2))).all()
+    assert 0.4 < shown.mean() < 0.6
+
+
+def test_the_extra_pass_has_no_gradient(example):
+    _, mask, t, eps, keys = example
+
+    class Scaled:
+        def apply(self, variables, x_t, image, t, train):
+            return variables["params"] * x_t
+
+    process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
+
+    def loss(p, own):
+        """The loss with x_t made of the mask that the parameter `own` predicts."""
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, 1), (8, 8, 1))
+        x_t = q_sample(process.schedule, 0.5 * own * jax.vmap(draw)(keys), t, eps)
+        return jnp.mean((p * x_t - mask) ** 2)
+
+    def recycled(p):
+        image = jnp.zeros((4, 8, 8, 3))
+        return diffusion_loss(Scaled(), process, p, image, mask, t, eps, keys, True).mean()
+
+    value, gradient = jax.value_and_grad(recycled)(0.4)
+    np.testing.assert_allclose(value, loss(0.4, 0.4), rtol=1e-5)
+    np.testing.assert_allclose(gradient, jax.grad(loss)(0.4, 0.4), rtol=1e-4)
+
+
+def test_the_extra_passes_are_the_same_on_four_devices(problem):
+    arguments, state, batch = problem
+    process = dataclasses.replace(arguments["process"], self_conditioning=True)
+    model = arguments["model"]
+    ones = jnp.ones((1, 8, 8, 2)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
+    state = create_state(model.init(jax.random.key(0), *ones)["params"], arguments["tx"])
+    arguments = arguments | {"process": process, "recycling": True, "timestep_power": 0.5}
+    step = functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
+    losses, _ = run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+    sharded = parallel.shard(batch)
+    four, _ = run_steps(parallel.pmap_train_step(step), on_all_devices(state), sharded)
+    np.testing.assert_allclose(four, losses, rtol=1e-5)
+
+
+def test_timesteps_and_weights():
+    """With power 1/3, P(t < T / 2) is 1/8; weights multiply the losses of their timesteps."""
+    process = Process(make_schedule("linear", 100), "x0")
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (2000, 2, 2, 3), np.uint8),
+        "mask": 255 * rng.integers(0, 2, (2000, 2, 2, 1), np.uint8),
+        "index": np.arange(2000, dtype=np.int32),
+    }
+
+    def loss(weights, power):
+        model, tx = Recorder(), optax.identity()
+        state = create_state({"unused": jnp.zeros(())}, tx)
+        step = functools.partial(
+            train_step, model=model, process=process, tx=tx, augment=Augmentation(), ema_decay=0.9
+        )
+        with jax.disable_jit():
+            _, metrics = step(state, batch, jax.random.key(0), weights=weights,
+                              timestep_power=power)  # fmt: skip
+        return float(metrics["loss"]), model.calls[-1][1]
+
+    plain, t = loss(None, 1 / 3)
+    assert abs((t < 50).mean() - 1 / 8) < 0.03 and t.max() == 99 and t.min() >= 0
+    _, uniform = loss(None, 1.0)
+    assert abs((uniform < 50).mean() - 1 / 2) < 0.05 and set(uniform) == set(range(100))
+    weights = np.where(np.arange(100) < 50, 3.0, 0.0)
+    assert 0 < loss(weights, 1 / 3)[0] < 3 * plain * 1 / 8 * 1.3

@@ -92,7 +92,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Optional: manual_dir may hold the official archives of the challenge, as downloaded from
     https://challenge.isic-archive.com/data, or the folders they were extracted to, under their
-    official names. Where it holds none, they are downloaded.
+    official names, or a folder that holds them. Where it holds none, they are downloaded.
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -165,13 +165,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield id, example | {"height": height, "width": width}
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
-        """Archives of the config in a folder; where both are there, the zip, not the folder."""
-        entries = {path.name.lower(): path for path in manual_dir.expanduser().iterdir()}
-        found = {
-            name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
-            for name in self.builder_config.names
-        }
-        return {name: path for name, path in found.items() if path}
+        """Archives of the config in a folder, or else in one of its folders.
+
+        Where both are there, the zip, not the extracted folder.
+        """
+        manual_dir = manual_dir.expanduser()
+        for folder in (manual_dir, *sorted(path for path in manual_dir.iterdir() if path.is_dir())):
+            entries = {path.name.lower(): path for path in folder.iterdir()}
+            found = {
+                name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
+                for name in self.builder_config.names
+            }
+            if any(found.values()):
+                return {name: path for name, path in found.items() if path}
+        return {}
 
     def _download(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
         """Downloads an archive from the first host that has it."""
