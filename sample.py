@@ -7,10 +7,13 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.checkpoint import find_checkpoint, load_ema_params, load_meta
 from segdiff_jax.command import run_command
+from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.diffusion.samplers import STEPS as SOLVERS
 from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.outputs import format_metrics
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.models import make_model, params_like
 
@@ -22,8 +25,9 @@ MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the 
 OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* in the workdir.")
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
 VOTES = flags.DEFINE_integer("votes", None, "Samples of each image.")
-SAMPLER = flags.DEFINE_enum("sampler", None, ["ddim", "ddpm"], "Solver.")
+SAMPLER = flags.DEFINE_enum("sampler", None, sorted(SOLVERS), "Solver.")
 ENSEMBLE = flags.DEFINE_enum("ensemble", None, ["mean", "vote"], "How the samples are combined.")
+ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Added to test robustness.")
 SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
 
 
@@ -35,12 +39,8 @@ def main() -> None:
     checkpoint = find_checkpoint(CHECKPOINT.value or WORKDIR.value)
     config = ConfigDict(load_meta(checkpoint)["config"])
     data, sampler = config.data, config.sampler
-    for field, flag in (
-        ("name", SAMPLER),
-        ("steps", STEPS),
-        ("votes", VOTES),
-        ("ensemble", ENSEMBLE),
-    ):
+    given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE}
+    for field, flag in given.items():
         sampler[field] = sampler[field] if flag.value is None else flag.value
     seed = config.seed if SEED.value is None else SEED.value
     if IMAGES.value:
@@ -49,22 +49,26 @@ def main() -> None:
     else:
         records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir or None)
         what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
+    if ARTEFACT.value:
+        what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"
     out = OUT.value or os.path.join(WORKDIR.value or ".", f"samples_{name}")
-    model = make_model(config.model)
-    params = load_ema_params(checkpoint, params_like(model, data.image_size))
-    predictor = Predictor(model, make_process(config.diffusion), sampler, seed, len(records))
+    model, process = make_model(config.model), make_process(config.diffusion)
+    like = params_like(model, data.image_size, process.input_channels)
+    params = load_ema_params(checkpoint, like)
+    predictor = Predictor(model, process, sampler, seed, len(records))
     settings = {"data": what, "checkpoint": str(checkpoint), "image size": data.image_size}
-    settings |= {"seed": seed, "sampler": sampler.name}
+    settings |= {"colour constancy": data.colour_constancy, "seed": seed, "sampler": sampler.name}
     settings |= {field: sampler[field] for field in sampler if field != "name"}
     metrics = evaluate(
         predictor, params, records, out, sampler.ensemble, data.image_size, settings,
-        title=f"{config.model.name} on {what}",
+        title=f"{config.model.name} on {what}", colour_constancy=data.colour_constancy,
+        artefact=ARTEFACT.value,
     )  # fmt: skip
     report = os.path.join(out, "report.html")
     if metrics is None:
         print(f"{len(records)} images, report {report}")
         return
-    print(", ".join(f"{k} {v:.4f}" for k, v in metrics["mean"].items()), f"({len(records)} images)")
+    print(format_metrics(metrics))
     print(f"mean IoU {metrics['mean']['iou']:.4f}, report {report}")
 
 

@@ -1,13 +1,17 @@
 """Segments a whole data set or folder at native size, every image once."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from tqdm import tqdm
 
+from segdiff_jax.data.artefacts import add_artefact
+from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.pipeline import (
     ResizedSource,
     decode_image,
@@ -21,18 +25,31 @@ from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import OutputFolder, write_metrics
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.evaluation.report import Case, make_case, write_report
+from segdiff_jax.evaluation.strata import condition_tags
 
 
 def native_examples(
-    records: Sequence[dict[str, Any]], image_size: int, num_threads: int = 2
+    records: Sequence[dict[str, Any]],
+    image_size: int,
+    num_threads: int = 2,
+    colour_constancy: str = "none",
+    artefact: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Decodes records ahead, in order.
 
+    Args:
+        records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
+        image_size: S.
+        num_threads: that decode.
+        colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
+        artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
     Yields:
         {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None}.
     Raises:
-        ValueError: naming an image that cannot be decoded, or a mask of another size.
+        ValueError: naming an image that cannot be decoded, or a mask of another size; or if
+            `colour_constancy` or `artefact` is unknown.
     """
+    correct = find_colour_constancy(colour_constancy)
 
     def decode(record):
         name = record_id(record)
@@ -43,7 +60,11 @@ def native_examples(
                 raise ValueError(
                     f"{name}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
                 )
-        resized = resize_image(image, image_size)
+        if artefact:
+            key = jax.random.key(zlib.crc32(name.encode()))
+            changed = add_artefact(artefact, key, np.float32(image) / 255)
+            image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
+        resized = correct(resize_image(image, image_size))
         return {"id": name, "image": image, "input": resized, "truth": truth}
 
     dataset = grain.MapDataset.source(records).map(decode)
@@ -60,30 +81,33 @@ def evaluate(
     image_size: int,
     settings: dict[str, Any],
     title: str,
+    colour_constancy: str = "none",
+    artefact: str | None = None,
 ) -> dict[str, Any] | None:
     """Writes masks, probabilities, overlays, scores and the report of every record.
 
     Args:
         predictor: samples the masks.
         params: of the network.
-        records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
+        records, image_size, colour_constancy, artefact: see `native_examples`.
         out: the folder to write to; see `OutputFolder` for its layout.
         ensemble: "mean" or "vote", see `ensemble.ENSEMBLES`.
-        image_size: S, which the network sees.
         settings: what the report and metrics.json say about the run.
         title: of the report.
     Returns:
         The contents of metrics.json, or None where there are no masks.
     Raises:
-        ValueError: if `out` is a workdir of train.py or holds foreign masks, or a record cannot be
-            decoded.
+        ValueError: if `out` is a workdir of train.py or holds foreign masks, a record cannot be
+            decoded, or `colour_constancy` or `artefact` is unknown.
         OSError: naming a file that cannot be written.
     """
     if (Path(out) / "checkpoints").is_dir():
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
+    examples = native_examples(
+        records, image_size, colour_constancy=colour_constancy, artefact=artefact
+    )
     folder, rows, cases = OutputFolder(out), [], []
     folder.begin(settings)
-    examples = native_examples(records, image_size)
     with tqdm(total=len(records), desc="sampling", unit="image") as progress:
         for group, valid in padded_batches(examples, predictor.batch_size):
             images = np.stack([example["input"] for example in group])
@@ -92,11 +116,11 @@ def evaluate(
                 case = _finish(folder, group[i], samples[:, i], ensemble)
                 cases.append(case)
                 if case.scores is not None:
-                    rows.append({"id": case.id, **case.scores})
+                    tags = condition_tags(group[i]["image"], group[i]["truth"])
+                    rows.append({"id": case.id, "scores": case.scores, "tags": tags})
                 progress.update()
     metrics = write_metrics(out, rows, settings) if rows else None
-    summary = metrics["mean"] if metrics else None
-    write_report(Path(out) / "report.html", cases, summary, settings, title)
+    write_report(Path(out) / "report.html", cases, metrics, settings, title)
     return metrics
 
 

@@ -55,5 +55,32 @@ def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
+def bootstrap_interval(
+    values: list[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13).
+
+    It tells how much the mean would vary with other images of the same kind, not with another
+    training or other samples.
+
+    Args:
+        values: one an image.
+        level: the share of the resampled means that lie within.
+        resamples: how often as many images are drawn with replacement.
+        seed: of the draws.
+    Returns:
+        (low, high).
+    Raises:
+        ValueError: if there are no values.
+    """
+    if not len(values):
+        raise ValueError("values is empty: there are no images to resample")
+    values, rng, means = np.asarray(values), np.random.default_rng(seed), np.empty(resamples)
+    for block in np.array_split(means, -(-resamples // 500)):  # Views; all at once is much memory.
+        block[:] = values[rng.integers(len(values), size=(len(block), len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def _ratio(part: int, whole: int) -> float:
     return float(part / whole) if whole else 1.0

@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from segdiff_jax.evaluation.metrics import average_scores
+from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
+from segdiff_jax.evaluation.strata import scores_by_stratum
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
@@ -91,26 +92,53 @@ def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dic
 
     Args:
       path: the folder.
-      rows: one {"id": ..., score: value, ...} an image.
+      rows: one {"id": ..., "scores": {score: value}, "tags": {tag: value}} an image, the tags
+        being those of `condition_tags`.
       extra: what the scores were made with; it becomes "settings".
     Returns:
-      What metrics.json holds: {"num_images", "mean": {score: mean over images}, "settings"}.
+      What metrics.json holds: {"num_images", "mean": {score: mean over images}, "iou_interval":
+      [low, high] of `bootstrap_interval`, "strata" of `scores_by_stratum`, "settings"}.
     Raises:
       ValueError: if there are no rows.
       OSError: if a file cannot be written.
     """
-    scores = [{name: row[name] for name in row if name != "id"} for row in rows]
-    summary = {"num_images": len(rows), "mean": average_scores(scores), "settings": extra}
-    names = list(scores[0])
+    scores = [row["scores"] for row in rows]
+    summary = {
+        "num_images": len(rows),
+        "mean": average_scores(scores),
+        "iou_interval": list(bootstrap_interval([row["iou"] for row in scores])),
+        "strata": scores_by_stratum(scores, [row["tags"] for row in rows]),
+        "settings": extra,
+    }
+    names, tags = list(scores[0]), list(rows[0]["tags"])
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", *names])
+    table.writerow(["id", *names, *(tag.replace(" ", "_") for tag in tags)])
     for row in sorted(rows, key=lambda row: row["id"]):
-        table.writerow([row["id"], *(f"{row[name]:.6f}" for name in names)])
+        numbers = (f"{row['scores'][name]:.6f}" for name in names)
+        table.writerow([row["id"], *numbers, *(row["tags"][tag] for tag in tags)])
     _make_folder(Path(path))
     write_file(Path(path) / "metrics.csv", text.getvalue().encode())
     write_file(Path(path) / "metrics.json", json.dumps(summary, indent=2, default=str).encode())
     return summary
+
+
+def format_metrics(metrics: dict) -> str:
+    """The means, the interval of the mean IoU and an aligned table of the strata, for a terminal.
+
+    Args:
+      metrics: what `write_metrics` returns.
+    """
+    low, high = metrics["iou_interval"]
+    means = ", ".join(f"{name} {mean:.4f}" for name, mean in metrics["mean"].items())
+    rows = [("condition", "", "images", "iou", "dice")]
+    for tag, strata in metrics["strata"].items():
+        for i, (value, row) in enumerate(strata.items()):
+            numbers = (str(row["num_images"]), f"{row['iou']:.4f}", f"{row['dice']:.4f}")
+            rows.append(("" if i else tag, value, *numbers))
+    table = [f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows]
+    interval = f"95% interval of the mean IoU: {low:.4f} to {high:.4f}"
+    return "\n".join([f"{means} ({metrics['num_images']} images)", interval, *table])
 
 
 def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

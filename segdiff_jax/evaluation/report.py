@@ -98,7 +98,7 @@ def make_case(
 def write_report(
     path: str | os.PathLike,
     cases: list[Case],
-    summary: dict[str, float] | None,
+    metrics: dict | None,
     settings: dict,
     title: str,
 ) -> None:
@@ -110,13 +110,13 @@ def write_report(
     Args:
       path: the HTML file.
       cases: every image of the evaluation; the scores of all make the histogram.
-      summary: the mean scores, as `average_scores` gives them; None without truth.
+      metrics: what `write_metrics` returns: means, interval, strata; None without truth.
       settings: name -> value, shown in this order.
       title: heading of the page.
     Raises:
       OSError: if the file cannot be written.
     """
-    if summary is None:
+    if metrics is None:
         ranked = sorted(cases, key=lambda case: (-case.mean_disagreement, case.id))
         split = any(case.disagreement for case in cases)
         heading = "Where the votes disagree most" if split else "Predictions"
@@ -137,9 +137,10 @@ def write_report(
         title=title,
         num_images=len(cases),
         settings=settings,
-        scores=_score_table(cases, summary) if summary else [],
-        bars=_histogram([case.scores["iou"] for case in cases]) if summary else [],
-        mean_iou=summary["iou"] if summary else None,
+        scores=_score_table(cases, metrics["mean"]) if metrics else [],
+        bars=_histogram([case.scores["iou"] for case in cases]) if metrics else [],
+        mean_iou=metrics["mean"]["iou"] if metrics else None,
+        metrics=metrics,
         sections=[section for section in sections if section[1]],
         prediction_colour=_hex(PREDICTION_COLOUR),
         truth_colour=_hex(TRUTH_COLOUR),

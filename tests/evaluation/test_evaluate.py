@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax.data.pipeline import ResizedSource
+from segdiff_jax.data.colour import shades_of_gray
+from segdiff_jax.data.pipeline import ResizedSource, resize_image
 from segdiff_jax.evaluation.evaluate import evaluate, native_examples, validate
 from segdiff_jax.evaluation.outputs import OutputFolder
 
@@ -137,6 +138,60 @@ def test_scores_are_those_worked_out_by_hand(tmp_path):
     for row in rows:
         assert float(row["iou"]) == pytest.approx(IOU[row["id"]], abs=1e-6)
         assert float(row["dice"]) == pytest.approx(dice[row["id"]], abs=1e-6)
+
+
+def test_scores_by_condition(tmp_path):
+    metrics = run(tmp_path, RECORDS)
+    sizes = metrics["strata"]["lesion size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
+    assert {value: row["num_images"] for value, row in sizes.items()} == {
+        "medium": 3,
+        "large": 3,
+        "none": 1,
+    }
+    assert sizes["medium"]["iou"] == pytest.approx((IOU["a"] + IOU["c"] + IOU["f"]) / 3)
+    assert sizes["large"]["iou"] == pytest.approx((IOU["b"] + IOU["e"] + IOU["g"]) / 3)
+    low, high = metrics["iou_interval"]
+    assert low < metrics["mean"]["iou"] < high
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    by_id = "medium large medium none large medium large".split()  # noqa: SIM905
+    assert [row["lesion_size"] for row in rows] == by_id
+    assert "By condition" in (tmp_path / "report.html").read_text()
+
+
+def test_colour_constancy_changes_what_the_predictor_sees_only(tmp_path):
+    seen = []
+
+    class Look(Threshold):
+        def __call__(self, params, images, ids):
+            seen.extend(images)
+            return super().__call__(params, images, ids)
+
+    arguments = ("params", RECORDS[:2], tmp_path, "mean", SIZE, {}, "t")
+    evaluate(Look(2), *arguments, colour_constancy="shades_of_gray")
+    examples = list(native_examples(RECORDS[:2], SIZE))
+    for image, example in zip(seen, examples, strict=True):
+        corrected = shades_of_gray(resize_image(example["image"], SIZE))
+        np.testing.assert_array_equal(image, corrected)
+        assert (image != example["input"]).any()
+    first = next(native_examples(RECORDS, SIZE, colour_constancy="shades_of_gray"))
+    np.testing.assert_array_equal(first["image"], examples[0]["image"])
+    with pytest.raises(ValueError, match=r"data\.colour_constancy='grey' is unknown"):
+        evaluate(Look(2), *arguments, colour_constancy="grey")
+
+
+def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
+    names = ("a", "b")
+    grey = [{"id": id, "image": encode(np.full((64, 64, 3), 200, np.uint8))} for id in names]
+    first, second = native_examples(grey, SIZE, artefact="vignette")
+    assert (first["image"][[0, 0, -1, -1], [0, -1, 0, -1]] < 120).all()
+    assert (first["image"][28:36, 28:36] == 200).all()
+    np.testing.assert_array_equal(first["input"], resize_image(first["image"], SIZE))
+    assert (first["image"] != second["image"]).any()
+    again = list(native_examples(grey[::-1], SIZE, artefact="vignette"))[1]
+    np.testing.assert_array_equal(again["image"], first["image"])
+    with pytest.raises(ValueError, match="artefact 'fog' is unknown; there are skin_tone, hair"):
+        next(native_examples(grey, SIZE, artefact="fog"))
 
 
 def test_the_report_shows_title_settings_and_every_case(tmp_path):

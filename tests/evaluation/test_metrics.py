@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
+from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval, segmentation_scores
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
 
@@ -50,6 +50,27 @@ def test_average_counts_each_image_once():
     assert average_scores(rows) == {"iou": 0.25, "dice": 0.5}
     with pytest.raises(ValueError, match="rows is empty"):
         average_scores([])
+
+
+def test_bootstrap_interval_of_many_images_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(3).beta(8, 2, 400)
+    half = values.std() / 20
+    low, high = bootstrap_interval(values)
+    assert low == pytest.approx(values.mean() - 1.96 * half, abs=0.1 * half)
+    assert high == pytest.approx(values.mean() + 1.96 * half, abs=0.1 * half)
+    assert bootstrap_interval(values) == (low, high) != bootstrap_interval(values, seed=1)
+    inner = bootstrap_interval(values, level=0.5)
+    assert inner[1] - inner[0] == pytest.approx(2 * 0.6745 * half, rel=0.05)
+
+
+def test_bootstrap_interval_of_few_images():
+    assert bootstrap_interval([0.25]) == (0.25, 0.25)
+    assert bootstrap_interval([0.5] * 7) == (0.5, 0.5)
+    # Of two images, one in four resamples is all 0 and one in four all 1.
+    assert bootstrap_interval([0.0, 1.0]) == (0.0, 1.0)
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
+    with pytest.raises(ValueError, match="values is empty"):
+        bootstrap_interval([])
 
 
 def test_rejects_shapes_that_differ_and_masks_that_are_not_boolean():

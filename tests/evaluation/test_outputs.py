@@ -13,6 +13,11 @@ MASK = np.zeros((40, 60), bool)
 MASK[10:30, 8:24] = True
 TRUTH = np.zeros((40, 60), bool)
 TRUTH[12:36, 40:56] = True
+TAGS = {"dark corners": "no", "contrast": "low", "lesion size": "small", "hair": "no"}
+ROWS = [
+    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS},
+    {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}},
+]
 PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)
 
 
@@ -93,18 +98,36 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_metrics_files(tmp_path):
-    rows = [{"id": "b", "iou": 0.5, "dice": 2 / 3}, {"id": "a,1", "iou": 1.0, "dice": 1.0}]
-    summary = outputs.write_metrics(tmp_path / "new", rows, {"votes": 9})
+    summary = outputs.write_metrics(tmp_path / "new", ROWS, {"votes": 9})
     assert summary["num_images"] == 2
     assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
     assert summary["settings"] == {"votes": 9}
+    assert summary["iou_interval"] == [0.5, 1.0]
+    assert summary["strata"]["hair"] == {
+        "no": {"num_images": 1, "iou": 0.5, "dice": pytest.approx(2 / 3)},
+        "yes": {"num_images": 1, "iou": 1.0, "dice": 1.0},
+    }
+    assert summary["strata"]["contrast"]["low"]["iou"] == 0.75
     assert json.loads((tmp_path / "new/metrics.json").read_text()) == summary
     with open(tmp_path / "new/metrics.csv", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["id", "iou", "dice"],
-            ["a,1", "1.000000", "1.000000"],
-            ["b", "0.500000", "0.666667"],
+            ["id", "iou", "dice", "dark_corners", "contrast", "lesion_size", "hair"],
+            ["a,1", "1.000000", "1.000000", "no", "low", "small", "yes"],
+            ["b", "0.500000", "0.666667", "no", "low", "small", "no"],
         ]
+
+
+def test_metrics_as_text(tmp_path):
+    assert outputs.format_metrics(outputs.write_metrics(tmp_path, ROWS, {})).splitlines() == [
+        "iou 0.7500, dice 0.8333 (2 images)",
+        "95% interval of the mean IoU: 0.5000 to 1.0000",
+        "condition             images      iou     dice",
+        "dark corners  no           2   0.7500   0.8333",
+        "contrast      low          2   0.7500   0.8333",
+        "lesion size   small        2   0.7500   0.8333",
+        "hair          no           1   0.5000   0.6667",
+        "              yes          1   1.0000   1.0000",
+    ]
 
 
 def test_an_earlier_evaluations_files_go(tmp_path):

@@ -26,9 +26,13 @@ def case(id, width=20, spread=0.25, with_truth=True):
 
 
 def render(tmp_path, cases, settings=None, title="title"):
-    scores = [case.scores for case in cases if case.scores]
+    scores, metrics = [case.scores for case in cases if case.scores], None
+    if scores:
+        mean = average_scores(scores)
+        hair = {"no": {"num_images": 3, **mean}, "yes": {"num_images": 1, **mean, "iou": 0.125}}
+        metrics = {"mean": mean, "iou_interval": [0.1239, 0.9], "strata": {"hair": hair}}
     path = tmp_path / "report.html"
-    write_report(path, cases, average_scores(scores) if scores else None, settings or {}, title)
+    write_report(path, cases, metrics, settings or {}, title)
     return re.sub('base64,[^"]*', "base64,", path.read_text())  # chance words in the pictures
 
 
@@ -86,9 +90,13 @@ def test_few_images_are_shared_between_worst_and_best(tmp_path, count, best):
 def test_scores_and_histogram(tmp_path):
     html = render(tmp_path, [case("a", 20), case("b", 5), case("c", 5), case("d", 2)])
     assert "4 images" in html
-    cells = re.findall(r"<td[^>]*>([\d.]+)</td>", html)
+    table, conditions = html.split("<h2>By condition</h2>")
+    cells = re.findall(r"<td[^>]*>([\d.]+)(?:</td>|\s*<small>0\.124 to 0\.900</small>)", table)
     assert cells[:3] == ["0.4000", "0.2500", "0.1000"]  # mean, median and lowest IoU
     assert len(cells) == 5 * 3
+    rows = re.findall(r'row">(\w+)</th>\s*<td>(\d+)</td>\s*<td.*?>([\d.]+)</td>', conditions)
+    assert rows == [("no", "3", "0.400"), ("yes", "1", "0.125")]
+    assert re.findall(r"width: ([\d.]+)%", conditions) == ["40.0", "12.5"]
     counts = re.findall(r"<title>IoU ([\d.]+) to [\d.]+: (\d+)</title>", html)
     assert len(counts) == 20
     assert {low: count for low, count in counts if count != "0"} == {

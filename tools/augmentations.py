@@ -1,0 +1,78 @@
+"""Draws what augmentation does: python -m tools.augmentations --config=configs/isic2016_64.py.
+
+One row for each image: clean, with each artefact alone, and with all that the config asks for,
+four times, the mask's contour drawn.
+"""
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from PIL import Image, ImageDraw
+
+from segdiff_jax.command import run_command
+from segdiff_jax.data.artefacts import ARTEFACTS
+from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.pipeline import ResizedSource
+from segdiff_jax.data.prepare import load_training_source
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
+OUT = flags.DEFINE_string("out", "augmentations.png", "The picture.")
+IMAGES = flags.DEFINE_integer("images", 8, "Images of the training split.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Of the choice of images, and of all draws.")
+
+CELL, GAP, WHOLE = 128, 4, 4  # Pixels; how often the whole augmentation is drawn.
+GREEN = np.uint8([0, 255, 0])
+
+
+def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndarray]:
+    """The sheet's columns by their labels, each u8[count, CELL, CELL, 3]."""
+    data = config.data
+    where = data.dir, data.manual_dir or None
+    records = load_training_source(data.dataset, data.extra_datasets, *where)
+    source = ResizedSource(records, data.image_size, colour_constancy=data.colour_constancy)
+    chosen = np.random.default_rng(seed).permutation(len(source))[:count]
+    image, mask = (np.stack([source[i][k] for i in chosen]) for k in ("image", "mask"))
+    columns = {"clean": enlarge(image)}
+    off, whole = dict.fromkeys(config.augment, 0), jax.jit(Augmentation(**config.augment))
+    augments = {name: jax.jit(Augmentation(**off | {name: 1.0})) for name in ARTEFACTS}
+    augments |= {f"config {number}": whole for number in range(1, 1 + WHOLE)}
+    keys = jax.random.split(jax.random.key(seed), (len(augments), len(image)))
+    for (name, augment), key in zip(augments.items(), keys, strict=True):
+        moved, moved_mask = augment(key, image, mask)
+        columns[name] = enlarge(np.asarray(moved))
+        if augment is whole:
+            columns[name][contour(enlarge(moved_mask))] = GREEN
+    return columns
+
+
+def enlarge(images: np.ndarray) -> np.ndarray:
+    """[N, S, S, C], from 0 to 255 -> u8[N, CELL, CELL, C], bilinear."""
+    shape = (len(images), CELL, CELL, images.shape[-1])
+    return np.asarray(jax.image.resize(images.astype(np.float32), shape, "bilinear")).astype(
+        np.uint8
+    )
+
+
+def contour(masks: np.ndarray) -> np.ndarray:
+    """u8[N, S, S, 1] -> bool[N, S, S], where the mask differs from above or from the left."""
+    inside = np.pad(masks[..., 0] > 127, ((0, 0), (1, 0), (1, 0)), mode="edge")
+    here = inside[:, 1:, 1:]
+    return (here != inside[:, :-1, 1:]) | (here != inside[:, 1:, :-1])
+
+
+def draw_sheet() -> None:
+    columns = draw_columns(CONFIG.value, IMAGES.value, SEED.value)
+    step, rows = CELL + GAP, len(columns["clean"])
+    sheet = Image.new("RGB", (step * len(columns), step * rows + 20), "white")
+    for number, (label, cells) in enumerate(columns.items()):
+        ImageDraw.Draw(sheet).text((step * number + 4, 4), label, fill="black")
+        for row, cell in enumerate(cells):
+            sheet.paste(Image.fromarray(cell), (step * number, step * row + 20))
+    sheet.save(OUT.value)
+    print(OUT.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config"])
+    run_command(draw_sheet)
