@@ -26,6 +26,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* i
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
 VOTES = flags.DEFINE_integer("votes", None, "Samples of each image.")
 SAMPLER = flags.DEFINE_enum("sampler", None, sorted(SOLVERS), "Solver.")
+CLIP = flags.DEFINE_bool("clip", None, "Keep the predicted clean mask in its range.")
 ENSEMBLE = flags.DEFINE_enum("ensemble", None, ["mean", "vote"], "How the samples are combined.")
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Added to test robustness.")
 SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
@@ -39,7 +40,7 @@ def main() -> None:
     checkpoint = find_checkpoint(CHECKPOINT.value or WORKDIR.value)
     config = ConfigDict(load_meta(checkpoint)["config"])
     data, sampler = config.data, config.sampler
-    given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE}
+    given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE, "clip": CLIP}
     for field, flag in given.items():
         sampler[field] = sampler[field] if flag.value is None else flag.value
     seed = config.seed if SEED.value is None else SEED.value

@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
     sampler.variance = "fixed_large"  # ddpm: or fixed_small, learned_range
     sampler.clip = True  # keep the predicted clean mask in its range
     sampler.votes = 5  # samples of each image
+    sampler.flips = False  # the votes see the image mirrored in turn: not, each way, both ways
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
 

@@ -20,6 +20,13 @@ from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.ensemble import ENSEMBLES
 
+# Of the two axes before the channels, or of a mask; each is its own inverse.
+FLIPS = (
+    lambda x: x,
+    lambda x: jnp.flip(x, -2),
+    lambda x: jnp.flip(x, -3),
+    lambda x: jnp.flip(x, (-3, -2)),
+)
 SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
 
 
@@ -81,9 +88,10 @@ class Predictor:
         if num_images is not None:
             self.batch_size = min(self.batch_size, parallel.round_up(num_images))
         self._seed = seed
-        self._encode = parallel.pmap_map(functools.partial(encode, model), 1)
+        self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
+        self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
         self._sample = parallel.pmap_map(
-            functools.partial(sample_votes, model, process, step_fn), 2
+            functools.partial(sample_votes, model, process, step_fn), 3
         )
 
     def __call__(self, params: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
@@ -99,8 +107,10 @@ class Predictor:
         features = self._encode(params, parallel.shard(images))
         samples = []
         for start in range(0, self._votes, self._chunk):
-            keys = example_keys(self._seed, ids, range(start, start + self._chunk))
-            masks = self._sample(params, features, parallel.shard(keys))
+            votes = np.arange(start, start + self._chunk)
+            keys = example_keys(self._seed, ids, votes)
+            flips = np.broadcast_to(votes % self._flips, keys.shape)
+            masks = self._sample(params, features, parallel.shard(keys), parallel.shard(flips))
             samples.append(np.moveaxis(parallel.unshard(masks), 1, 0))
         return np.concatenate(samples)[: self._votes]
 
@@ -115,20 +125,39 @@ def example_keys(seed: int, ids: Sequence[str], votes: Sequence[int]) -> Array:
     )
 
 
-def encode(model: nn.Module, params: Any, images: Array) -> Array:
-    """u8[B, S, S, 3] -> the image's features, see the model's `encode_image`."""
-    return model.apply({"params": params}, normalise_image(images), method="encode_image")
+def encode(model: nn.Module, flips: int, params: Any, images: Array) -> Array:
+    """The features of u8[B, S, S, 3] and of its mirror images: [B, flips, S, S, C].
+
+    See the model's `encode_image`; `flips` is how many of `FLIPS`.
+    """
+    images = jnp.stack([flip(images) for flip in FLIPS[:flips]], axis=1)
+    flat = normalise_image(images.reshape(-1, *images.shape[2:]))
+    features = model.apply({"params": params}, flat, method="encode_image")
+    return features.reshape(*images.shape[:2], *features.shape[1:])
 
 
 def sample_votes(
-    model: nn.Module, process: Process, step_fn: Any, params: Any, features: Array, keys: Array
+    model: nn.Module,
+    process: Process,
+    step_fn: Any,
+    params: Any,
+    features: Array,
+    keys: Array,
+    flips: Array,
 ) -> Array:
-    """Samples masks from features [B, S, S, C] and keys [B, V]: f32[B, V, S, S], about +-1."""
-    batch, votes = keys.shape
-    size = features.shape[1:3]
-    features = jnp.repeat(features, votes, axis=0)
-    keys = keys.reshape(-1)
-    noise_fn = gaussian_noise(keys, (*size, 1))
+    """Samples masks of a batch, about +-1.
+
+    Args:
+        features: [B, F, S, S, C] of each image's mirror images, from `encode`.
+        keys: key[B, V], the noise of each vote.
+        flips: i32[B, V], which of the F each vote sees; the result is mirrored back.
+    Returns:
+        f32[B, V, S, S].
+    """
+    votes, size = keys.shape, features.shape[2:4]
+    features = jax.vmap(lambda of_image, which: of_image[which])(features, flips)
+    features = features.reshape(-1, *features.shape[2:])
+    noise_fn = gaussian_noise(keys.reshape(-1), (*size, 1))
     timesteps = jnp.asarray(process.schedule.timesteps, jnp.int32)
 
     def denoise_fn(x_t, t, previous):
@@ -139,4 +168,6 @@ def sample_votes(
 
     x_T = noise_fn(START)
     x_0 = sample(denoise_fn, x_T, process.schedule, step_fn, noise_fn)
-    return (x_0 / process.input_scale).reshape(batch, votes, *size)
+    masks = x_0.reshape(*votes, *size, 1) / process.input_scale
+    which = [flips[..., None, None, None] == k for k in range(len(FLIPS))]
+    return jnp.select(which, [flip(masks) for flip in FLIPS])[..., 0]

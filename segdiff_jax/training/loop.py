@@ -224,7 +224,7 @@ class Run:
 def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that a validation IoU depends on; the others do not make two incomparable."""
     names = {"validation": ("num_images", "steps", "votes")}
-    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "ensemble")
+    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "flips", "ensemble")
     return {name: [config[name][field] for field in fields] for name, fields in names.items()}
 
 

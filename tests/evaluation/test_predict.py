@@ -58,6 +58,7 @@ def sampler(**changes):
             "variance": "fixed_large",
             "clip": False,
             "votes": 3,
+            "flips": False,
             "ensemble": "mean",
             "max_batch": 6,
             **changes,
@@ -119,6 +120,39 @@ def test_clip_bounds_the_prediction(clip, bound):
         {}, images_of(4), NAMES[:4]
     )
     np.testing.assert_allclose(np.abs(samples), bound, rtol=1e-5)
+
+
+class Columns(nn.Module):
+    """Predicts the image's brightness in the left half and 0 in the right one."""
+
+    def encode_image(self, image):
+        return image[..., :1].at[:, :, SIZE // 2 :].set(0)
+
+    def denoise(self, x_t, features, t):
+        return features + 0 * x_t
+
+
+@pytest.mark.parametrize("max_batch", [6, 4, 2])
+def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
+    config = sampler(votes=6, flips=True, max_batch=max_batch)
+    images = images_of(12)
+    samples = predict(Predictor(Columns(), Process(SCHEDULE, "x0"), config, 0), images, NAMES)
+    left = images[..., 0] / 127.5 - 1
+    right = left.copy()
+    left[:, :, SIZE // 2 :] = 0
+    right[:, :, : SIZE // 2] = 0
+    # Not mirrored, left-right, up-down, both, and again.
+    expected = np.stack([left, right, left, right, left, right])
+    np.testing.assert_allclose(samples, expected, atol=1e-5)
+
+
+def test_up_down_is_mirrored_back_too():
+    config = sampler(votes=4, flips=True, max_batch=4)
+    process = Process(SCHEDULE, "x0", logits=True)
+    images = images_of(4)
+    samples = Predictor(Threshold(), process, config, 0)({}, images, NAMES[:4])
+    expected = np.where(images[..., 0] > 127, 1, -1)
+    np.testing.assert_allclose(samples, np.broadcast_to(expected, samples.shape), atol=1e-4)
 
 
 def test_a_sample_equals_ddim_by_hand():
@@ -193,11 +227,11 @@ def test_images_and_votes_fill_a_devices_batch(
             calls.append(("encode", batch.shape[:2]))
             return batch
 
-        def sample(params, features, keys):
+        def sample(params, features, keys, flips):
             calls.append(("sample", keys.shape))
             return np.zeros((*keys.shape, SIZE, SIZE), np.float32)
 
-        return {1: encode, 2: sample}[num_sharded]
+        return {1: encode, 3: sample}[num_sharded]
 
     monkeypatch.setattr(parallel, "pmap_map", fake)
     predictor = noisy(votes=votes, max_batch=max_batch)

@@ -1,0 +1,158 @@
+"""The tables of docs/results.md.
+
+python -m tools.ablation --minutes=16 --config.data.manual_dir=FOLDER
+
+Every row of the first table trains for the same time with the same seeds, and is scored at native
+size without choosing among its checkpoints. What was trained or scored before is kept, and an
+interrupted training goes on. Options that are not listed here are train.py's.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+PAPER = {
+    "diffusion.prediction": "eps",
+    "diffusion.loss": "mse",
+    "diffusion.weight": "simple",
+    "diffusion.input_scale": 1.0,
+    "diffusion.normalise_input": False,
+    "diffusion.timestep_power": 1.0,
+    "diffusion.recycling": False,
+    "diffusion.self_conditioning": False,
+    "data.extra_datasets": (),
+    "augment.flip": True,
+    "augment.right_angles": True,
+    "augment.rotation": 30.0,
+    "augment.scale": 0.15,
+    "augment.shift": 0.05,
+    "augment.brightness": 0.1,
+    "augment.contrast": 0.15,
+    "augment.saturation": 0.15,
+    "augment.hue": 0.02,
+    "train.schedule": "constant",
+    "validation.every": 0,
+}
+ARTEFACTS = {
+    "skin_tone": 0.3, "hair": 0.3, "ruler": 0.2, "gamma": 0.3, "colour_cast": 0.3,
+    "vignette": 0.3, "frame": 0.1, "blur": 0.2, "jpeg": 0.2, "cutout": 0.1,
+}  # fmt: skip
+X0 = {"diffusion.prediction": "x0", "diffusion.loss": "bce_dice"}
+SCALE = {"diffusion.input_scale": 0.3, "diffusion.normalise_input": True}
+NOISY = {"diffusion.timestep_power": 1 / 3}
+# Row -> the row that it starts from, what it changes, and its seeds.
+ROWS = {
+    "paper": (None, PAPER, 3),
+    "x0": ("paper", X0, 1),
+    "scale": ("x0", SCALE, 1),
+    "v": ("scale", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
+    "noisy": ("scale", NOISY, 3),
+    "min_snr": ("noisy", {"diffusion.weight": "min_snr"}, 1),
+    "recycling": ("noisy", {"diffusion.recycling": True}, 1),
+    "self_conditioning": ("noisy", {"diffusion.self_conditioning": True}, 1),
+    "artefacts": ("noisy", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
+    "constancy": ("artefacts", {"data.colour_constancy": "shades_of_gray"}, 1),
+    "more_data": ("artefacts", {"data.extra_datasets": ("isic/2017",)}, 3),
+}
+BEST = "more_data"
+STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
+
+
+def overrides(row: str) -> dict:
+    """The config fields of a row, those of the rows before it included."""
+    parent, changes, _ = ROWS[row]
+    return (overrides(parent) if parent else {}) | changes
+
+
+class Trained:
+    """One row with one seed, trained when it is first needed."""
+
+    def __init__(self, options: argparse.Namespace, row: str, seed: int, flags: list[str]):
+        self._workdir = Path(options.out) / f"{row}-seed{seed}"
+        if not options.only_print and not (self._workdir / "trained").exists():
+            fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
+            fields = [f"--config.{name}={value}" for name, value in fields.items()]
+            self._run("train.py", "--config=configs/isic2016_64.py", *fields, *flags)
+            (self._workdir / "trained").touch()
+        self._score = not options.only_print
+
+    def _run(self, script: str, *flags: str) -> None:
+        command = [sys.executable, script, f"--workdir={self._workdir}", *flags]
+        print("+", *command[1:], file=sys.stderr, flush=True)
+        subprocess.run(command, check=True, stdout=sys.stderr)
+
+    def steps(self) -> float:
+        """Training steps done."""
+        steps = [
+            int(p.name) for p in self._workdir.glob("checkpoints/last/*") if p.name.isdecimal()
+        ]
+        return max(steps, default=np.nan)
+
+    def metrics(self, split: str = "validation", **flags) -> dict | None:
+        """Of 10 steps and one vote, or as sample.py's flags say; None if it is not to be run."""
+        flags = [f"--{k}={v}" for k, v in ({"steps": 10, "votes": 1} | flags).items()]
+        out = self._workdir / "-".join([split, *(flag.strip("-") for flag in flags)])
+        if self._score and not (out / "metrics.json").exists():
+            self._run("sample.py", f"--split={split}", f"--out={out}", *flags)
+        path = out / "metrics.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def iou(self, **flags) -> float:
+        """Mean IoU at native size, NaN if unknown."""
+        metrics = self.metrics(**flags)
+        return metrics["mean"]["iou"] if metrics else np.nan
+
+    def low_contrast_iou(self) -> float:
+        """Mean IoU of the images of the stand-in test whose colour is near the skin's."""
+        metrics = self.metrics("test")
+        return metrics["strata"]["contrast"]["low"]["iou"] if metrics else np.nan
+
+
+def cell(values: list[float], digits: int = 3) -> str:
+    """The mean of the seeds that are there and, of several, their standard deviation."""
+    values = [value for value in values if np.isfinite(value)]
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}" if values else ""
+
+
+def table(header: str, lines: list[list[str]]) -> None:
+    """Prints a Markdown table."""
+    columns = header.split(" | ")
+    print(f"\n| {header} |", "|" + "---|" * len(columns), sep="\n")
+    print(*(f"| {' | '.join(line)} |" for line in lines), sep="\n", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=16, help="of training, each row")
+    parser.add_argument("--out", default="runs/ablation", help="folder of the runs")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a row")
+    parser.add_argument("--only_print", action="store_true", help="train and score nothing")
+    options, flags = parser.parse_known_args()
+    make = lambda row, seed: Trained(options, row, seed, flags)
+    lines = []
+    for row in options.rows:
+        runs = [make(row, seed) for seed in range(min(ROWS[row][2], options.seeds))]
+        kinds = [{}, {"split": "test"}, {"steps": 1}, {"artefact": "vignette"}]
+        scores = [[run.iou(**kind) for run in runs] for kind in kinds]
+        scores.append([run.low_contrast_iou() for run in runs])
+        lines.append([row, cell([run.steps() for run in runs], 0), *map(cell, scores)])
+    table("row | steps | validation | test | one step | dark corners | test, low contrast", lines)
+    if "paper" in options.rows:
+        iou = make("paper", 0).iou(steps=100, sampler="ddpm", clip=False)
+        table("paper's sampler | validation", [["DDPM, 100 steps, no clipping", cell([iou])]])
+    if BEST in options.rows:
+        best, solvers = make(BEST, 0), ("ddim", "dpm_solver_pp_2m")
+        of = lambda **flags: cell([best.iou(**flags)], 4)
+        lines = [[str(n), *(of(steps=n, sampler=solver) for solver in solvers)] for n in STEPS]
+        table("steps | DDIM | DPM-Solver++(2M)", lines)
+        table("votes | validation", [[str(n), of(votes=n)] for n in VOTES])
+
+
+if __name__ == "__main__":
+    main()
