@@ -63,7 +63,7 @@ def main() -> None:
     metrics = evaluate(
         predictor, params, records, out, sampler.ensemble, data.image_size, settings,
         title=f"{config.model.name} on {what}", colour_constancy=data.colour_constancy,
-        artefact=ARTEFACT.value,
+        artefact=ARTEFACT.value, threshold=sampler.threshold,
     )  # fmt: skip
     report = os.path.join(out, "report.html")
     if metrics is None:

@@ -105,6 +105,7 @@ def get_config() -> ConfigDict:
     sampler.votes = 5  # samples of each image
     sampler.flips = False  # the votes see the image mirrored in turn: not, each way, both ways
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
+    sampler.threshold = 0.5  # of the probability from which a pixel is lesion
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
 
     return config.lock()  # A misspelt field in another file is an error.

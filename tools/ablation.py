@@ -34,6 +34,7 @@ PAPER = {
     "augment.contrast": 0.15,
     "augment.saturation": 0.15,
     "augment.hue": 0.02,
+    "train.batch_size": 8,
     "train.schedule": "constant",
     "validation.every": 0,
 }

@@ -83,6 +83,7 @@ def evaluate(
     title: str,
     colour_constancy: str = "none",
     artefact: str | None = None,
+    threshold: float = 0.5,
 ) -> dict[str, Any] | None:
     """Writes masks, probabilities, overlays, scores and the report of every record.
 
@@ -94,6 +95,7 @@ def evaluate(
         ensemble: "mean" or "vote", see `ensemble.ENSEMBLES`.
         settings: what the report and metrics.json say about the run.
         title: of the report.
+        threshold: of the probability, see `ensemble.to_mask`.
     Returns:
         The contents of metrics.json, or None where there are no masks.
     Raises:
@@ -113,7 +115,7 @@ def evaluate(
             images = np.stack([example["input"] for example in group])
             samples = predictor(params, images, [example["id"] for example in group])
             for i in np.flatnonzero(valid):
-                case = _finish(folder, group[i], samples[:, i], ensemble)
+                case = _finish(folder, group[i], samples[:, i], ensemble, threshold)
                 cases.append(case)
                 if case.scores is not None:
                     tags = condition_tags(group[i]["image"], group[i]["truth"])
@@ -125,13 +127,17 @@ def evaluate(
 
 
 def _finish(
-    folder: OutputFolder, example: dict[str, Any], samples: np.ndarray, ensemble: str
+    folder: OutputFolder,
+    example: dict[str, Any],
+    samples: np.ndarray,
+    ensemble: str,
+    threshold: float,
 ) -> Case:
     """Combines the votes of one image at native size, writes its files and scores it."""
     image, truth = example["image"], example["truth"]
     samples = resize_samples(samples, image.shape[:2])
     probability = ENSEMBLES[ensemble](samples)
-    mask = to_mask(probability)
+    mask = to_mask(probability, threshold)
     spread = disagreement(samples) if len(samples) > 1 else None
     scores = None if truth is None else segmentation_scores(mask, truth)
     folder.write(example["id"], image, probability, mask, truth)
@@ -139,7 +145,11 @@ def _finish(
 
 
 def validate(
-    predictor: Predictor, params: Any, source: ResizedSource, ensemble: str
+    predictor: Predictor,
+    params: Any,
+    source: ResizedSource,
+    ensemble: str,
+    threshold: float = 0.5,
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
@@ -152,7 +162,8 @@ def validate(
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
         samples = predictor(params, images, [example["id"] for example in group])
-        masks = np.stack([to_mask(ENSEMBLES[ensemble](samples[:, i])) for i in range(len(group))])
+        probabilities = [ENSEMBLES[ensemble](samples[:, i]) for i in range(len(group))]
+        masks = to_mask(np.stack(probabilities), threshold)
         scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
         if not pictures:
             grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]

@@ -71,6 +71,8 @@ class Predictor:
                 raise ValueError(f"sampler.{field}={sampler[field]} must be at least 1")
         if not 0 <= sampler.eta <= 1:
             raise ValueError(f"sampler.eta={sampler.eta} must be from 0 to 1")
+        if not 0 < sampler.threshold < 1:
+            raise ValueError(f"sampler.threshold={sampler.threshold} must be between 0 and 1")
         spacing = SPACINGS[sampler.spacing].format(sampler.steps)
         try:
             timesteps = space_timesteps(len(process.schedule), spacing)

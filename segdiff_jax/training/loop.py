@@ -201,8 +201,10 @@ class Run:
 
     def _validate(self, logs: Logs) -> None:
         """Scores the averaged parameters; keeps them if they are the best so far."""
-        params, ensemble = self._state.ema_params, self._config.sampler.ensemble
-        iou, pictures = validate(self._predictor, params, self._validation, ensemble)
+        params, sampler = self._state.ema_params, self._config.sampler
+        iou, pictures = validate(
+            self._predictor, params, self._validation, sampler.ensemble, sampler.threshold
+        )
         logs.validation(self._step, iou, pictures)
         if self._best is None or iou > self._best:
             self._best = iou
@@ -224,7 +226,8 @@ class Run:
 def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that a validation IoU depends on; the others do not make two incomparable."""
     names = {"validation": ("num_images", "steps", "votes")}
-    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "flips", "ensemble")
+    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "flips")
+    names["sampler"] += ("ensemble", "threshold")
     return {name: [config[name][field] for field in fields] for name, fields in names.items()}
 
 

@@ -40,6 +40,7 @@ def test_a_tie_is_background():
     np.testing.assert_array_equal(
         ensemble.to_mask(np.float32([0.49, 0.5, 0.51])), [False, False, True]
     )
+    np.testing.assert_array_equal(ensemble.to_mask(np.float32([0.25, 0.26]), 0.25), [False, True])
     assert ensemble.vote(np.zeros((1, 1, 1))) == 0
 
 

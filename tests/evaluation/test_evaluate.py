@@ -217,6 +217,9 @@ def test_vote_and_mean_differ_in_their_probability(tmp_path):
         evaluate(Weak(1), "params", RECORDS[:1], out, ensemble, **common)
         assert (pixels(out / "probabilities/e.png") == grey).all()
         assert (pixels(out / "masks/e_Segmentation.png") == mask).all()
+        lower = 0.3  # Below both probabilities.
+        evaluate(Weak(1), "params", RECORDS[:1], out, ensemble, **common, threshold=lower)
+        assert (pixels(out / "masks/e_Segmentation.png") == 255).all()
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 8])

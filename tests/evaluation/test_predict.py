@@ -59,6 +59,7 @@ def sampler(**changes):
             "clip": False,
             "votes": 3,
             "flips": False,
+            "threshold": 0.5,
             "ensemble": "mean",
             "max_batch": 6,
             **changes,
@@ -296,6 +297,12 @@ def test_rejects_an_unknown_choice(field):
 def test_rejects_numbers_below_1(field, value):
     with pytest.raises(ValueError, match=rf"sampler\.{field}={value} must be at least 1"):
         noisy(**{field: value})
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
+def test_rejects_a_threshold_that_makes_all_alike(value):
+    with pytest.raises(ValueError, match=rf"sampler\.threshold={value} must be between 0 and 1"):
+        noisy(threshold=value)
 
 
 @pytest.mark.parametrize("value", [-0.5, 1.5, float("nan")])
