@@ -3,8 +3,8 @@
 import os
 
 from absl import flags
-from ml_collections import ConfigDict
 
+from configs import default
 from segdiff_jax.checkpoint import find_checkpoint, load_ema_params, load_meta
 from segdiff_jax.command import run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
@@ -38,7 +38,8 @@ def main() -> None:
     if MASKS.value and not IMAGES.value:
         raise ValueError("--masks needs --images")
     checkpoint = find_checkpoint(CHECKPOINT.value or WORKDIR.value)
-    config = ConfigDict(load_meta(checkpoint)["config"])
+    config = default.get_config().unlock()  # Fields that the run did not know yet.
+    config.update(load_meta(checkpoint)["config"])
     data, sampler = config.data, config.sampler
     given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE, "clip": CLIP}
     for field, flag in given.items():

@@ -80,7 +80,7 @@ def get_config() -> ConfigDict:
     train.batch_size = 16  # of all devices together
     train.microbatches = 1  # average gradients over this many slices of the batch, for memory
     train.learning_rate = 1e-3  # of AdamW, at its peak
-    train.schedule = "constant"  # or cosine, to 0 at num_steps
+    train.schedule = "constant"  # or cosine, to 0 at the end, by num_steps or max_minutes
     train.warmup_steps = 100  # of linear growth to the peak
     train.weight_decay = 0.0  # of AdamW
     train.clip_norm = 1.0  # of the gradient; 0: off

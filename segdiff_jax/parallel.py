@@ -14,11 +14,12 @@ AXIS = "devices"
 
 
 def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    """(state, sharded batch, key) -> (state, metrics) on all devices; the state is donated.
+    """(state, sharded batch, key, rate) -> (state, metrics) on all devices; state is donated.
 
     `step` must average gradients and metrics over the axis `AXIS`.
     """
-    return jax.pmap(step, AXIS, in_axes=(None, 0, None), out_axes=(None, None), donate_argnums=(0,))
+    in_axes, out_axes = (None, 0, None, None), (None, None)
+    return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=(0,))
 
 
 def pmap_map(fn: Callable[..., Any], num_sharded: int) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.training.state import learning_rate
 
 
 def check_config(config: ConfigDict) -> None:
@@ -37,6 +38,7 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"{section}.{field}={value} must be at least {least}")
     if train.learning_rate <= 0:
         raise ValueError(f"train.learning_rate={train.learning_rate} must be positive")
+    learning_rate(config, 0, 0.0)
     if config.diffusion.timestep_power <= 0:
         power = config.diffusion.timestep_power
         raise ValueError(f"diffusion.timestep_power={power} must be positive")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
@@ -171,15 +172,15 @@ class Run:
         if self.ended():
             return
         train, validation = self._config.train, self._config.validation
-        rate, begin = learning_rate(self._config), time.monotonic() - self._elapsed
+        begin = time.monotonic() - self._elapsed
         first, metrics = self._step + 1, None
         with Logs(self._workdir, self._step, train.num_steps, train.max_minutes) as logs:
             while not self.ended():
                 start = time.monotonic()
                 batch = parallel.shard(next(self._batches))
                 data_seconds = time.monotonic() - start
-                former = metrics
-                self._state, metrics = self._step_fn(self._state, batch, self._noise_key)
+                former, rate = metrics, self._learning_rate()
+                self._state, metrics = self._step_fn(self._state, batch, self._noise_key, rate)
                 # One step ahead of the device keeps it busy; more would make the clock run ahead.
                 jax.block_until_ready(former)
                 self._step += 1
@@ -190,14 +191,17 @@ class Run:
                 saves = end or self._step % train.checkpoint_every == 0
                 if validates or saves or self._step % train.log_every == 0 or self._step == first:
                     # Before saving: a state with NaN is never saved.
-                    learning_rate_now = float(rate(self._step - 1))
-                    logs.flush(self._step, learning_rate_now, self._elapsed / 60, train.batch_size)
+                    logs.flush(self._step, float(rate), self._elapsed / 60, train.batch_size)
                 if validates:
                     self._validate(logs)
                 if saves:
                     self._save()
                 if validates or saves:
                     logs.restart_clock()
+
+    def _learning_rate(self) -> np.float32:
+        """Of the next step; the type is always the same, so that the step is compiled once."""
+        return np.float32(learning_rate(self._config, self._step, self._elapsed / 60))
 
     def _validate(self, logs: Logs) -> None:
         """Scores the averaged parameters; keeps them if they are the best so far."""

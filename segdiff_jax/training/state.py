@@ -1,5 +1,6 @@
 """What a training step reads and writes, and the optimiser that a config describes."""
 
+import math
 from typing import Any
 
 import jax
@@ -32,13 +33,15 @@ def apply_gradients(
     tx: optax.GradientTransformation,
     ema_decay: float,
     ema_warmup: bool = True,
+    rate: Array | float = 1.0,
 ) -> TrainState:
-    """One update of the parameters and of their exponential moving average.
+    """One update of the parameters, `rate` times that of `tx`, and of their moving average.
 
     With `ema_warmup` the decay of update n (counted from 0) is min(ema_decay, (1 + n) / (10 + n)):
     without it, a short run is evaluated on its random initial parameters.
     """
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: rate * update, updates)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.asarray(ema_decay, jnp.float32)
     if ema_warmup:
@@ -47,28 +50,39 @@ def apply_gradients(
     return TrainState(state.step + 1, params, ema_params, opt_state)
 
 
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up to `train.learning_rate`, then constant, or a cosine to 0 at num_steps.
+def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
+    """The learning rate of an update.
 
+    It grows linearly to `train.learning_rate` and stays there or, with "cosine", falls to 0 where
+    the run ends, at `train.num_steps` or `train.max_minutes`, whichever is nearer (Loshchilov and
+    Hutter 2017, arXiv 1608.03983, eq. 5).
+
+    Args:
+        step: updates done before.
+        minutes: of training done before.
     Raises:
         ValueError: for an unknown `train.schedule`.
     """
-    peak, warmup = config.train.learning_rate, config.train.warmup_steps
-    if config.train.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif config.train.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(config.train.num_steps - warmup, 1))
-    else:
-        raise ValueError(f"train.schedule={config.train.schedule!r}: choose 'constant' or 'cosine'")
+    train = config.train
     # Counted from 1, so that the first step already moves.
-    ramp = lambda step: peak * (step + 1) / (warmup + 1)
-    return optax.join_schedules([ramp, after], [warmup])
+    ramp = min(1.0, (step + 1) / (train.warmup_steps + 1))
+    if train.schedule == "constant":
+        return train.learning_rate * ramp
+    if train.schedule != "cosine":
+        raise ValueError(f"train.schedule={train.schedule!r}: choose 'constant' or 'cosine'")
+    progress = step / train.num_steps
+    if train.max_minutes:
+        progress = max(progress, minutes / train.max_minutes)
+    return train.learning_rate * ramp * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm (0: off)."""
+    """AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm (0: off).
+
+    Its own rate is 1, for `apply_gradients` to multiply by `learning_rate`.
+    """
     clip = config.train.clip_norm
     return optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.adamw(learning_rate(config), weight_decay=config.train.weight_decay),
+        optax.adamw(1.0, weight_decay=config.train.weight_decay),
     )

@@ -83,6 +83,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: Array,
+    rate: Array | float = 1.0,
     *,
     model: nn.Module,
     process: Process,
@@ -103,6 +104,7 @@ def train_step(
             example's place in the global batch: its noise follows from that and the step, so
             the number of devices does not change it.
         key: of the run; the same at every step.
+        rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
         augment: (key[B], image u8, mask u8) -> (image f32 in [0, 255], mask u8).
         weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
         recycling: see `diffusion_loss`.
@@ -139,4 +141,4 @@ def train_step(
     if axis_name is not None:
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, tx, ema_decay, ema_warmup), metrics
+    return apply_gradients(state, grads, tx, ema_decay, ema_warmup, rate), metrics

@@ -128,8 +128,8 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
     config.validation.every = 0
     original = loop.train_step
 
-    def poisoned(state, batch, key, **arguments):
-        state, metrics = original(state, batch, key, **arguments)
+    def poisoned(state, batch, key, rate, **arguments):
+        state, metrics = original(state, batch, key, rate, **arguments)
         return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(loop, "train_step", poisoned)
@@ -170,8 +170,8 @@ def test_bad_fields_are_named_before_anything_is_written(
 def test_another_number_of_images_is_refused(six_steps, monkeypatch):
     config, workdir = six_steps
     load = loop.load_source
-    more = lambda dataset, split, *rest: load(dataset, split.replace("train", "train+test"), *rest)
-    monkeypatch.setattr(loop, "load_source", more)
+    more = lambda dataset, extra, *where: load(dataset, "train+test", *where)
+    monkeypatch.setattr(loop, "load_training_source", more)
     with pytest.raises(ValueError, match="was trained on 36 images, and isic/2016 now has 41"):
         train(config, str(workdir))
 

@@ -30,23 +30,40 @@ def test_moving_average_warms_up():
 @pytest.mark.parametrize(
     "schedule, expected",
     [
-        ("constant", {0: 0.2, 1: 0.4, 3: 0.8, 4: 1.0, 9: 1.0, 14: 1.0}),
-        ("cosine", {0: 0.2, 4: 1.0, 9: 0.5, 14: 0.0}),
+        # (updates done, minutes done): rate
+        ("constant", {(0, 0): 0.2, (1, 3): 0.4, (3, 0): 0.8, (4, 0): 1.0, (15, 9): 1.0}),
+        (
+            "cosine",
+            {(0, 0): 0.2, (4, 0): 0.75, (6, 0): 0.5, (5, 4): 0.5, (8, 4): 0.25, (12, 0): 0.0}
+            | {(1, 8): 0.0, (13, 9): 0.0},
+        ),
     ],
 )
 def test_learning_rate(schedule, expected):
+    """The cosine ends after 12 steps or 8 minutes, whichever is nearer."""
     config = default.get_config()
-    config.train.update(learning_rate=1.0, warmup_steps=4, num_steps=14, schedule=schedule)
-    rate = learning_rate(config)
-    for step, value in expected.items():
-        assert float(rate(step)) == pytest.approx(value, abs=1e-6), step
+    config.train.update(
+        learning_rate=1.0, warmup_steps=4, num_steps=12, max_minutes=8.0, schedule=schedule
+    )
+    for when, rate in expected.items():
+        assert learning_rate(config, *when) == pytest.approx(rate, abs=1e-6), when
+    config.train.max_minutes = 0.0
+    unlimited = {"constant": 1.0, "cosine": 0.5}[schedule]
+    assert learning_rate(config, 6, 1e9) == pytest.approx(unlimited)
 
 
 def test_bad_schedule_is_named():
     config = default.get_config()
     config.train.schedule = "linear"
     with pytest.raises(ValueError, match="train.schedule='linear': choose"):
-        learning_rate(config)
+        learning_rate(config, 0, 0.0)
+
+
+def test_the_rate_scales_the_update():
+    tx = optax.sgd(1.0)
+    state = create_state({"w": jnp.zeros(())}, tx)
+    half = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.0, rate=0.5)
+    assert float(half.params["w"]) == 0.5
 
 
 @pytest.mark.parametrize("clip, norm", [(1.0, 1.0), (0.0, 5.0)])

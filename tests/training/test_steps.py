@@ -142,7 +142,7 @@ def problem():
 def run_steps(step, state, batch, count=3):
     losses = []
     for _ in range(count):
-        state, metrics = step(state, batch, jax.random.key(7))
+        state, metrics = step(state, batch, jax.random.key(7), np.float32(1))
         losses.append(float(metrics["loss"]))
     return losses, state
 
@@ -217,9 +217,9 @@ def test_the_step_is_traced_once(problem):
     arguments, state, batch = problem
     traces = []
 
-    def step(state, batch, key):
+    def step(state, batch, key, rate):
         traces.append(1)
-        return train_step(state, batch, key, **arguments, axis_name=parallel.AXIS)
+        return train_step(state, batch, key, rate, **arguments, axis_name=parallel.AXIS)
 
     run_steps(parallel.pmap_train_step(step), on_all_devices(state), parallel.shard(batch))
     assert len(traces) == 1
