@@ -18,7 +18,9 @@ NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 PARAMETERS = {
     "default": 3_405_345,
     "isic2016": 159_838_209,
+    "isic2016_128": 3_514_817,
     "isic2016_64": 3_405_345,
+    "isic2016_64_paper": 3_405_345,
     "synthetic": 3_405_345,
 }
 

@@ -1,0 +1,16 @@
+"""ISIC 2016 at 128 px: isic2016_64.py with one level more, for accelerators or patience.
+
+python train.py --config=configs/isic2016_128.py --workdir=runs/isic2016_128
+
+Machine: not trained yet, meant for a GPU. Time: not measured. Score: not measured.
+"""
+
+from configs import isic2016_64
+
+
+def get_config():
+    config = isic2016_64.get_config()
+    config.data.image_size = 128
+    config.model.channel_mult = (1, 1, 2, 2, 4)
+    config.model.attention_resolutions = (8, 16)
+    return config
