@@ -6,13 +6,13 @@ from absl import flags
 
 from configs import default
 from segdiff_jax.checkpoint import find_checkpoint, load_ema_params, load_meta
-from segdiff_jax.command import run_command
+from segdiff_jax.command import run_command, set_fields
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import STEPS as SOLVERS
-from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.evaluate import evaluate, native_examples
 from segdiff_jax.evaluation.outputs import format_metrics
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.models import make_model, params_like
@@ -26,7 +26,7 @@ OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* i
 STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
 VOTES = flags.DEFINE_integer("votes", None, "Samples of each image.")
 SAMPLER = flags.DEFINE_enum("sampler", None, sorted(SOLVERS), "Solver.")
-CLIP = flags.DEFINE_bool("clip", None, "Keep the predicted clean mask in its range.")
+SET = flags.DEFINE_multi_string("set", [], "Other fields of config.sampler: --set=threshold=0.4")
 ENSEMBLE = flags.DEFINE_enum("ensemble", None, ["mean", "vote"], "How the samples are combined.")
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Added to test robustness.")
 SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
@@ -41,9 +41,9 @@ def main() -> None:
     config = default.get_config().unlock()  # Fields that the run did not know yet.
     config.update(load_meta(checkpoint)["config"])
     data, sampler = config.data, config.sampler
-    given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE, "clip": CLIP}
-    for field, flag in given.items():
-        sampler[field] = sampler[field] if flag.value is None else flag.value
+    given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE}
+    set_fields(sampler, [f"{k}={v.value}" for k, v in given.items() if v.value is not None])
+    set_fields(sampler, SET.value)
     seed = config.seed if SEED.value is None else SEED.value
     if IMAGES.value:
         records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
@@ -61,11 +61,9 @@ def main() -> None:
     settings = {"data": what, "checkpoint": str(checkpoint), "image size": data.image_size}
     settings |= {"colour constancy": data.colour_constancy, "seed": seed, "sampler": sampler.name}
     settings |= {field: sampler[field] for field in sampler if field != "name"}
-    metrics = evaluate(
-        predictor, params, records, out, sampler.ensemble, data.image_size, settings,
-        title=f"{config.model.name} on {what}", colour_constancy=data.colour_constancy,
-        artefact=ARTEFACT.value, threshold=sampler.threshold,
-    )  # fmt: skip
+    examples = native_examples(records, data.image_size, data.colour_constancy, ARTEFACT.value)
+    title = f"{config.model.name} on {what}"
+    metrics = evaluate(predictor, params, examples, len(records), out, settings, title)
     report = os.path.join(out, "report.html")
     if metrics is None:
         print(f"{len(records)} images, report {report}")

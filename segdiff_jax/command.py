@@ -5,7 +5,9 @@ import sys
 from collections.abc import Callable
 
 import jax
+import yaml
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 MISTAKES = (ValueError, OSError, FloatingPointError)
 
@@ -32,6 +34,25 @@ def run_command(command: Callable[[], None]) -> None:
             sys.exit("\nstopped; train.py goes on from its last checkpoint")
 
     app.run(main, flags_parser=_parse)
+
+
+def set_fields(config: ConfigDict, settings: list[str]) -> None:
+    """Sets fields of a config from "FIELD=VALUE", the value in YAML.
+
+    Raises:
+        ValueError: naming a setting whose field does not exist or has another type.
+    """
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise ValueError(f"{setting}: write FIELD=VALUE")
+        if field not in config:
+            raise ValueError(f"{setting}: no such field; there are {', '.join(config)}")
+        try:
+            config[field] = yaml.safe_load(value)
+        except (TypeError, yaml.YAMLError) as error:
+            kind = type(config[field]).__name__
+            raise ValueError(f"{setting}: {field} is of type {kind}") from error
 
 
 def _parse(argv: list[str]) -> list[str]:

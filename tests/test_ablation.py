@@ -1,10 +1,11 @@
 """The rows of the ablation are configs, and its tables hold what the runs left."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from configs import isic2016_64
+from configs import default
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.training.check import check_config
@@ -13,8 +14,7 @@ from tools import ablation
 
 @pytest.mark.parametrize("row", ablation.ROWS)
 def test_a_row_is_a_config(row):
-    config = isic2016_64.get_config()
-    config.train.batch_size = 8
+    config = default.get_config()
     changes = ablation.overrides(row)
     config.update_from_flattened_dict(changes)
     config.train.batch_size = 4 * config.train.batch_size  # The tests' four devices.
@@ -33,7 +33,7 @@ def write_metrics(folder, iou, low):
 
 def test_tables_show_what_is_there(tmp_path, monkeypatch, capsys):
     for seed, iou in ((0, 0.5), (1, 0.6)):
-        run = tmp_path / f"paper-seed{seed}"
+        run = tmp_path / "16-minutes" / f"paper-seed{seed}"
         (run / "checkpoints" / "last" / "123").mkdir(parents=True)
         write_metrics(run / "validation-steps=10-votes=1", iou, 0.1)
         write_metrics(run / "test-steps=10-votes=1", 0.25, 0.125)
@@ -44,3 +44,37 @@ def test_tables_show_what_is_there(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "| paper | 123 ± 0 | 0.550 ± 0.071 | 0.250 ± 0.000 |  |  | 0.125 ± 0.000 |" in lines
     assert "| x0 |  |  |  |  |  |  |" in lines
+
+
+def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def record(command, **_):
+        commands.append(command[1:])
+        if command[1] == "sample.py":
+            write_metrics(Path(next(f for f in command if f.startswith("--out="))[6:]), 0.5, 0.1)
+
+    monkeypatch.setattr(ablation.subprocess, "run", record)
+    arguments = ["--minutes=2", f"--out={tmp_path}", "--rows=scale", "--config.data.dir=somewhere"]
+    monkeypatch.setattr("sys.argv", ["ablation", *arguments])
+    ablation.main()
+    train, *samples = commands
+    assert train[:2] == ["train.py", f"--workdir={tmp_path}/2-minutes/scale-seed0"]
+    for flag in (
+        "--config=configs/default.py",
+        "--config.diffusion.input_scale=0.3",
+        "--config.diffusion.prediction=x0",
+        "--config.data.extra_datasets=()",
+        "--config.train.max_minutes=2.0",
+        "--config.seed=0",
+        "--config.data.dir=somewhere",
+    ):
+        assert flag in train
+    assert [command[2] for command in samples] == [
+        f"--split={split}" for split in ("validation", "test", "validation", "validation")
+    ]
+    assert "--artefact=vignette" in samples[3] and "--steps=1" in samples[2]
+    assert "| scale |  | 0.500 | 0.500 | 0.500 | 0.500 | 0.100 |" in capsys.readouterr().out
+    commands.clear()
+    ablation.main()
+    assert [command[0] for command in commands] == ["train.py"]  # Which says it has ended.

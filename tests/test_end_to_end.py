@@ -28,6 +28,9 @@ TINY = """
     --config.train.checkpoint_every=2
     --config.validation.every=4
     --config.validation.num_images=2
+    --config.diffusion.self_conditioning=True
+    --config.diffusion.recycling=True
+    --config.sampler.name=dpm_solver_pp_2m
     --config.sampler.steps=2
     --config.sampler.votes=2
 """.split()  # noqa: SIM905
@@ -116,6 +119,7 @@ def test_sampling_a_folder(workdir, tmp_path):
         Image.fromarray(255 * np.eye(*size, dtype=np.uint8)).save(truths / f"{name}_mask.png")
     arguments = [f"--workdir={workdir}", f"--images={images}", "--steps=3", "--votes=3"]
     arguments += ["--ensemble=vote", "--sampler=ddpm", "--seed=5"]
+    arguments += ["--set=threshold=0.4", "--set=clip=false", "--artefact=frame"]
     out, _ = run("sample.py", *arguments, f"--masks={truths}", f"--out={tmp_path / 'scored'}")
     metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
     masks = read_masks(tmp_path / "scored")
@@ -128,6 +132,7 @@ def test_sampling_a_folder(workdir, tmp_path):
     ]
     assert metrics["mean"]["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
     expected = {"steps": 3, "votes": 3, "ensemble": "vote", "sampler": "ddpm", "seed": 5}
+    expected |= {"threshold": 0.4, "clip": False, "data": f"{images}, with frame"}
     assert metrics["settings"].items() >= expected.items()
     out, _ = run("sample.py", *arguments, f"--out={tmp_path / 'unscored'}")
     assert out.splitlines()[-1] == f"2 images, report {tmp_path / 'unscored' / 'report.html'}"

@@ -8,6 +8,7 @@ interrupted training goes on. Options that are not listed here are train.py's.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -36,6 +37,7 @@ PAPER = {
     "augment.hue": 0.02,
     "train.batch_size": 8,
     "train.schedule": "constant",
+    "train.num_steps": 100_000,
     "validation.every": 0,
 }
 ARTEFACTS = {
@@ -56,7 +58,7 @@ ROWS = {
     "recycling": ("noisy", {"diffusion.recycling": True}, 1),
     "self_conditioning": ("noisy", {"diffusion.self_conditioning": True}, 1),
     "artefacts": ("noisy", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
-    "constancy": ("artefacts", {"data.colour_constancy": "shades_of_gray"}, 1),
+    "constancy": ("noisy", {"data.colour_constancy": "shades_of_gray"}, 1),
     "more_data": ("artefacts", {"data.extra_datasets": ("isic/2017",)}, 3),
 }
 BEST = "more_data"
@@ -70,18 +72,18 @@ def overrides(row: str) -> dict:
 
 
 class Trained:
-    """One row with one seed, trained when it is first needed."""
+    """One row with one seed, trained as far as it is not."""
 
     def __init__(self, options: argparse.Namespace, row: str, seed: int, flags: list[str]):
-        self._workdir = Path(options.out) / f"{row}-seed{seed}"
-        if not options.only_print and not (self._workdir / "trained").exists():
-            fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
-            fields = [f"--config.{name}={value}" for name, value in fields.items()]
-            self._run("train.py", "--config=configs/isic2016_64.py", *fields, *flags)
-            (self._workdir / "trained").touch()
-        self._score = not options.only_print
+        folder = Path(options.out) / f"{options.minutes:g}-minutes"
+        self._workdir, self._run_nothing = folder / f"{row}-seed{seed}", options.only_print
+        fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
+        fields = [f"--config.{name}={value}" for name, value in fields.items()]
+        self._run("train.py", "--config=configs/default.py", *fields, *flags)
 
     def _run(self, script: str, *flags: str) -> None:
+        if self._run_nothing:
+            return
         command = [sys.executable, script, f"--workdir={self._workdir}", *flags]
         print("+", *command[1:], file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
@@ -97,9 +99,9 @@ class Trained:
         """Of 10 steps and one vote, or as sample.py's flags say; None if it is not to be run."""
         flags = [f"--{k}={v}" for k, v in ({"steps": 10, "votes": 1} | flags).items()]
         out = self._workdir / "-".join([split, *(flag.strip("-") for flag in flags)])
-        if self._score and not (out / "metrics.json").exists():
-            self._run("sample.py", f"--split={split}", f"--out={out}", *flags)
         path = out / "metrics.json"
+        if not path.exists():
+            self._run("sample.py", f"--split={split}", f"--out={out}", *flags)
         return json.loads(path.read_text()) if path.exists() else None
 
     def iou(self, **flags) -> float:
@@ -135,7 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a row")
     parser.add_argument("--only_print", action="store_true", help="train and score nothing")
     options, flags = parser.parse_known_args()
-    make = lambda row, seed: Trained(options, row, seed, flags)
+    make = functools.cache(lambda row, seed: Trained(options, row, seed, flags))
     lines = []
     for row in options.rows:
         runs = [make(row, seed) for seed in range(min(ROWS[row][2], options.seeds))]
@@ -145,7 +147,7 @@ def main() -> None:
         lines.append([row, cell([run.steps() for run in runs], 0), *map(cell, scores)])
     table("row | steps | validation | test | one step | dark corners | test, low contrast", lines)
     if "paper" in options.rows:
-        iou = make("paper", 0).iou(steps=100, sampler="ddpm", clip=False)
+        iou = make("paper", 0).iou(steps=100, sampler="ddpm", set="clip=False")
         table("paper's sampler | validation", [["DDPM, 100 steps, no clipping", cell([iou])]])
     if BEST in options.rows:
         best, solvers = make(BEST, 0), ("ddim", "dpm_solver_pp_2m")

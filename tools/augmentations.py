@@ -15,6 +15,7 @@ from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_training_source
+from segdiff_jax.evaluation.outputs import draw_contour
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 OUT = flags.DEFINE_string("out", "augmentations.png", "The picture.")
@@ -22,7 +23,7 @@ IMAGES = flags.DEFINE_integer("images", 8, "Images of the training split.", lowe
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of images, and of all draws.")
 
 CELL, GAP, WHOLE = 128, 4, 4  # Pixels; how often the whole augmentation is drawn.
-GREEN = np.uint8([0, 255, 0])
+GREEN = (0, 255, 0)
 
 
 def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndarray]:
@@ -42,7 +43,9 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
         moved, moved_mask = augment(key, image, mask)
         columns[name] = enlarge(np.asarray(moved))
         if augment is whole:
-            columns[name][contour(enlarge(moved_mask))] = GREEN
+            masks = enlarge(moved_mask)[..., 0] > 127
+            cells = zip(columns[name], masks, strict=True)
+            columns[name] = np.stack([draw_contour(*cell, GREEN) for cell in cells])
     return columns
 
 
@@ -52,13 +55,6 @@ def enlarge(images: np.ndarray) -> np.ndarray:
     return np.asarray(jax.image.resize(images.astype(np.float32), shape, "bilinear")).astype(
         np.uint8
     )
-
-
-def contour(masks: np.ndarray) -> np.ndarray:
-    """u8[N, S, S, 1] -> bool[N, S, S], where the mask differs from above or from the left."""
-    inside = np.pad(masks[..., 0] > 127, ((0, 0), (1, 0), (1, 0)), mode="edge")
-    here = inside[:, 1:, 1:]
-    return (here != inside[:, :-1, 1:]) | (here != inside[:, 1:, :-1])
 
 
 def draw_sheet() -> None:

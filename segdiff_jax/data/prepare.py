@@ -38,10 +38,11 @@ def load_source(
 def load_training_source(
     dataset: str, extra: Sequence[str], data_dir: str, manual_dir: str | None = None
 ) -> Sequence[dict]:
-    """The training split of `dataset`, followed by those of the `extra` data sets.
+    """The training split of `dataset`, then the official training images of the `extra` ones.
 
     An extra image whose id is in any split of `dataset` is left out, so that nothing that is
-    validated or tested on is trained on (ISIC 2017 holds images of ISIC 2016's test set).
+    validated or tested on is trained on: ISIC 2017 holds images of ISIC 2016's test set. Where the
+    test archives are absent, their ids are not known; a warning says so.
 
     Args and errors are those of `load_source`.
     """
@@ -49,10 +50,16 @@ def load_training_source(
     source = _read(builder, "train")
     if not extra:
         return source
+    if "test" not in builder.info.splits:
+        print(
+            f"warning: {dataset} has no test split here, so images of it may be among those of "
+            f"{', '.join(extra)}: do not report scores on it",
+            flush=True,
+        )
     known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
     records = [(source, i) for i in range(len(source))]
     for name in extra:
-        more = load_source(name, "train", data_dir, manual_dir)
+        more = _read(_open(name, data_dir, manual_dir, "data.extra_datasets"), "train+validation")
         ids = [record["id"] for record in more]
         records += [(more, i) for i, id in enumerate(ids) if id not in known]
         known.update(ids)
@@ -73,15 +80,17 @@ class _Records(Sequence):
         return source[i]
 
 
-def _open(dataset: str, data_dir: str, manual_dir: str | None) -> tfds.core.DatasetBuilder:
+def _open(
+    dataset: str, data_dir: str, manual_dir: str | None, field: str = "data.dataset"
+) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is built, see `load_source`."""
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
-        raise ValueError(f"data.dataset={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
+        raise ValueError(f"{field}={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
     builder_cls = importlib.import_module(_BUILDERS[name]).Builder
     if config and config not in builder_cls.builder_configs:
         known = ", ".join(f"{name}/{known}" for known in builder_cls.builder_configs)
-        raise ValueError(f"data.dataset={dataset!r} is unknown; there are {known}")
+        raise ValueError(f"{field}={dataset!r} is unknown; there are {known}")
     make = functools.partial(
         builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
     )

@@ -17,6 +17,7 @@ from segdiff_jax.diffusion.schedule import Schedule, make_schedule
 PREDICTIONS = ("eps", "x0", "v")
 LOSSES = ("mse", "bce_dice")
 WEIGHTS = ("simple", "min_snr")
+MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 
 
@@ -124,10 +125,10 @@ class Process:
         prediction: what the output estimates: "eps", "x0" or "v".
         logits: the output is the log odds of a lesion (trained by BCE + Dice): the expected mask
             is then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
-        input_scale: b; clean masks are -b or +b, and the network sees x_t brought to unit
-            variance. A smaller b hides the mask in the noise at more of the timesteps, which
-            forces the network to look at the image (Chen et al. 2022, arXiv 2211.15324 and
-            Chen 2023, arXiv 2301.10972). b = 1 with `normalise_input` off is the original.
+        input_scale: b; clean masks are -b or +b. A smaller b hides the mask in the noise at more
+            of the timesteps, which forces the network to look at the image (Chen et al. 2022,
+            arXiv 2210.06366 and Chen 2023, arXiv 2301.10972). b = 1 with `normalise_input` off
+            is the original.
         normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
         clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
             amplifies the network's errors 200 times.
@@ -169,7 +170,7 @@ class Process:
             x_t: f32[B, H, W, C], the noisy mask; it is brought to unit variance if so configured.
             t: i32[] or i32[B].
             x_start: f32[B, H, W, C], the estimate of the step before, for `self_conditioning`
-                (brought to +-1); None: there was none.
+                (brought to +-1 and clipped); None: there was none.
         Returns:
             f32[B, H, W, C], or 2C with `self_conditioning`.
         """
@@ -180,6 +181,7 @@ class Process:
         if not self.self_conditioning:
             return inputs
         estimate = jnp.zeros_like(x_t) if x_start is None else x_start / self.input_scale
+        estimate = jnp.clip(estimate, -1, 1)  # From eps near t = T, it may be 200 times as large.
         return jnp.concatenate([inputs, estimate], axis=-1)
 
     def target(self, x_start: Array, t: Array, eps: Array) -> Array:
@@ -196,11 +198,11 @@ class Process:
             return v_from_eps(self.schedule, x_start, t, eps)
         return x_start / self.input_scale
 
-    def loss_weights(self, weight: str, gamma: float = 5.0) -> np.ndarray:
+    def loss_weights(self, weight: str) -> np.ndarray:
         """The factor of the loss at each timestep: f64[T].
 
         "simple" is 1 (Ho et al. 2020, eq. 14). "min_snr" weights the squared error of the mask
-        (as +-1) by min(SNR_t, gamma) with SNR_t = b^2 abar_t / (1 - abar_t): divided by SNR_t
+        (as +-1) by min(SNR_t, 5) with SNR_t = b^2 abar_t / (1 - abar_t): divided by SNR_t
         for eps, and by (SNR_t + 1) for v at b = 1 (Hang et al. 2023, arXiv 2303.09556, section
         3.4). On logits, the same factor as for x0.
 
@@ -215,7 +217,7 @@ class Process:
         snr = b**2 * abar / (1 - abar)
         # How much squared error of the mask one of the output makes.
         error = {"x0": np.ones_like(snr), "eps": 1 / snr, "v": (1 - abar) / b**2}
-        return np.minimum(snr, gamma) * error[self.prediction]
+        return np.minimum(snr, MIN_SNR_GAMMA) * error[self.prediction]
 
     def predict(self, output: Array, x_t: Array, t: Array) -> Prediction:
         """Reads the network's output.

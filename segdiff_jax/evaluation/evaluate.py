@@ -20,7 +20,7 @@ from segdiff_jax.data.pipeline import (
     record_id,
     resize_image,
 )
-from segdiff_jax.evaluation.ensemble import ENSEMBLES, disagreement, resize_samples, to_mask
+from segdiff_jax.evaluation.ensemble import disagreement, resize_samples
 from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import OutputFolder, write_metrics
 from segdiff_jax.evaluation.predict import Predictor
@@ -31,20 +31,21 @@ from segdiff_jax.evaluation.strata import condition_tags
 def native_examples(
     records: Sequence[dict[str, Any]],
     image_size: int,
-    num_threads: int = 2,
     colour_constancy: str = "none",
     artefact: str | None = None,
+    num_threads: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Decodes records ahead, in order.
 
     Args:
         records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
         image_size: S.
-        num_threads: that decode.
         colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
         artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
+        num_threads: that decode.
     Yields:
-        {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None}.
+        {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None,
+        "tags" of `condition_tags`, from the image before the artefact, or None}.
     Raises:
         ValueError: naming an image that cannot be decoded, or a mask of another size; or if
             `colour_constancy` or `artefact` is unknown.
@@ -60,12 +61,13 @@ def native_examples(
                 raise ValueError(
                     f"{name}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
                 )
+        tags = None if truth is None else condition_tags(image, truth)
         if artefact:
             key = jax.random.key(zlib.crc32(name.encode()))
             changed = add_artefact(artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
         resized = correct(resize_image(image, image_size))
-        return {"id": name, "image": image, "input": resized, "truth": truth}
+        return {"id": name, "image": image, "input": resized, "truth": truth, "tags": tags}
 
     dataset = grain.MapDataset.source(records).map(decode)
     # Images may be 20 MB each: few are read ahead.
@@ -75,50 +77,42 @@ def native_examples(
 def evaluate(
     predictor: Predictor,
     params: Any,
-    records: Sequence[dict[str, Any]],
+    examples: Iterator[dict[str, Any]],
+    total: int,
     out: str | Path,
-    ensemble: str,
-    image_size: int,
     settings: dict[str, Any],
     title: str,
-    colour_constancy: str = "none",
-    artefact: str | None = None,
-    threshold: float = 0.5,
 ) -> dict[str, Any] | None:
-    """Writes masks, probabilities, overlays, scores and the report of every record.
+    """Writes masks, probabilities, overlays, scores and the report of every example.
 
     Args:
-        predictor: samples the masks.
+        predictor: samples the masks and combines them.
         params: of the network.
-        records, image_size, colour_constancy, artefact: see `native_examples`.
+        examples: from `native_examples`.
+        total: how many there are, for the progress bar.
         out: the folder to write to; see `OutputFolder` for its layout.
-        ensemble: "mean" or "vote", see `ensemble.ENSEMBLES`.
         settings: what the report and metrics.json say about the run.
         title: of the report.
-        threshold: of the probability, see `ensemble.to_mask`.
     Returns:
         The contents of metrics.json, or None where there are no masks.
     Raises:
-        ValueError: if `out` is a workdir of train.py or holds foreign masks, a record cannot be
-            decoded, or `colour_constancy` or `artefact` is unknown.
+        ValueError: if `out` is a workdir of train.py or holds foreign masks, or an example
+            cannot be read.
         OSError: naming a file that cannot be written.
     """
     if (Path(out) / "checkpoints").is_dir():
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
-    examples = native_examples(
-        records, image_size, colour_constancy=colour_constancy, artefact=artefact
-    )
     folder, rows, cases = OutputFolder(out), [], []
     folder.begin(settings)
-    with tqdm(total=len(records), desc="sampling", unit="image") as progress:
+    with tqdm(total=total, desc="sampling", unit="image") as progress:
         for group, valid in padded_batches(examples, predictor.batch_size):
             images = np.stack([example["input"] for example in group])
             samples = predictor(params, images, [example["id"] for example in group])
             for i in np.flatnonzero(valid):
-                case = _finish(folder, group[i], samples[:, i], ensemble, threshold)
+                case = _finish(predictor, folder, group[i], samples[:, i])
                 cases.append(case)
                 if case.scores is not None:
-                    tags = condition_tags(group[i]["image"], group[i]["truth"])
+                    tags = group[i]["tags"]
                     rows.append({"id": case.id, "scores": case.scores, "tags": tags})
                 progress.update()
     metrics = write_metrics(out, rows, settings) if rows else None
@@ -127,17 +121,12 @@ def evaluate(
 
 
 def _finish(
-    folder: OutputFolder,
-    example: dict[str, Any],
-    samples: np.ndarray,
-    ensemble: str,
-    threshold: float,
+    predictor: Predictor, folder: OutputFolder, example: dict[str, Any], samples: np.ndarray
 ) -> Case:
     """Combines the votes of one image at native size, writes its files and scores it."""
     image, truth = example["image"], example["truth"]
     samples = resize_samples(samples, image.shape[:2])
-    probability = ENSEMBLES[ensemble](samples)
-    mask = to_mask(probability, threshold)
+    probability, mask = predictor.combine(samples)
     spread = disagreement(samples) if len(samples) > 1 else None
     scores = None if truth is None else segmentation_scores(mask, truth)
     folder.write(example["id"], image, probability, mask, truth)
@@ -145,11 +134,7 @@ def _finish(
 
 
 def validate(
-    predictor: Predictor,
-    params: Any,
-    source: ResizedSource,
-    ensemble: str,
-    threshold: float = 0.5,
+    predictor: Predictor, params: Any, source: ResizedSource
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
@@ -162,8 +147,7 @@ def validate(
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
         samples = predictor(params, images, [example["id"] for example in group])
-        probabilities = [ENSEMBLES[ensemble](samples[:, i]) for i in range(len(group))]
-        masks = to_mask(np.stack(probabilities), threshold)
+        masks = np.stack([predictor.combine(samples[:, i])[1] for i in range(len(group))])
         scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
         if not pictures:
             grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]

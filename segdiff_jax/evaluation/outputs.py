@@ -113,7 +113,7 @@ def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dic
     names, tags = list(scores[0]), list(rows[0]["tags"])
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", *names, *(tag.replace(" ", "_") for tag in tags)])
+    table.writerow(["id", *names, *tags])
     for row in sorted(rows, key=lambda row: row["id"]):
         numbers = (f"{row['scores'][name]:.6f}" for name in names)
         table.writerow([row["id"], *numbers, *(row["tags"][tag] for tag in tags)])
@@ -135,7 +135,7 @@ def format_metrics(metrics: dict) -> str:
     for tag, strata in metrics["strata"].items():
         for i, (value, row) in enumerate(strata.items()):
             numbers = (str(row["num_images"]), f"{row['iou']:.4f}", f"{row['dice']:.4f}")
-            rows.append(("" if i else tag, value, *numbers))
+            rows.append(("" if i else tag.replace("_", " "), value, *numbers))
     table = [f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows]
     interval = f"95% interval of the mean IoU: {low:.4f} to {high:.4f}"
     return "\n".join([f"{means} ({metrics['num_images']} images)", interval, *table])

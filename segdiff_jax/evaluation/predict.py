@@ -18,7 +18,7 @@ from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import VARIANCES, Process
 from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
-from segdiff_jax.evaluation.ensemble import ENSEMBLES
+from segdiff_jax.evaluation.ensemble import ENSEMBLES, to_mask
 
 # Of the two axes before the channels, or of a mask; each is its own inverse.
 FLIPS = (
@@ -89,7 +89,7 @@ class Predictor:
         self.batch_size = devices * max(1, sampler.max_batch // self._chunk)
         if num_images is not None:
             self.batch_size = min(self.batch_size, parallel.round_up(num_images))
-        self._seed = seed
+        self._seed, self._ensemble, self._threshold = seed, sampler.ensemble, sampler.threshold
         self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
         self._sample = parallel.pmap_map(
@@ -115,6 +115,11 @@ class Predictor:
             masks = self._sample(params, features, parallel.shard(keys), parallel.shard(flips))
             samples.append(np.moveaxis(parallel.unshard(masks), 1, 0))
         return np.concatenate(samples)[: self._votes]
+
+    def combine(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """One image's votes f32[V, H, W] as probability f32[H, W] and mask bool[H, W]."""
+        probability = ENSEMBLES[self._ensemble](samples)
+        return probability, to_mask(probability, self._threshold)
 
 
 def example_keys(seed: int, ids: Sequence[str], votes: Sequence[int]) -> Array:

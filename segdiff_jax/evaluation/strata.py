@@ -8,9 +8,9 @@ from segdiff_jax.evaluation.metrics import average_scores
 
 # What each tag may say, in the order of the tables.
 TAGS = {
-    "dark corners": ("no", "yes"),
+    "dark_corners": ("no", "yes"),
     "contrast": ("low", "medium", "high", "none"),
-    "lesion size": ("small", "medium", "large", "none"),
+    "lesion_size": ("small", "medium", "large", "none"),
     "hair": ("no", "yes"),
 }
 LONG_SIDE = 256  # pixels; larger images are shrunk to it, so that lengths mean the same in all
@@ -41,9 +41,9 @@ def condition_tags(image: np.ndarray, truth: np.ndarray) -> dict[str, str]:
     image, truth = _shrink(image, truth)
     lab = to_lab(image)
     return {
-        "dark corners": dark_corners(lab[..., 0], truth),
+        "dark_corners": dark_corners(lab[..., 0], truth),
         "contrast": contrast(lab, truth),
-        "lesion size": lesion_size(truth),
+        "lesion_size": lesion_size(truth),
         "hair": hair(lab, truth),
     }
 

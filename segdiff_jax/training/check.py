@@ -49,6 +49,8 @@ def check_config(config: ConfigDict) -> None:
             f"validation.steps={validation.steps} exceeds "
             f"diffusion.num_timesteps={config.diffusion.num_timesteps}"
         )
+    if train.max_minutes and parallel.process_count() > 1:
+        raise ValueError("train.max_minutes needs a single process: each has a clock of its own")
     parts = parallel.device_count() * train.microbatches
     if train.batch_size % parts:
         raise ValueError(

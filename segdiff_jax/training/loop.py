@@ -205,10 +205,8 @@ class Run:
 
     def _validate(self, logs: Logs) -> None:
         """Scores the averaged parameters; keeps them if they are the best so far."""
-        params, sampler = self._state.ema_params, self._config.sampler
-        iou, pictures = validate(
-            self._predictor, params, self._validation, sampler.ensemble, sampler.threshold
-        )
+        params = self._state.ema_params
+        iou, pictures = validate(self._predictor, params, self._validation)
         logs.validation(self._step, iou, pictures)
         if self._best is None or iou > self._best:
             self._best = iou
@@ -229,10 +227,9 @@ class Run:
 
 def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that a validation IoU depends on; the others do not make two incomparable."""
-    names = {"validation": ("num_images", "steps", "votes")}
-    names["sampler"] = ("name", "spacing", "eta", "variance", "clip", "flips")
-    names["sampler"] += ("ensemble", "threshold")
-    return {name: [config[name][field] for field in fields] for name, fields in names.items()}
+    sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
+    names = {"validation": ("num_images", "steps", "votes"), "sampler": sampler}
+    return {name: [config[name].get(field) for field in fields] for name, fields in names.items()}
 
 
 def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:

@@ -53,9 +53,9 @@ def apply_gradients(
 def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
     """The learning rate of an update.
 
-    It grows linearly to `train.learning_rate` and stays there or, with "cosine", falls to 0 where
-    the run ends, at `train.num_steps` or `train.max_minutes`, whichever is nearer (Loshchilov and
-    Hutter 2017, arXiv 1608.03983, eq. 5).
+    `train.learning_rate`, times a linear warm-up and, with "cosine", times (1 + cos(pi p)) / 2,
+    where p is the share of `train.num_steps` or of `train.max_minutes` that is done, whichever is
+    larger (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5).
 
     Args:
         step: updates done before.

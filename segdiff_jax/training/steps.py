@@ -39,7 +39,7 @@ def diffusion_loss(
         t: i32[B], in [0, T).
         eps: f32[B, H, W, 1], standard normal.
         keys: key[B], one per example, for dropout, recycling and self-conditioning; None: no
-            dropout, and neither of the others.
+            dropout and no estimate to see. Recycling needs them.
         recycling: x_t is made of the mask that the network itself predicts from pure noise, as
             when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), at the price of one more
             forward pass.
@@ -49,7 +49,7 @@ def diffusion_loss(
     x_start = process.input_scale * mask
     fold = jax.vmap(jax.random.fold_in, (0, None))
 
-    def apply(x_t, t, estimate=None):
+    def apply(params, x_t, t, estimate=None):
         inputs = process.network_input(x_t, t, estimate), image, t
         if keys is None or not getattr(model, "dropout", 0.0):
             return model.apply({"params": params}, *inputs, train=False)
@@ -62,7 +62,8 @@ def diffusion_loss(
         return jax.vmap(apply_one)(keys, *inputs)
 
     def own_estimate(x_t, t):
-        return jax.lax.stop_gradient(process.predict(apply(x_t, t), x_t, t).x_start)
+        output = apply(jax.lax.stop_gradient(params), x_t, t)
+        return process.predict(output, x_t, t).x_start
 
     noisy = x_start
     if recycling:
@@ -72,8 +73,8 @@ def diffusion_loss(
     x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
     if process.self_conditioning and keys is not None:
         known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))
-        estimate = known[:, None, None, None] * own_estimate(x_t, t)
-    output = apply(x_t, t, estimate)
+        estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
+    output = apply(params, x_t, t, estimate)
     if process.logits:
         return bce_dice(output, (mask + 1) / 2)
     return mse(output, process.target(x_start, t, eps))
@@ -83,7 +84,7 @@ def train_step(
     state: TrainState,
     batch: Batch,
     key: Array,
-    rate: Array | float = 1.0,
+    rate: Array | float,
     *,
     model: nn.Module,
     process: Process,

@@ -13,6 +13,7 @@ from segdiff_jax.data.colour import shades_of_gray
 from segdiff_jax.data.pipeline import ResizedSource, resize_image
 from segdiff_jax.evaluation.evaluate import evaluate, native_examples, validate
 from segdiff_jax.evaluation.outputs import OutputFolder
+from segdiff_jax.evaluation.predict import Predictor
 
 SIZE = 8
 # id, (height, width), eighths of the width that are bright and that are lesion: native sizes
@@ -53,11 +54,12 @@ def make_record(id, size, bright, lesion):
 RECORDS = [make_record(*case) for case in CASES]
 
 
-class Threshold:
+class Threshold(Predictor):
     """Two votes call bright pixels lesion, the third all others."""
 
-    def __init__(self, batch_size):
+    def __init__(self, batch_size, ensemble="mean", threshold=0.5):
         self.batch_size, self.calls = batch_size, []
+        self._ensemble, self._threshold = ensemble, threshold
 
     def __call__(self, params, images, ids):
         assert params == "params"
@@ -82,9 +84,9 @@ def written(monkeypatch):
     return ids
 
 
-def run(out, records, batch_size=3, **changes):
-    arguments = {"ensemble": "mean", "image_size": SIZE, "settings": {}, "title": "t"} | changes
-    return evaluate(Threshold(batch_size), "params", records, out, **arguments)
+def run(out, records, batch_size=3, settings=None, title="t", predictor=None):
+    predictor, examples = predictor or Threshold(batch_size), native_examples(records, SIZE)
+    return evaluate(predictor, "params", examples, len(records), out, settings or {}, title)
 
 
 def files(folder):
@@ -142,7 +144,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path):
 
 def test_scores_by_condition(tmp_path):
     metrics = run(tmp_path, RECORDS)
-    sizes = metrics["strata"]["lesion size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
+    sizes = metrics["strata"]["lesion_size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
     assert {value: row["num_images"] for value, row in sizes.items()} == {
         "medium": 3,
         "large": 3,
@@ -159,25 +161,15 @@ def test_scores_by_condition(tmp_path):
     assert "By condition" in (tmp_path / "report.html").read_text()
 
 
-def test_colour_constancy_changes_what_the_predictor_sees_only(tmp_path):
-    seen = []
-
-    class Look(Threshold):
-        def __call__(self, params, images, ids):
-            seen.extend(images)
-            return super().__call__(params, images, ids)
-
-    arguments = ("params", RECORDS[:2], tmp_path, "mean", SIZE, {}, "t")
-    evaluate(Look(2), *arguments, colour_constancy="shades_of_gray")
-    examples = list(native_examples(RECORDS[:2], SIZE))
-    for image, example in zip(seen, examples, strict=True):
-        corrected = shades_of_gray(resize_image(example["image"], SIZE))
-        np.testing.assert_array_equal(image, corrected)
-        assert (image != example["input"]).any()
-    first = next(native_examples(RECORDS, SIZE, colour_constancy="shades_of_gray"))
-    np.testing.assert_array_equal(first["image"], examples[0]["image"])
+def test_colour_constancy_changes_what_the_network_sees_only():
+    corrected = native_examples(RECORDS[:2], SIZE, "shades_of_gray")
+    for example, plain in zip(corrected, native_examples(RECORDS[:2], SIZE), strict=True):
+        np.testing.assert_array_equal(example["image"], plain["image"])
+        expected = shades_of_gray(resize_image(plain["image"], SIZE))
+        np.testing.assert_array_equal(example["input"], expected)
+        assert (example["input"] != plain["input"]).any()
     with pytest.raises(ValueError, match=r"data\.colour_constancy='grey' is unknown"):
-        evaluate(Look(2), *arguments, colour_constancy="grey")
+        native_examples(RECORDS, SIZE, "grey")
 
 
 def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
@@ -211,14 +203,12 @@ def test_vote_and_mean_differ_in_their_probability(tmp_path):
             one = np.ones((1, *images.shape[:3]), np.float32)
             return np.concatenate([one, -0.2 * one, -0.2 * one])
 
-    common = {"image_size": SIZE, "settings": {}, "title": "t"}
     for ensemble, grey, mask in (("mean", 153, 255), ("vote", 85, 0)):
         out = tmp_path / ensemble
-        evaluate(Weak(1), "params", RECORDS[:1], out, ensemble, **common)
+        run(out, RECORDS[:1], predictor=Weak(1, ensemble))
         assert (pixels(out / "probabilities/e.png") == grey).all()
         assert (pixels(out / "masks/e_Segmentation.png") == mask).all()
-        lower = 0.3  # Below both probabilities.
-        evaluate(Weak(1), "params", RECORDS[:1], out, ensemble, **common, threshold=lower)
+        run(out, RECORDS[:1], predictor=Weak(1, ensemble, 0.3))  # Below both probabilities.
         assert (pixels(out / "masks/e_Segmentation.png") == 255).all()
 
 
@@ -243,7 +233,7 @@ def test_without_truth_there_are_no_scores(tmp_path, written):
 
 def test_the_predictor_sees_each_image_once_and_the_last_one_again_as_padding(tmp_path):
     predictor = Threshold(3)
-    evaluate(predictor, "params", RECORDS, tmp_path, "mean", SIZE, {}, "t")
+    run(tmp_path, RECORDS, predictor=predictor)
     assert predictor.calls == [["e", "a", "g"], ["c", "b", "f"], ["d", "d", "d"]]
 
 
@@ -281,7 +271,7 @@ def test_validate_gives_the_mean_iou_of_every_image_once(batch_size):
     # image, which fills the batch up, scores 1: counted twice, it would raise the mean.
     source = ResizedSource(RECORDS, SIZE)
     predictor = Threshold(batch_size)
-    iou, (images, truth, masks) = validate(predictor, "params", source, "mean")
+    iou, (images, truth, masks) = validate(predictor, "params", source)
     assert iou == pytest.approx(sum(IOU.values()) / 7)
     assert predictor.calls[0][0] == "0"
     assert len(predictor.calls) == -(-7 // batch_size)

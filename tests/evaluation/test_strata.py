@@ -26,9 +26,9 @@ def tags(image, truth):
 def test_a_plain_scene():
     truth = disc()
     expected = {
-        "dark corners": "no",
+        "dark_corners": "no",
         "contrast": "high",
-        "lesion size": "small",  # 24^2 pi of 120 x 160 pixels: 9.4%
+        "lesion_size": "small",  # 24^2 pi of 120 x 160 pixels: 9.4%
         "hair": "no",
     }
     assert tags(scene(truth), truth) == expected
@@ -59,7 +59,7 @@ def test_two_corners_are_dark_corners(corners, value):
     places = (np.s_[:12, :16], np.s_[-12:, -16:], np.s_[:12, -16:], np.s_[-12:, :16])
     for place in places[:corners]:
         image[place] = 40  # L* 16, the skin's is 72
-    assert tags(image, truth) == tags(scene(truth), truth) | {"dark corners": value}
+    assert tags(image, truth) == tags(scene(truth), truth) | {"dark_corners": value}
 
 
 def test_how_dark_a_corner_is():
@@ -67,20 +67,20 @@ def test_how_dark_a_corner_is():
     for grey, value in ((80, "yes"), (90, "no")):  # L* 34 and 38; half of the skin's is 36
         image = scene(truth)
         image[:12] = grey
-        assert tags(image, truth)["dark corners"] == value
+        assert tags(image, truth)["dark_corners"] == value
 
 
 def test_a_black_frame_larger_than_the_skin():
     truth = disc()
     image = np.where(disc(radius=50)[..., None], scene(truth), np.uint8(2))
-    assert tags(image, truth) == tags(scene(truth), truth) | {"dark corners": "yes"}
+    assert tags(image, truth) == tags(scene(truth), truth) | {"dark_corners": "yes"}
 
 
 def test_a_dark_lesion_in_the_corners_is_no_dark_corner():
     truth = np.ones((120, 160), bool)
     truth[:, 60:100] = False
-    assert tags(scene(truth, (30, 20, 20)), truth)["dark corners"] == "no"
-    assert tags(scene(truth, (30, 20, 20)), truth & False)["dark corners"] == "yes"
+    assert tags(scene(truth, (30, 20, 20)), truth)["dark_corners"] == "no"
+    assert tags(scene(truth, (30, 20, 20)), truth & False)["dark_corners"] == "yes"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_contrast_leaves_dark_corners_out():
 def test_lesion_size(share, value):
     truth = np.zeros((100, 100), bool)
     truth[:share] = True
-    assert tags(scene(truth), truth)["lesion size"] == value
+    assert tags(scene(truth), truth)["lesion_size"] == value
 
 
 @pytest.mark.parametrize(
@@ -151,31 +151,31 @@ def test_what_is_no_hair():
 def test_masks_without_lesion_or_without_skin():
     image = scene(disc())
     empty = tags(image, np.zeros((120, 160), bool))
-    assert empty["contrast"] == empty["lesion size"] == "none"
+    assert empty["contrast"] == empty["lesion_size"] == "none"
     full = tags(image, np.ones((120, 160), bool))
-    assert full == {"dark corners": "no", "contrast": "none", "lesion size": "large", "hair": "no"}
+    assert full == {"dark_corners": "no", "contrast": "none", "lesion_size": "large", "hair": "no"}
     black = tags(image * 0, disc())
-    assert black["dark corners"] == "no" and black["hair"] == "no"
+    assert black["dark_corners"] == "no" and black["hair"] == "no"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (8, 8), (4, 300)])
 def test_tiny_images(size):
     truth = np.zeros(size, bool)
     truth[:, : size[1] // 2] = True
-    assert tags(scene(truth), truth)["dark corners"] == "no"
+    assert tags(scene(truth), truth)["dark_corners"] == "no"
 
 
 def test_drawn_conditions_are_found():
     # Measured over 200 other drawings at 256 px: corners in all, hair in 96%, faint in 92%.
     kinds = [(), ("dark_corners",), ("hair",), ("dark_corners", "faint", "hair")]
-    found = {"dark corners": 0, "hair": 0, "contrast": 0}
+    found = {"dark_corners": 0, "hair": 0, "contrast": 0}
     for i in range(40):
         image, mask, conditions = draw((7, i), 128, kinds[i % 4])
         values = tags(image, mask > 0)
-        found["dark corners"] += (values["dark corners"] == "yes") == ("dark_corners" in conditions)
+        found["dark_corners"] += (values["dark_corners"] == "yes") == ("dark_corners" in conditions)
         found["hair"] += (values["hair"] == "yes") == ("hair" in conditions)
         found["contrast"] += (values["contrast"] == "low") == ("faint" in conditions)
-    assert found["dark corners"] >= 39 and found["hair"] >= 36 and found["contrast"] >= 36, found
+    assert found["dark_corners"] >= 39 and found["hair"] >= 36 and found["contrast"] >= 36, found
 
 
 def test_tags_do_not_depend_on_the_native_size():
@@ -192,7 +192,7 @@ def test_sizes_that_differ():
 
 
 def test_scores_by_stratum():
-    plain = {"dark corners": "no", "contrast": "high", "lesion size": "small", "hair": "no"}
+    plain = {"dark_corners": "no", "contrast": "high", "lesion_size": "small", "hair": "no"}
     scores = [{"iou": 0.5, "dice": 0.6}, {"iou": 1.0, "dice": 1.0}, {"iou": 0.0, "dice": 0.2}]
     by_tag = strata.scores_by_stratum(
         scores, [plain, plain | {"hair": "yes", "contrast": "low"}, plain | {"contrast": "none"}]
@@ -203,5 +203,5 @@ def test_scores_by_stratum():
         "yes": {"num_images": 1, "iou": 1.0, "dice": 1.0},
     }
     assert list(by_tag["contrast"]) == ["low", "high", "none"]
-    assert by_tag["dark corners"]["no"]["num_images"] == 3
-    assert "yes" not in by_tag["dark corners"]
+    assert by_tag["dark_corners"]["no"]["num_images"] == 3
+    assert "yes" not in by_tag["dark_corners"]

@@ -165,20 +165,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             yield id, example | {"height": height, "width": width}
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
-        """Archives of the config in a folder, or else in one of its folders.
+        """Archives of the config in a folder, or else in the folders in it.
 
         Where both are there, the zip, not the extracted folder.
         """
         manual_dir = manual_dir.expanduser()
-        for folder in (manual_dir, *sorted(path for path in manual_dir.iterdir() if path.is_dir())):
-            entries = {path.name.lower(): path for path in folder.iterdir()}
-            found = {
-                name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
-                for name in self.builder_config.names
-            }
-            if any(found.values()):
-                return {name: path for name, path in found.items() if path}
-        return {}
+        inner = sorted(path for path in manual_dir.iterdir() if path.is_dir())
+        entries = {
+            path.name.lower(): path for folder in (*inner, manual_dir) for path in folder.iterdir()
+        }
+        found = {
+            name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
+            for name in self.builder_config.names
+        }
+        return {name: path for name, path in found.items() if path}
 
     def _download(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
         """Downloads an archive from the first host that has it."""

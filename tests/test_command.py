@@ -1,0 +1,28 @@
+"""Settings from the command line."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from segdiff_jax.command import set_fields
+
+
+def test_fields_are_set_by_yaml():
+    config = ConfigDict({"threshold": 0.5, "clip": True, "votes": 5, "name": "ddim"})
+    set_fields(config, ["threshold=0.4", "clip=false", "votes=9", "name=ddpm"])
+    assert config.to_dict() == {"threshold": 0.4, "clip": False, "votes": 9, "name": "ddpm"}
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("vote=3", "vote=3: no such field; there are votes"),
+        ("votes=many", "votes=many: votes is of type int"),
+        ("votes", "votes: write FIELD=VALUE"),
+        ("votes={", "votes={: votes is of type int"),
+    ],
+)
+def test_a_wrong_setting_is_named(setting, message):
+    config = ConfigDict({"votes": 5})
+    with pytest.raises(ValueError, match=message):
+        set_fields(config, [setting])
+    assert config.votes == 5
