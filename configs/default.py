@@ -98,7 +98,7 @@ def get_config() -> ConfigDict:
     config.sampler = sampler = ConfigDict()
     sampler.name = "ddim"  # or ddpm, dpm_solver_pp_2m
     sampler.steps = 10  # evaluations of the network per sample
-    sampler.spacing = "trailing"  # ends at T - 1; leading: from 0; uniform: both (the original)
+    sampler.spacing = "trailing"  # ends at T - 1; leading: from 0, for many steps; uniform: both
     sampler.eta = 0.0  # ddim: 0 is deterministic, 1 as noisy as DDPM
     sampler.variance = "fixed_large"  # ddpm: or fixed_small, learned_range
     sampler.clip = True  # keep the predicted clean mask in its range

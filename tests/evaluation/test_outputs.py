@@ -13,7 +13,7 @@ MASK = np.zeros((40, 60), bool)
 MASK[10:30, 8:24] = True
 TRUTH = np.zeros((40, 60), bool)
 TRUTH[12:36, 40:56] = True
-TAGS = {"dark corners": "no", "contrast": "low", "lesion size": "small", "hair": "no"}
+TAGS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
 ROWS = [
     {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS},
     {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}},
