@@ -142,7 +142,7 @@ def test_a_killed_build_is_done_again(tmp_path):
 
 BUILD = """
 import sys
-from segdiff_jax.data.prepare import load_source, load_training_source
+from segdiff_jax.data.prepare import load_source
 print(len(load_source("isic/2016", "train", *sys.argv[1:])), "tensorflow" in sys.modules)
 """
 
@@ -170,20 +170,34 @@ def test_unknown_names(tmp_path, dataset, manual_dir, message):
         load_source(dataset, "train", tmp_path, manual_dir)
 
 
-def test_extra_training_images_leave_out_every_known_id(tmp_path):
-    """2017 lies beside 2016 in a folder of folders and shares a training and the test image."""
-    write_2016(tmp_path / "archives/2016")
-    ids = [IDS[0], "ISIC_0000003", "ISIC_0000004", "ISIC_0000005", "ISIC_0000026"]
+def write_2017(folder, ids):
     for kind in ("Data", "Part1_GroundTruth"):
-        write_archive(tmp_path / "archives/2017", f"ISIC-2017_Training_{kind}", ids)
-    load = functools.partial(
-        load_training_source,
-        "isic/2016",
-        data_dir=tmp_path / "data",
-        manual_dir=tmp_path / "archives",
-    )
-    alone, more = load([]), load(["isic/2017"])
+        write_archive(folder, f"ISIC-2017_Training_{kind}", ids)
+
+
+def load_with_extra(root, *extra):
+    return load_training_source("isic/2016", extra, root / "data", root / "archives")
+
+
+def test_extra_training_images_leave_out_every_known_id(tmp_path):
+    """2017 lies beside 2016 in a folder of folders and shares three ids; one is of no split."""
+    write_2016(tmp_path / "archives/2016")
+    shared = [IDS[0], "ISIC_0000003", "ISIC_0000026"]  # In train, test and validation.
+    new = ["ISIC_0000004", "ISIC_0000005", "ISIC_0000032"]  # The last is 2017's validation.
+    write_2017(tmp_path / "archives/2017", shared + new)
     names = lambda records: sorted(record["id"].decode() for record in records)
-    assert names(alone) == IDS[:3]
-    assert names(more) == [*IDS[:3], "ISIC_0000004", "ISIC_0000005"]
+    assert names(load_with_extra(tmp_path)) == IDS[:3]
+    more = load_with_extra(tmp_path, "isic/2017")
+    assert names(more) == [*IDS[:3], *new]
     assert Image.open(io.BytesIO(more[4]["image"])).size == (4, 4)
+    with pytest.raises(ValueError, match="data.extra_datasets='isic/2020' is unknown"):
+        load_with_extra(tmp_path, "isic/2020")
+
+
+def test_extra_images_without_a_test_split_are_warned_of(tmp_path, capsys):
+    write_2016(tmp_path / "archives")
+    for name in ARCHIVES[2:]:
+        (tmp_path / f"archives/{name}.zip").unlink()
+    write_2017(tmp_path / "archives", ["ISIC_0000004", "ISIC_0000032"])
+    load_with_extra(tmp_path, "isic/2017")
+    assert "isic/2016 has no test split here" in capsys.readouterr().out
