@@ -19,7 +19,7 @@ from segdiff_jax.training.state import create_state, learning_rate, make_optimiz
 from segdiff_jax.training.steps import train_step
 from tests.conftest import ROOT, tiny_overrides
 
-STEPS = int(os.environ.get("SEGDIFF_STEPS", 300))
+STEPS = int(os.environ.get("SEGDIFF_STEPS", 200))
 # Config file and what is changed in its section diffusion.
 RECIPES = {
     "isic2016_64": {},
