@@ -353,8 +353,9 @@ def test_timesteps_and_weights():
             train_step, model=model, process=process, tx=tx, augment=Augmentation(), ema_decay=0.9
         )
         with jax.disable_jit():
-            _, metrics = step(state, batch, jax.random.key(0), weights=weights,
-                              timestep_power=power)  # fmt: skip
+            _, metrics = step(
+                state, batch, jax.random.key(0), 1.0, weights=weights, timestep_power=power
+            )
         return float(metrics["loss"]), model.calls[-1][1]
 
     plain, t = loss(None, 1 / 3)
