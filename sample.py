@@ -42,7 +42,7 @@ def main() -> None:
     config.update(load_meta(checkpoint)["config"])
     data, sampler = config.data, config.sampler
     given = {"name": SAMPLER, "steps": STEPS, "votes": VOTES, "ensemble": ENSEMBLE}
-    set_fields(sampler, [f"{k}={v.value}" for k, v in given.items() if v.value is not None])
+    sampler.update({k: flag.value for k, flag in given.items() if flag.value is not None})
     set_fields(sampler, SET.value)
     seed = config.seed if SEED.value is None else SEED.value
     if IMAGES.value:

@@ -21,11 +21,6 @@ def get_config():
     config.model.rrdb_width = 64
     config.model.rrdb_growth = 32
 
-    config.diffusion.prediction = "eps"
-    config.diffusion.loss = "mse"
-    config.diffusion.input_scale = 1.0
-    config.diffusion.normalise_input = False
-
     config.train.num_steps = 100_000
     config.train.batch_size = 8
     config.train.learning_rate = 1e-4
@@ -36,10 +31,27 @@ def get_config():
     config.validation.every = 5000
     config.validation.steps = 25
 
+    config.sampler.max_batch = 9
+    set_paper_recipe(config)
+    return config
+
+
+def set_paper_recipe(config):
+    """What the paper predicts, and how it samples; also for other networks and sizes."""
+    config.diffusion.prediction = "eps"
+    config.diffusion.loss = "mse"
+    config.diffusion.weight = "simple"
+    config.diffusion.timestep_power = 1.0
+    config.diffusion.recycling = False
+    config.diffusion.self_conditioning = False
+    config.diffusion.input_scale = 1.0
+    config.diffusion.normalise_input = False
+
     config.sampler.name = "ddpm"
     config.sampler.steps = 100
     config.sampler.spacing = "uniform"
     config.sampler.clip = False
     config.sampler.votes = 9
-    config.sampler.max_batch = 9
-    return config
+    config.sampler.flips = False
+    config.sampler.ensemble = "mean"
+    config.sampler.threshold = 0.5

@@ -41,12 +41,17 @@ def at(table: np.ndarray, t: Array, ndim: int) -> Array:
     return values.reshape(values.shape + (1,) * (ndim - values.ndim))
 
 
+def _signal_and_noise(schedule: Schedule, t: Array, ndim: int) -> tuple[Array, Array]:
+    """sqrt(abar_t) and sqrt(1 - abar_t), shaped as by `at`."""
+    abar = schedule.alphas_cumprod
+    return at(np.sqrt(abar), t, ndim), at(np.sqrt(1 - abar), t, ndim)
+
+
 def q_sample(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
     """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (Ho et al. 2020, eq. 4)."""
     if x_start.shape != eps.shape:
         raise ValueError(f"x_start has shape {x_start.shape} but eps has {eps.shape}")
-    abar = schedule.alphas_cumprod
-    signal, noise = at(np.sqrt(abar), t, eps.ndim), at(np.sqrt(1 - abar), t, eps.ndim)
+    signal, noise = _signal_and_noise(schedule, t, eps.ndim)
     return signal * x_start + noise * eps
 
 
@@ -66,15 +71,13 @@ def eps_from_x_start(schedule: Schedule, x_t: Array, t: Array, x_start: Array) -
 
 def v_from_eps(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
     """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022, section 4)."""
-    abar = schedule.alphas_cumprod
-    signal, noise = at(np.sqrt(abar), t, eps.ndim), at(np.sqrt(1 - abar), t, eps.ndim)
+    signal, noise = _signal_and_noise(schedule, t, eps.ndim)
     return signal * eps - noise * x_start
 
 
 def x_start_from_v(schedule: Schedule, x_t: Array, t: Array, v: Array) -> Array:
     """x_0 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v (Salimans and Ho 2022, appendix D)."""
-    abar = schedule.alphas_cumprod
-    signal, noise = at(np.sqrt(abar), t, v.ndim), at(np.sqrt(1 - abar), t, v.ndim)
+    signal, noise = _signal_and_noise(schedule, t, v.ndim)
     return signal * x_t - noise * v
 
 
