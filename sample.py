@@ -49,7 +49,7 @@ def main() -> None:
         records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
         name = "images_" + os.path.basename(os.path.normpath(what))
     else:
-        records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir or None)
+        records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir)
         what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
     if ARTEFACT.value:
         what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"

@@ -29,7 +29,7 @@ GREEN = (0, 255, 0)
 def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndarray]:
     """The sheet's columns by their labels, each u8[count, CELL, CELL, 3]."""
     data = config.data
-    where = data.dir, data.manual_dir or None
+    where = data.dir, data.manual_dir
     records = load_training_source(data.dataset, data.extra_datasets, *where)
     source = ResizedSource(records, data.image_size, colour_constancy=data.colour_constancy)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]

@@ -48,6 +48,13 @@ def _open(data: bytes, name: str) -> Image.Image:
     return image
 
 
+def size_within(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(height, width) of an image shrunk to at most `long_side` pixels, its aspect kept."""
+    scale = min(1, long_side / max(size))
+    height, width = (max(1, round(scale * side)) for side in size)
+    return height, width
+
+
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     """u8[H, W, 3] -> u8[size, size, 3], bilinear with antialiasing; the aspect is not kept."""
     return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

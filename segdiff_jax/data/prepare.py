@@ -24,8 +24,8 @@ def load_source(
       dataset: "isic/2016", "synthetic_lesions": the builder and, optionally, its config.
       split: "train", or a slice of it: "train[:16]", "train[90%:]".
       data_dir: where built data sets are kept.
-      manual_dir: folder of official archives. Where they differ from those of the existing build,
-        the data set is built again.
+      manual_dir: folder of official archives; None or "": there is none. Where they differ
+        from those of the existing build, the data set is built again.
     Returns:
       A sequence of {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and
       the mask as encoded in their original files.
@@ -84,6 +84,7 @@ def _open(
     dataset: str, data_dir: str, manual_dir: str | None, field: str = "data.dataset"
 ) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is built, see `load_source`."""
+    manual_dir = manual_dir or None
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
         raise ValueError(f"{field}={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")

@@ -9,6 +9,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from segdiff_jax.data.pipeline import size_within
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
@@ -64,8 +65,7 @@ def make_case(
       scores: those of `segmentation_scores`, if the truth is known.
       size: the longest side of the pictures in pixels; smaller images are not enlarged.
     """
-    scale = min(1, size / max(mask.shape))
-    height, width = (max(1, round(scale * side)) for side in mask.shape)
+    height, width = size_within(mask.shape, size)
 
     def shrink(array: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR)
@@ -139,7 +139,6 @@ def write_report(
         settings=settings,
         scores=_score_table(cases, metrics["mean"]) if metrics else [],
         bars=_histogram([case.scores["iou"] for case in cases]) if metrics else [],
-        mean_iou=metrics["mean"]["iou"] if metrics else None,
         metrics=metrics,
         sections=[section for section in sections if section[1]],
         prediction_colour=_hex(PREDICTION_COLOUR),

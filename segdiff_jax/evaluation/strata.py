@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from segdiff_jax.data.pipeline import size_within
 from segdiff_jax.evaluation.metrics import average_scores
 
 # What each tag may say, in the order of the tables.
@@ -190,8 +191,7 @@ def _level(value: float, limits: tuple[float, ...], names: tuple[str, ...]) -> s
 
 
 def _shrink(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scale = min(1, LONG_SIDE / max(truth.shape))
-    height, width = (max(1, round(scale * side)) for side in truth.shape)
+    height, width = size_within(truth.shape, LONG_SIDE)
     image = Image.fromarray(image).resize(
         (width, height), Image.Resampling.BILINEAR, reducing_gap=2.0
     )

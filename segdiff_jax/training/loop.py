@@ -133,7 +133,7 @@ class Run:
     def _open_data(self) -> None:
         data, train = self._config.data, self._config.train
 
-        where = data.dir, data.manual_dir or None
+        where = data.dir, data.manual_dir
         prepare = lambda records, limit=None: ResizedSource(
             records, data.image_size, data.cache, limit, data.colour_constancy
         )
