@@ -33,17 +33,20 @@ def write_metrics(folder, iou, low):
 
 def test_tables_show_what_is_there(tmp_path, monkeypatch, capsys):
     for seed, iou in ((0, 0.5), (1, 0.6)):
-        run = tmp_path / "16-minutes" / f"paper-seed{seed}"
+        run = tmp_path / "16-minutes" / f"noisy-seed{seed}"
         (run / "checkpoints" / "last" / "123").mkdir(parents=True)
-        write_metrics(run / "validation-steps=10-votes=1", iou, 0.1)
-        write_metrics(run / "test-steps=10-votes=1", 0.25, 0.125)
-    monkeypatch.setattr(
-        "sys.argv", ["ablation", "--only_print", f"--out={tmp_path}", "--rows", "paper", "x0"]
-    )
+        write_metrics(run / "validation-steps=5-votes=1-sampler=ddim", iou, 0.1)
+        write_metrics(run / "test-steps=5-votes=1-sampler=ddim", 0.25, 0.125)
+    write_metrics(run / "validation-steps=20-votes=1-sampler=dpm_solver_pp_2m", 0.75, 0.1)
+    write_metrics(run / "validation-steps=5-votes=9-sampler=ddim-set=flips=True", 0.7, 0.1)
+    arguments = ["--only_print", f"--out={tmp_path}", f"--sampling_of={run}"]
+    monkeypatch.setattr("sys.argv", ["ablation", *arguments, "--rows", "noisy", "x0"])
     ablation.main()
     lines = capsys.readouterr().out.splitlines()
-    assert "| paper | 123 ± 0 | 0.550 ± 0.071 | 0.250 ± 0.000 |  |  | 0.125 ± 0.000 |" in lines
+    assert "| noisy | 123 ± 0 | 0.550 ± 0.071 |  |  | 0.250 ± 0.000 | 0.125 ± 0.000 |" in lines
     assert "| x0 |  |  |  |  |  |  |" in lines
+    assert "| 5 | 0.6000 |  |" in lines and "| 20 |  | 0.7500 |" in lines
+    assert "| 1 | 0.6000 |  |" in lines and "| 9 |  | 0.7000 |" in lines
 
 
 def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
@@ -71,10 +74,21 @@ def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
     ):
         assert flag in train
     assert [command[2] for command in samples] == [
-        f"--split={split}" for split in ("validation", "test", "validation", "validation")
+        f"--split={split}" for split in ("validation", "validation", "validation", "test")
     ]
-    assert "--artefact=vignette" in samples[3] and "--steps=1" in samples[2]
+    assert "--artefact=vignette" in samples[2] and "--steps=1" in samples[1]
     assert "| scale |  | 0.500 | 0.500 | 0.500 | 0.500 | 0.100 |" in capsys.readouterr().out
     commands.clear()
     ablation.main()
     assert [command[0] for command in commands] == ["train.py"]  # Which says it has ended.
+
+
+def test_the_paper_is_sampled_its_own_way_first(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "16-minutes" / "paper-seed0"
+    write_metrics(run / "validation-steps=100-votes=1-sampler=ddpm-set=clip=False", 0.25, 0.1)
+    write_metrics(run / "validation-steps=10-votes=1-sampler=ddim", 0.375, 0.1)
+    monkeypatch.setattr("sys.argv", ["", "--only_print", f"--out={tmp_path}", "--rows", "paper"])
+    ablation.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("| paper, DDPM 100 |  | 0.250 |")
+    assert lines[-1] == "| paper |  | 0.375 |  |  |  |  |"

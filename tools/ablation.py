@@ -8,7 +8,6 @@ interrupted training goes on. Options that are not listed here are train.py's.
 """
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
@@ -41,28 +40,28 @@ PAPER = {
     "validation.every": 0,
 }
 ARTEFACTS = {
-    "skin_tone": 0.3, "hair": 0.3, "ruler": 0.2, "gamma": 0.3, "colour_cast": 0.3,
-    "vignette": 0.3, "frame": 0.1, "blur": 0.2, "jpeg": 0.2, "cutout": 0.1,
+    "skin_tone": 0.1, "hair": 0.1, "ruler": 0.05, "gamma": 0.1, "colour_cast": 0.1,
+    "vignette": 0.15, "frame": 0.05, "blur": 0.1, "jpeg": 0.1, "cutout": 0.1,
 }  # fmt: skip
 X0 = {"diffusion.prediction": "x0", "diffusion.loss": "bce_dice"}
 SCALE = {"diffusion.input_scale": 0.3, "diffusion.normalise_input": True}
-NOISY = {"diffusion.timestep_power": 1 / 3}
 # Row -> the row that it starts from, what it changes, and its seeds.
 ROWS = {
     "paper": (None, PAPER, 3),
     "x0": ("paper", X0, 1),
     "scale": ("x0", SCALE, 1),
-    "v": ("scale", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
-    "noisy": ("scale", NOISY, 3),
+    "noisy": ("scale", {"diffusion.timestep_power": 1 / 3}, 3),
     "min_snr": ("noisy", {"diffusion.weight": "min_snr"}, 1),
     "recycling": ("noisy", {"diffusion.recycling": True}, 1),
+    "artefacts": ("noisy", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 3),
+    "more_data": ("noisy", {"data.extra_datasets": ("isic/2017",)}, 1),
+    "cosine": ("noisy", {"train.schedule": "cosine"}, 1),
+    "v": ("noisy", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
     "self_conditioning": ("noisy", {"diffusion.self_conditioning": True}, 1),
-    "artefacts": ("noisy", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
     "constancy": ("noisy", {"data.colour_constancy": "shades_of_gray"}, 1),
-    "more_data": ("artefacts", {"data.extra_datasets": ("isic/2017",)}, 3),
 }
-BEST = "more_data"
 STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
+SOLVERS = ("ddim", "dpm_solver_pp_2m")
 
 
 def overrides(row: str) -> dict:
@@ -71,41 +70,41 @@ def overrides(row: str) -> dict:
     return (overrides(parent) if parent else {}) | changes
 
 
-class Trained:
-    """One row with one seed, trained as far as it is not."""
+class Run:
+    """A training and its scores; what is missing is made, but with `only_print`."""
 
-    def __init__(self, options: argparse.Namespace, row: str, seed: int, flags: list[str]):
-        folder = Path(options.out) / f"{options.minutes:g}-minutes"
-        self._workdir, self._run_nothing = folder / f"{row}-seed{seed}", options.only_print
-        fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
-        fields = [f"--config.{name}={value}" for name, value in fields.items()]
-        self._run("train.py", "--config=configs/default.py", *fields, *flags)
+    def __init__(self, workdir: Path, only_print: bool):
+        self._workdir, self._only_print = workdir, only_print
 
-    def _run(self, script: str, *flags: str) -> None:
-        if self._run_nothing:
+    def _script(self, name: str, *flags: str) -> None:
+        if self._only_print:
             return
-        command = [sys.executable, script, f"--workdir={self._workdir}", *flags]
+        command = [sys.executable, name, f"--workdir={self._workdir}", *flags]
         print("+", *command[1:], file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
 
+    def train(self, config: str, fields: dict, flags: list[str]) -> None:
+        """As far as it is not trained."""
+        fields = [f"--config.{name}={value}" for name, value in fields.items()]
+        self._script("train.py", f"--config={config}", *fields, *flags)
+
     def steps(self) -> float:
         """Training steps done."""
-        steps = [
-            int(p.name) for p in self._workdir.glob("checkpoints/last/*") if p.name.isdecimal()
-        ]
-        return max(steps, default=np.nan)
+        last = self._workdir.glob("checkpoints/last/*")
+        return max((int(p.name) for p in last if p.name.isdecimal()), default=np.nan)
 
     def metrics(self, split: str = "validation", **flags) -> dict | None:
-        """Of 10 steps and one vote, or as sample.py's flags say; None if it is not to be run."""
-        flags = [f"--{k}={v}" for k, v in ({"steps": 10, "votes": 1} | flags).items()]
+        """Of 5 DDIM steps and one vote, or as sample.py's flags say; None: not known."""
+        flags = {"steps": 5, "votes": 1, "sampler": "ddim"} | flags
+        flags = [f"--{name}={value}" for name, value in flags.items()]
         out = self._workdir / "-".join([split, *(flag.strip("-") for flag in flags)])
         path = out / "metrics.json"
         if not path.exists():
-            self._run("sample.py", f"--split={split}", f"--out={out}", *flags)
+            self._script("sample.py", f"--split={split}", f"--out={out}", *flags)
         return json.loads(path.read_text()) if path.exists() else None
 
     def iou(self, **flags) -> float:
-        """Mean IoU at native size, NaN if unknown."""
+        """Mean IoU at native size, NaN if not known."""
         metrics = self.metrics(**flags)
         return metrics["mean"]["iou"] if metrics else np.nan
 
@@ -129,32 +128,50 @@ def table(header: str, lines: list[list[str]]) -> None:
     print(*(f"| {' | '.join(line)} |" for line in lines), sep="\n", flush=True)
 
 
+def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
+    """Trains and scores the rows, then prints their table."""
+    lines = []
+    for row in options.rows:
+        runs = []
+        for seed in range(min(ROWS[row][2], options.seeds)):
+            workdir = Path(options.out) / f"{options.minutes:g}-minutes" / f"{row}-seed{seed}"
+            runs.append(Run(workdir, options.only_print))
+            fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
+            runs[-1].train("configs/default.py", fields, flags)
+        kinds = [{}, {"steps": 1}, {"artefact": "vignette"}, {"split": "test"}]
+        if row == "paper":  # As the original samples; then with clipping, in few steps.
+            ddpm = {"sampler": "ddpm", "steps": 100, "set": "clip=False"}
+            lines.append([f"{row}, DDPM 100", cell([run.steps() for run in runs], 0)])
+            lines[-1].append(cell([runs[0].iou(**ddpm)]))
+            kinds[0] = {"steps": 10}
+        scores = [[run.iou(**kind) for run in runs] for kind in kinds]
+        scores.append([run.low_contrast_iou() for run in runs])
+        lines.append([row, cell([run.steps() for run in runs], 0), *map(cell, scores)])
+    table("row | steps | validation | one step | dark corners | test | test, low contrast", lines)
+
+
+def print_sampling(run: Run) -> None:
+    """Samples the validation images in several ways, then prints the tables."""
+    of = lambda **flags: cell([run.iou(**flags)], 4)
+    lines = [[str(n), *(of(steps=n, sampler=solver) for solver in SOLVERS)] for n in STEPS]
+    table("steps | DDIM | DPM-Solver++(2M)", lines)
+    lines = [[str(n), of(votes=n), of(votes=n, set="flips=True")] for n in VOTES]
+    table("votes | validation | of mirror images", lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=16, help="of training, each row")
     parser.add_argument("--out", default="runs/ablation", help="folder of the runs")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a row")
+    parser.add_argument("--sampling_of", metavar="WORKDIR", help="vary steps and votes of this run")
     parser.add_argument("--only_print", action="store_true", help="train and score nothing")
     options, flags = parser.parse_known_args()
-    make = functools.cache(lambda row, seed: Trained(options, row, seed, flags))
-    lines = []
-    for row in options.rows:
-        runs = [make(row, seed) for seed in range(min(ROWS[row][2], options.seeds))]
-        kinds = [{}, {"split": "test"}, {"steps": 1}, {"artefact": "vignette"}]
-        scores = [[run.iou(**kind) for run in runs] for kind in kinds]
-        scores.append([run.low_contrast_iou() for run in runs])
-        lines.append([row, cell([run.steps() for run in runs], 0), *map(cell, scores)])
-    table("row | steps | validation | test | one step | dark corners | test, low contrast", lines)
-    if "paper" in options.rows:
-        iou = make("paper", 0).iou(steps=100, sampler="ddpm", set="clip=False")
-        table("paper's sampler | validation", [["DDPM, 100 steps, no clipping", cell([iou])]])
-    if BEST in options.rows:
-        best, solvers = make(BEST, 0), ("ddim", "dpm_solver_pp_2m")
-        of = lambda **flags: cell([best.iou(**flags)], 4)
-        lines = [[str(n), *(of(steps=n, sampler=solver) for solver in solvers)] for n in STEPS]
-        table("steps | DDIM | DPM-Solver++(2M)", lines)
-        table("votes | validation", [[str(n), of(votes=n)] for n in VOTES])
+    if options.rows:
+        print_rows(options, flags)
+    if options.sampling_of:
+        print_sampling(Run(Path(options.sampling_of), options.only_print))
 
 
 if __name__ == "__main__":
