@@ -79,10 +79,11 @@ def get_config() -> ConfigDict:
     train.max_minutes = 0.0  # end after this wall time of training; 0: off
     train.batch_size = 16  # of all devices together
     train.microbatches = 1  # average gradients over this many slices of the batch, for memory
-    train.learning_rate = 1e-3  # of AdamW, at its peak
+    train.optimizer = "adamw"  # or muon, for the kernels: see segdiff_jax/training/state.py
+    train.learning_rate = 1e-3  # at its peak
     train.schedule = "constant"  # or cosine, to 0 at the end, by num_steps or max_minutes
     train.warmup_steps = 100  # of linear growth to the peak
-    train.weight_decay = 0.0  # of AdamW
+    train.weight_decay = 0.0  # decoupled
     train.clip_norm = 1.0  # of the gradient; 0: off
     train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled
     train.ema_warmup = True  # decay min(ema_decay, (1 + n) / (10 + n)) at update n

@@ -34,6 +34,7 @@ FIXED = (
     "model.",
     "seed",
     "train.batch_size",
+    "train.optimizer",
 )
 
 

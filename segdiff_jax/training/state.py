@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import struct
 from jax import Array
 from ml_collections import ConfigDict
+from optax.contrib import MuonDimensionNumbers
 
 
 @struct.dataclass
@@ -77,12 +79,45 @@ def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) after clipping the gradient's global norm (0: off).
+    """`train.optimizer` after clipping the gradient's global norm (0: off).
+
+    "adamw" is AdamW (Loshchilov and Hutter 2019). "muon" is, for kernels, Muon (Jordan et al. 2024,
+    kellerjordan.github.io/posts/muon): the averaged gradient with its singular values brought to
+    about 1, times 0.2 sqrt(max(n, m)), so that it moves as far as AdamW does (Liu et al. 2025,
+    arXiv 2502.16982, eq. 4); a convolution is an (h w C_in) x C_out matrix. Biases and norms get
+    AdamW with Nesterov momentum.
 
     Its own rate is 1, for `apply_gradients` to multiply by `learning_rate`.
+
+    Raises:
+        ValueError: for an unknown optimiser.
     """
-    clip = config.train.clip_norm
-    return optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.adamw(1.0, weight_decay=config.train.weight_decay),
-    )
+    train = config.train
+    if train.optimizer == "adamw":
+        optimizer = optax.adamw(1.0, weight_decay=train.weight_decay)
+    elif train.optimizer == "muon":
+        optimizer = optax.contrib.muon(
+            1.0,
+            weight_decay=train.weight_decay,
+            adam_weight_decay=train.weight_decay,
+            muon_weight_dimension_numbers=_as_matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        raise ValueError(f"train.optimizer={train.optimizer!r}: choose 'adamw' or 'muon'")
+    clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
+    return optax.chain(clip, optimizer)
+
+
+def _as_matrices(params: Any) -> Any:
+    """Which axes of each kernel are a matrix's rows and columns; None for other parameters.
+
+    Axes before the last four, of scanned blocks, count matrices.
+    """
+
+    def axes(path, param):
+        if path[-1].key != "kernel":
+            return None
+        return MuonDimensionNumbers(tuple(range(-min(param.ndim, 4), -1)), -1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -1,5 +1,6 @@
 """Optimiser, learning rate and moving average, by hand-computed values."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -75,6 +76,46 @@ def test_gradients_are_clipped_by_their_global_norm(clip, norm):
     _, state = tx.update({"a": jnp.array(3.0), "b": jnp.array(4.0)}, tx.init(params), params)
     mu = optax.tree.get(state, "mu")  # Adam's first moment, a tenth of the gradient.
     assert float(optax.tree.norm(mu)) == pytest.approx(0.1 * norm, rel=1e-5)
+
+
+def first_update(config, grads):
+    tx = make_optimizer(config)
+    return jax.jit(lambda g: tx.update(g, tx.init(g), g)[0])(grads)
+
+
+def test_muon_orthogonalises_kernels():
+    """Same singular vectors, singular values near 0.2 sqrt(max(n, m)); biases by NAdam."""
+    config = default.get_config()
+    config.train.optimizer = "muon"
+    kernel, bias = jax.random.normal(jax.random.key(0), (3, 3, 2, 4)), jnp.array([3.0, -1e-3])
+    layer = {"kernel": kernel, "bias": bias}
+    update = first_update(config, {"conv": layer})["conv"]
+    step = 0.9 * 0.1 / (1 - 0.9**2) + 1  # Dozat 2016, algorithm 2, for the first gradient.
+    np.testing.assert_allclose(update["bias"], [-step, step], rtol=1e-3)
+    U, values, Vt = np.linalg.svd(kernel.reshape(18, 4), full_matrices=False)
+    core = -U.T @ np.asarray(update["kernel"]).reshape(18, 4) @ Vt.T / (0.2 * 18**0.5)
+    np.testing.assert_allclose(core - np.diag(np.diag(core)), np.zeros((4, 4)), atol=1e-4)
+    assert np.all((np.diag(core) > 0.65) & (np.diag(core) < 1.25))
+    assert values.max() / values.min() > 1.3  # Which the update has evened out.
+
+
+def test_muon_takes_scanned_blocks_one_by_one():
+    config = default.get_config()
+    config.train.update(optimizer="muon", clip_norm=0.0)
+    kernels = jax.random.normal(jax.random.key(1), (2, 3, 3, 2, 4))
+    layer = lambda kernel: {"kernel": kernel, "bias": jnp.ones((*kernel.shape[:-4], 4))}
+    both = first_update(config, layer(kernels))
+    for i in range(2):
+        one = first_update(config, layer(kernels[i]))
+        np.testing.assert_allclose(both["kernel"][i], one["kernel"], atol=1e-5)
+        np.testing.assert_allclose(both["bias"][i], one["bias"], atol=1e-5)
+
+
+def test_unknown_optimizer_is_named():
+    config = default.get_config()
+    config.train.optimizer = "sgd"
+    with pytest.raises(ValueError, match="train.optimizer='sgd': choose"):
+        make_optimizer(config)
 
 
 def test_mse_is_a_mean_over_pixels():
