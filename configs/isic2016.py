@@ -37,7 +37,7 @@ def get_config():
 
 
 def set_paper_recipe(config):
-    """What the paper predicts, and how it samples; also for other networks and sizes."""
+    """What the paper predicts, and how it trains and samples; for any network and size."""
     config.diffusion.prediction = "eps"
     config.diffusion.loss = "mse"
     config.diffusion.weight = "simple"
@@ -46,6 +46,9 @@ def set_paper_recipe(config):
     config.diffusion.self_conditioning = False
     config.diffusion.input_scale = 1.0
     config.diffusion.normalise_input = False
+
+    config.train.optimizer = "adamw"
+    config.train.schedule = "constant"
 
     config.sampler.name = "ddpm"
     config.sampler.steps = 100

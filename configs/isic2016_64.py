@@ -1,4 +1,4 @@
-"""ISIC 2016 at 64 px, small enough for a CPU: x0 by BCE + Dice, masks at +-0.3, noisy timesteps.
+"""ISIC 2016 at 64 px, small enough for a CPU: x0 by BCE + Dice, noisy timesteps, Muon.
 
 python train.py --config=configs/isic2016_64.py --workdir=runs/isic2016_64
 
@@ -32,6 +32,8 @@ def get_config():
     config.train.num_steps = 100_000
     config.train.max_minutes = 60.0
     config.train.batch_size = 8
+    config.train.optimizer = "muon"
+    config.train.learning_rate = 5e-3
     config.train.schedule = "cosine"
     config.train.checkpoint_every = 200
     config.validation.every = 400
