@@ -43,10 +43,11 @@ PAPER = {
 }
 ARTEFACTS = {
     "skin_tone": 0.1, "hair": 0.1, "ruler": 0.05, "gamma": 0.1, "colour_cast": 0.1,
-    "vignette": 0.15, "frame": 0.05, "blur": 0.1, "jpeg": 0.1, "cutout": 0.1,
+    "blur": 0.1, "jpeg": 0.1, "cutout": 0.1,
 }  # fmt: skip
 X0 = {"diffusion.prediction": "x0", "diffusion.loss": "bce_dice"}
 SCALE = {"diffusion.input_scale": 0.3, "diffusion.normalise_input": True}
+SMALL = {"model.channel_mult": (1, 1, 2, 2), "model.rrdb_width": 16, "model.rrdb_growth": 8}
 # Row -> the row that it starts from, what it changes, and its seeds.
 ROWS = {
     "paper": (None, PAPER, 3),
@@ -54,14 +55,16 @@ ROWS = {
     "scale": ("x0", SCALE, 1),
     "noisy": ("scale", {"diffusion.timestep_power": 1 / 3}, 3),
     "cosine": ("noisy", {"train.schedule": "cosine"}, 1),
-    "muon": ("cosine", {"train.optimizer": "muon", "train.learning_rate": 0.005}, 3),
-    "min_snr": ("muon", {"diffusion.weight": "min_snr"}, 1),
-    "recycling": ("muon", {"diffusion.recycling": True}, 1),
-    "artefacts": ("muon", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 3),
-    "more_data": ("muon", {"data.extra_datasets": ("isic/2017",)}, 1),
-    "v": ("muon", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
-    "self_conditioning": ("muon", {"diffusion.self_conditioning": True}, 1),
-    "constancy": ("muon", {"data.colour_constancy": "shades_of_gray"}, 1),
+    "muon": ("cosine", {"train.optimizer": "muon", "train.learning_rate": 0.005}, 1),
+    "small": ("muon", SMALL, 1),
+    "min_snr": ("small", {"diffusion.weight": "min_snr"}, 1),
+    "recycling": ("small", {"diffusion.recycling": True}, 1),
+    "dark_corners": ("small", {"augment.vignette": 0.15, "augment.frame": 0.05}, 3),
+    "artefacts": ("dark_corners", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
+    "more_data": ("dark_corners", {"data.extra_datasets": ("isic/2017",)}, 1),
+    "v": ("small", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
+    "self_conditioning": ("small", {"diffusion.self_conditioning": True}, 1),
+    "constancy": ("small", {"data.colour_constancy": "shades_of_gray"}, 1),
 }
 STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
 SOLVERS = ("ddim", "dpm_solver_pp_2m")

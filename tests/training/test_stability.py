@@ -37,7 +37,8 @@ def test_the_loss_goes_down_without_nan(name, dtype):
     module = name if (ROOT / "configs" / f"{name}.py").exists() else "default"
     config = tiny_overrides(importlib.import_module(f"configs.{module}").get_config())
     config.diffusion.update(RECIPES[name])
-    config.train.update(warmup_steps=20, learning_rate=1e-3)
+    rate = max(1e-3, config.train.learning_rate)  # The full-size network has a smaller one.
+    config.train.update(warmup_steps=20, learning_rate=rate)
     config.model.dtype = dtype
     process, diffusion = make_process(config.diffusion), config.diffusion
     model, tx = make_model(config.model), make_optimizer(config)
