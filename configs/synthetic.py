@@ -4,7 +4,8 @@ python train.py --config=configs/synthetic.py --workdir=runs/demo/training
 
 A network half as slow as isic2016_64.py's, by the same recipe.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.11, jax 0.10.
-Time: 6 minutes. Score: not measured.
+Time: 6 minutes, 387 steps of 8 images.
+Score: IoU 0.918 on the 60 validation images, 5 steps, 4 votes; see docs/results.md.
 """
 
 from configs import default
