@@ -21,19 +21,24 @@ def get_config():
     config.augment.hue = 0.02
     config.augment.vignette = 0.15
     config.augment.frame = 0.05
+    config.train.num_steps = 100_000
+    config.train.max_minutes = 30.0
+    config.train.checkpoint_every = 200
+    config.validation.every = 400
+    set_recipe(config)
+    return config
+
+
+def set_recipe(config):
+    """The network, how it trains and how it samples; for any data set at 64 px."""
     config.model.channel_mult = (1, 1, 2, 2)
     config.model.rrdb_width = 16
     config.model.rrdb_growth = 8
     config.diffusion.timestep_power = 1 / 3
-    config.train.num_steps = 100_000
-    config.train.max_minutes = 30.0
     config.train.batch_size = 8
     config.train.optimizer = "muon"
     config.train.learning_rate = 5e-3
     config.train.schedule = "cosine"
-    config.train.checkpoint_every = 200
-    config.validation.every = 400
     config.sampler.steps = 5
     config.sampler.votes = 4
     config.sampler.flips = True
-    return config

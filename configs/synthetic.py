@@ -2,13 +2,13 @@
 
 python train.py --config=configs/synthetic.py --workdir=runs/demo/training
 
-A network half as slow as isic2016_64.py's, by the same recipe.
+The network and the recipe are those of isic2016_64.py.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.11, jax 0.10.
 Time: 6 minutes, 387 steps of 8 images.
 Score: IoU 0.918 on the 60 validation images, 5 steps, 4 votes; see docs/results.md.
 """
 
-from configs import default
+from configs import default, isic2016_64
 
 
 def get_config():
@@ -18,20 +18,10 @@ def get_config():
     config.augment.contrast = 0.1
     config.augment.saturation = 0.1
     config.augment.hue = 0.02
-    config.model.channel_mult = (1, 1, 2, 2)
-    config.model.rrdb_width = 16
-    config.model.rrdb_growth = 8
-    config.diffusion.timestep_power = 1 / 3
     config.train.max_minutes = 6.0
-    config.train.batch_size = 8
-    config.train.optimizer = "muon"
-    config.train.learning_rate = 5e-3
-    config.train.schedule = "cosine"
     config.train.warmup_steps = 20
     config.train.checkpoint_every = 100
     config.validation.every = 100
     config.validation.num_images = 32
-    config.sampler.steps = 5
-    config.sampler.votes = 4
-    config.sampler.flips = True
+    isic2016_64.set_recipe(config)
     return config

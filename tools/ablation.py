@@ -89,10 +89,10 @@ class Run:
         print("+", *command[1:], file=sys.stderr, flush=True)
         subprocess.run(command, check=True, stdout=sys.stderr)
 
-    def train(self, config: str, fields: dict, flags: list[str]) -> None:
+    def train(self, fields: dict, flags: list[str]) -> None:
         """As far as it is not trained."""
         fields = [f"--config.{name}={value}" for name, value in fields.items()]
-        self._script("train.py", f"--config={config}", *fields, *flags)
+        self._script("train.py", "--config=configs/default.py", *fields, *flags)
 
     def steps(self) -> float:
         """Training steps done."""
@@ -143,7 +143,7 @@ def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
             workdir = Path(options.out) / f"{options.minutes:g}-minutes" / f"{row}-seed{seed}"
             runs.append(Run(workdir, options.only_print))
             fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
-            runs[-1].train("configs/default.py", fields, flags)
+            runs[-1].train(fields, flags)
         kinds = [{}, {"steps": 1}, {"artefact": "vignette"}, {"split": "test"}]
         if row == "paper":  # As the original samples; then with clipping, in few steps.
             ddpm = {"sampler": "ddpm", "steps": 100, "set": "clip=False"}

@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 from flax import struct
 from jax import Array
 from ml_collections import ConfigDict
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import MuonDimensionNumbers, muon
 
 
 @struct.dataclass
@@ -96,7 +95,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     if train.optimizer == "adamw":
         optimizer = optax.adamw(1.0, weight_decay=train.weight_decay)
     elif train.optimizer == "muon":
-        optimizer = optax.contrib.muon(
+        optimizer = muon(
             1.0,
             weight_decay=train.weight_decay,
             adam_weight_decay=train.weight_decay,
