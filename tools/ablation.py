@@ -161,7 +161,8 @@ def print_sampling(run: Run) -> None:
     of = lambda **flags: cell([run.iou(**flags)], 4)
     lines = [[str(n), *(of(steps=n, sampler=solver) for solver in SOLVERS)] for n in STEPS]
     table("steps | DDIM | DPM-Solver++(2M)", lines)
-    lines = [[str(n), of(votes=n), of(votes=n, set="flips=True")] for n in VOTES]
+    flips = "flips=False", "flips=True"  # Both said: the run's own config may have either.
+    lines = [[str(n), *(of(votes=n, set=flip) for flip in flips)] for n in VOTES]
     table("votes | validation | of mirror images", lines)
 
 
