@@ -38,7 +38,7 @@ def test_the_loss_goes_down_without_nan(name, dtype):
     config = tiny_overrides(importlib.import_module(f"configs.{module}").get_config())
     config.diffusion.update(RECIPES[name])
     rate = max(1e-3, config.train.learning_rate)  # The full-size network has a smaller one.
-    config.train.update(warmup_steps=20, learning_rate=rate)
+    config.train.update(num_steps=STEPS, warmup_steps=20, learning_rate=rate)
     config.model.dtype = dtype
     process, diffusion = make_process(config.diffusion), config.diffusion
     model, tx = make_model(config.model), make_optimizer(config)
