@@ -3,7 +3,7 @@
 python train.py --config=configs/default.py --workdir=runs/default
 
 Any field can be given on the command line: `--config.train.batch_size=8`.
-Machine: any. Time: see isic2016_64.py, which trains this network. Score: likewise.
+Machine: any. Time and score: docs/results.md, where the first rows of the ablation train this network.
 """
 
 from ml_collections import ConfigDict

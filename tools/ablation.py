@@ -47,6 +47,7 @@ ARTEFACTS = {
 }  # fmt: skip
 X0 = {"diffusion.prediction": "x0", "diffusion.loss": "bce_dice"}
 SCALE = {"diffusion.input_scale": 0.3, "diffusion.normalise_input": True}
+MUON = {"train.schedule": "cosine", "train.optimizer": "muon", "train.learning_rate": 0.005}
 SMALL = {"model.channel_mult": (1, 1, 2, 2), "model.rrdb_width": 16, "model.rrdb_growth": 8}
 # Row -> the row that it starts from, what it changes, and its seeds.
 ROWS = {
@@ -54,17 +55,13 @@ ROWS = {
     "x0": ("paper", X0, 1),
     "scale": ("x0", SCALE, 1),
     "noisy": ("scale", {"diffusion.timestep_power": 1 / 3}, 3),
-    "cosine": ("noisy", {"train.schedule": "cosine"}, 1),
-    "muon": ("cosine", {"train.optimizer": "muon", "train.learning_rate": 0.005}, 1),
+    "muon": ("noisy", MUON, 1),
     "small": ("muon", SMALL, 1),
     "min_snr": ("small", {"diffusion.weight": "min_snr"}, 1),
     "recycling": ("small", {"diffusion.recycling": True}, 1),
     "dark_corners": ("small", {"augment.vignette": 0.15, "augment.frame": 0.05}, 3),
     "artefacts": ("dark_corners", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
     "more_data": ("dark_corners", {"data.extra_datasets": ("isic/2017",)}, 1),
-    "v": ("small", {"diffusion.prediction": "v", "diffusion.loss": "mse"}, 1),
-    "self_conditioning": ("small", {"diffusion.self_conditioning": True}, 1),
-    "constancy": ("small", {"data.colour_constancy": "shades_of_gray"}, 1),
 }
 STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
 SOLVERS = ("ddim", "dpm_solver_pp_2m")
