@@ -78,6 +78,11 @@ class Predictor:
             timesteps = space_timesteps(len(process.schedule), spacing)
         except ValueError as error:
             raise ValueError(f"sampler.steps={sampler.steps}: {error}") from error
+        if timesteps[-1] == 0 < len(process.schedule) - 1:
+            raise ValueError(
+                f"sampler.steps=1 with sampler.spacing={sampler.spacing!r} would take noise for "
+                "the clean mask: choose 'trailing'"
+            )
         respaced = respace(process.schedule, timesteps)
         process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
         options = {"ddim": {"eta": sampler.eta}, "ddpm": {"variance": sampler.variance}}

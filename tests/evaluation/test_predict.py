@@ -113,6 +113,23 @@ def test_the_network_is_told_the_timestep_of_the_training_chain(steps, spacing, 
     np.testing.assert_allclose(samples, last / 1000, atol=1e-6)
 
 
+class Counter(nn.Module):
+    """Predicts its estimate of the step before and 1/4 more."""
+
+    def encode_image(self, image):
+        return image
+
+    def denoise(self, x_t, features, t):
+        return x_t[..., 1:] + 0.25
+
+
+def test_self_conditioning_shows_the_estimate_of_the_step_before():
+    process = Process(SCHEDULE, "x0", input_scale=0.5, self_conditioning=True)
+    config = sampler(steps=3, votes=1, max_batch=1)
+    samples = Predictor(Counter(), process, config, 0)({}, images_of(4), NAMES[:4])
+    np.testing.assert_allclose(samples, 0.75, atol=1e-6)
+
+
 @pytest.mark.parametrize(("clip", "bound"), [(True, 1.0), (False, 50.0)])
 def test_clip_bounds_the_prediction(clip, bound):
     # Read as x_0 rather than as logits, the network's output is -50 or 50.
@@ -306,6 +323,12 @@ def test_rejects_an_eta_that_no_variance_allows(value):
 def test_rejects_more_steps_than_the_chain_has():
     with pytest.raises(ValueError, match="'101' must be a whole number of steps from 1 to 100"):
         noisy(steps=101)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "uniform"])
+def test_rejects_one_step_that_would_begin_without_noise(spacing):
+    with pytest.raises(ValueError, match=rf"sampler\.steps=1 with sampler\.spacing='{spacing}'"):
+        noisy(steps=1, spacing=spacing)
 
 
 def test_rejects_a_batch_that_does_not_divide():
