@@ -70,6 +70,7 @@ def diffusion_loss(
         draw = lambda key: jax.random.normal(key, x_start.shape[1:])
         x_T = jax.vmap(draw)(fold(keys, 1))
         noisy = own_estimate(x_T, jnp.full_like(t, len(process.schedule) - 1))
+        noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
     x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
     if process.self_conditioning and keys is not None:
         known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))

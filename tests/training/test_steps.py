@@ -271,12 +271,14 @@ def test_recycling_noises_the_mask_predicted_from_pure_noise(example):
     model = Recorder()
     process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
     losses = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
-    (x_T, last), (x_t, told) = model.calls
+    (x_T, last), (x_t, told) = model.calls[:2]
     assert (last == 99).all() and abs(x_T.mean()) < 0.2 and abs(x_T.std() - 1) < 0.1
     np.testing.assert_array_equal(told, t)
     np.testing.assert_allclose(
         x_t, q_sample(process.schedule, 0.5 * image[..., :1], t, eps), rtol=1e-6
     )
+    diffusion_loss(model, process, {}, 3 * image, mask, t, eps, keys, True)
+    np.testing.assert_array_equal(model.calls[3][0], x_t)  # Clipped, as when sampling.
     # It is scored against the true mask.
     np.testing.assert_allclose(
         losses, np.mean((image[..., :1] - mask) ** 2, axis=(1, 2, 3)), rtol=1e-6
