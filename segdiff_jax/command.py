@@ -49,7 +49,10 @@ def set_fields(config: ConfigDict, settings: list[str]) -> None:
         if field not in config:
             raise ValueError(f"{setting}: no such field; there are {', '.join(config)}")
         try:
-            config[field] = yaml.safe_load(value)
+            value = yaml.safe_load(value)
+            if value is None:
+                raise TypeError
+            config[field] = value
         except (TypeError, yaml.YAMLError) as error:
             kind = type(config[field]).__name__
             raise ValueError(f"{setting}: {field} is of type {kind}") from error
