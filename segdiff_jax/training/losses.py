@@ -16,7 +16,11 @@ def mse(output: Array, target: Array) -> Array:
 
 
 def bce_dice(logits: Array, mask: Array) -> Array:
-    """Binary cross entropy plus soft Dice loss on log odds (Milletari et al. 2016, eq. 1).
+    """Binary cross entropy plus soft Dice loss on log odds.
+
+    Dice after Milletari et al. 2016, section 3, with the plain sums of Sudre et al. 2017 as
+    denominator, and 1 added to both, so that an empty mask has a loss.
+
 
     Args:
         logits: f32[B, H, W, C], log odds of a lesion.
