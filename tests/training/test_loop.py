@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, params_like
 from segdiff_jax.training import loop
 from segdiff_jax.training.loop import train
@@ -139,6 +140,19 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
     assert [row["step"] for row in rows(tmp_path)] == ["1", "3"]
 
 
+def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
+    config, steps = tiny_config(), []
+    config.diffusion.update(weight="min_snr", recycling=True, timestep_power=0.5)
+    config.train.update(ema_decay=0.5, ema_warmup=False, microbatches=1)
+    monkeypatch.setattr(loop.parallel, "pmap_train_step", steps.append)
+    loop.Run(config, tmp_path)
+    keywords = steps[0].keywords
+    weights = make_process(config.diffusion).loss_weights("min_snr")
+    np.testing.assert_array_equal(keywords["weights"], weights)
+    assert keywords["recycling"] is True and keywords["timestep_power"] == 0.5
+    assert keywords["ema_decay"] == 0.5 and keywords["ema_warmup"] is False
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
@@ -154,6 +168,7 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
         ("sampler.steps", 101, "sampler.steps=101: "),
         ("data.image_size", 15, "image size 15 x 15 must be divisible by 2"),
         ("model.dtype", "float16", "model.dtype='float16'"),
+        ("diffusion.timestep_power", 0.0, "diffusion.timestep_power=0.0 must be positive"),
         ("augment.scale", 1.0, "augment.scale=1.0 must be below 1"),
     ],
 )
