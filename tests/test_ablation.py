@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from configs import default
+from configs import default, isic2016_64, isic2016_64_paper
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.training.check import check_config
+from segdiff_jax.training.loop import flatten
 from tools import ablation
 
 
@@ -23,6 +24,33 @@ def test_a_row_is_a_config(row):
     Augmentation(**config.augment)
     parent = ablation.ROWS[row][0]
     assert parent is None or changes != ablation.overrides(parent)
+
+
+def test_the_rows_are_the_configs():
+    """`paper` is isic2016_64_paper.py on another network, `dark_corners` isic2016_64.py."""
+
+    def fields(config, *sections):
+        flat = flatten(json.loads(config.to_json()))
+        return {name: flat[name] for name in flat if name.startswith(sections)}
+
+    def row(name):
+        config = default.get_config()
+        config.update_from_flattened_dict(ablation.overrides(name))
+        return config
+
+    recipe = "diffusion.", "train.optimizer", "train.learning_rate", "train.schedule", "train.batch"
+    assert fields(row("paper"), *recipe) == fields(isic2016_64_paper.get_config(), *recipe)
+    recipe = *recipe, "model.", "augment."
+    assert fields(row("dark_corners"), *recipe) == fields(isic2016_64.get_config(), *recipe)
+
+
+def test_a_run_of_another_row_is_not_taken_for_this_one(tmp_path, monkeypatch):
+    (tmp_path / "2-minutes" / "scale-seed0").mkdir(parents=True)
+    before = {"diffusion": {"input_scale": 0.5, "prediction": "x0"}}
+    (tmp_path / "2-minutes" / "scale-seed0" / "config.json").write_text(json.dumps(before))
+    monkeypatch.setattr("sys.argv", ["", "--minutes=2", f"--out={tmp_path}", "--rows=scale"])
+    with pytest.raises(SystemExit, match=r"config.json has another diffusion.input_scale: move"):
+        ablation.main()
 
 
 def write_metrics(folder, iou, low):
@@ -91,5 +119,5 @@ def test_the_paper_is_sampled_its_own_way_first(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["", "--only_print", f"--out={tmp_path}", "--rows", "paper"])
     ablation.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-2].startswith("| paper, DDPM 100 |  | 0.250 |")
+    assert lines[-2] == "| paper, DDPM 100, seed 0 |  | 0.250 |  |  |  |  |"
     assert lines[-1] == "| paper |  | 0.375 |  |  |  |  |"

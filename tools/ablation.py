@@ -2,8 +2,8 @@
 
 python -m tools.ablation --minutes=16 --config.data.manual_dir=FOLDER
 
-Every row of the first table trains for the same time with the same seeds, and is scored at native
-size without choosing among its checkpoints. What was trained or scored before is kept, and an
+Every row of the first table trains for the same time, from seed 0 on, and is scored at native size
+without choosing among its checkpoints. What was trained or scored before is kept, and an
 interrupted training goes on. Options that are not listed here are train.py's.
 """
 
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+
+from segdiff_jax.training.loop import flatten
 
 PAPER = {
     "diffusion.prediction": "eps",
@@ -88,6 +90,12 @@ class Run:
 
     def train(self, fields: dict, flags: list[str]) -> None:
         """As far as it is not trained."""
+        path = self._workdir / "config.json"
+        known = flatten(json.loads(path.read_text())) if path.exists() else {}
+        wanted = json.loads(json.dumps(fields))
+        other = [name for name in wanted if known.get(name, wanted[name]) != wanted[name]]
+        if other and not self._only_print:
+            sys.exit(f"error: {path} has another {', '.join(other)}: move its folder away")
         fields = [f"--config.{name}={value}" for name, value in fields.items()]
         self._script("train.py", "--config=configs/default.py", *fields, *flags)
 
@@ -114,7 +122,8 @@ class Run:
     def low_contrast_iou(self) -> float:
         """Mean IoU of the images of the stand-in test whose colour is near the skin's."""
         metrics = self.metrics("test")
-        return metrics["strata"]["contrast"]["low"]["iou"] if metrics else np.nan
+        contrast = metrics["strata"]["contrast"] if metrics else {}
+        return contrast.get("low", {"iou": np.nan})["iou"]
 
 
 def cell(values: list[float], digits: int = 3) -> str:
@@ -144,8 +153,8 @@ def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
         kinds = [{}, {"steps": 1}, {"artefact": "vignette"}, {"split": "test"}]
         if row == "paper":  # As the original samples; then with clipping, in few steps.
             ddpm = {"sampler": "ddpm", "steps": 100, "set": "clip=False"}
-            lines.append([f"{row}, DDPM 100", cell([run.steps() for run in runs], 0)])
-            lines[-1].append(cell([runs[0].iou(**ddpm)]))
+            lines.append([f"{row}, DDPM 100, seed 0", cell([runs[0].steps()], 0)])
+            lines[-1] += [cell([runs[0].iou(**ddpm)])] + 4 * [""]
             kinds[0] = {"steps": 10}
         scores = [[run.iou(**kind) for run in runs] for kind in kinds]
         scores.append([run.low_contrast_iou() for run in runs])
@@ -167,11 +176,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=16, help="of training, each row")
     parser.add_argument("--out", default="runs/ablation", help="folder of the runs")
-    parser.add_argument("--rows", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument(
+        "--rows", nargs="*", choices=ROWS, help="default: all; none beside --sampling_of"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a row")
     parser.add_argument("--sampling_of", metavar="WORKDIR", help="vary steps and votes of this run")
     parser.add_argument("--only_print", action="store_true", help="train and score nothing")
     options, flags = parser.parse_known_args()
+    if options.rows is None:
+        options.rows = [] if options.sampling_of else list(ROWS)
     if options.rows:
         print_rows(options, flags)
     if options.sampling_of:
