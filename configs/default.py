@@ -3,7 +3,7 @@
 python train.py --config=configs/default.py --workdir=runs/default
 
 Any field can be given on the command line: `--config.train.batch_size=8`.
-Machine: any. Time and score: docs/results.md, where the first rows of the ablation train this network.
+Machine: any. Time: see docs/results.md, whose ablation begins with this network. Score: likewise.
 """
 
 from ml_collections import ConfigDict
@@ -106,7 +106,7 @@ def get_config() -> ConfigDict:
     sampler.votes = 5  # samples of each image
     sampler.flips = False  # the votes see the image mirrored in turn: not, each way, both ways
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
-    sampler.threshold = 0.5  # of the probability from which a pixel is lesion
+    sampler.threshold = 0.5  # of the probability above which a pixel is lesion
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
 
     return config.lock()  # A misspelt field in another file is an error.

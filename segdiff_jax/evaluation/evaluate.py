@@ -33,7 +33,6 @@ def native_examples(
     image_size: int,
     colour_constancy: str = "none",
     artefact: str | None = None,
-    num_threads: int = 2,
 ) -> Iterator[dict[str, Any]]:
     """Decodes records ahead, in order.
 
@@ -42,7 +41,6 @@ def native_examples(
         image_size: S.
         colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
         artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
-        num_threads: that decode.
     Yields:
         {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None,
         "tags" of `condition_tags`, from the image before the artefact, or None}.
@@ -71,7 +69,7 @@ def native_examples(
 
     dataset = grain.MapDataset.source(records).map(decode)
     # Images may be 20 MB each: few are read ahead.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads, 2 * num_threads)))
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
 
 def evaluate(
