@@ -14,11 +14,7 @@ from configs import default, isic2016_64
 def get_config():
     config = default.get_config()
     config.data.dataset = "synthetic_lesions"
-    config.augment.brightness = 0.1
-    config.augment.contrast = 0.1
-    config.augment.saturation = 0.1
-    config.augment.hue = 0.02
-    config.train.max_minutes = 6.0
+    config.train.max_minutes = 6.5
     config.train.warmup_steps = 20
     config.train.checkpoint_every = 100
     config.validation.every = 100
