@@ -5,7 +5,8 @@ python train.py --config=configs/isic2016_64_paper.py --workdir=runs/isic2016_64
 The network, the augmentation and the time are those of isic2016_64.py. Validation by a few steps
 would choose among checkpoints by noise, so the last one is sampled.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.13, jax 0.12.
-Time: 30 minutes. Score: not measured.
+Time: 30 minutes, 3101 steps of 8 images.
+Score: IoU 0.252 on the 78 validation images, with --votes=4; see docs/results.md.
 """
 
 from configs import isic2016, isic2016_64
