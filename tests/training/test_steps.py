@@ -312,7 +312,8 @@ def test_the_extra_pass_has_no_gradient(example):
     def loss(p, own):
         """The loss with x_t made of the mask that the parameter `own` predicts."""
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, 1), (8, 8, 1))
-        x_t = q_sample(process.schedule, 0.5 * own * jax.vmap(draw)(keys), t, eps)
+        noisy = jnp.clip(0.5 * own * jax.vmap(draw)(keys), -0.5, 0.5)
+        x_t = q_sample(process.schedule, noisy, t, eps)
         return jnp.mean((p * x_t - mask) ** 2)
 
     def recycled(p):
