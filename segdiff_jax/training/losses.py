@@ -21,7 +21,6 @@ def bce_dice(logits: Array, mask: Array) -> Array:
     Dice after Milletari et al. 2016, section 3, with the plain sums of Sudre et al. 2017 as
     denominator, and 1 added to both, so that an empty mask has a loss.
 
-
     Args:
         logits: f32[B, H, W, C], log odds of a lesion.
         mask: f32[B, H, W, C], 0 or 1.
