@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     data.extra_datasets = ()  # whose training images are added, but for ids of data.dataset
     data.image_size = 64  # pixels; images and masks are resized to a square of this side
     data.colour_constancy = "none"  # or shades_of_gray: the images under white light
+    data.soft_masks = False  # a pixel's share of lesion; False: whether that is over one half
     data.dir = "data"  # the built data set lies here
     data.manual_dir = ""  # folder (or folder of folders) of the official archives; "": download
     data.cache = True  # keep the resized uint8 images in memory after the first epoch

@@ -31,6 +31,7 @@ def get_config():
 
 def set_recipe(config):
     """The network, how it trains and how it samples; for any data set at 64 px."""
+    config.data.soft_masks = True
     config.model.channel_mult = (1, 1, 2, 2)
     config.model.rrdb_width = 16
     config.model.rrdb_growth = 8

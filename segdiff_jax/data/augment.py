@@ -74,9 +74,9 @@ class Augmentation:
         Args:
             keys: key[B], one per example.
             image: u8[B, H, W, 3].
-            mask: u8[B, H, W, 1], 0 or 255.
+            mask: u8[B, H, W, 1], 255 times the share of each pixel that is lesion.
         Returns:
-            image f32[B, H, W, 3] in [0, 255] and mask u8[B, H, W, 1], 0 or 255.
+            image f32[B, H, W, 3] and mask f32[B, H, W, 1], both in [0, 255].
         """
         return jax.vmap(self._one)(keys, image, mask)
 
@@ -88,7 +88,7 @@ class Augmentation:
         image = self._artefacts(ON_SKIN, draws, both[..., :3])
         image = self._colour(draws[7:11], image)
         image = self._artefacts(IN_CAMERA, draws, image)
-        return 255 * image, jnp.where(both[..., 3:] > 0.5, 255, 0).astype(jnp.uint8)
+        return 255 * image, 255 * both[..., 3:]
 
     def _geometry(self, draws: Array, both: Array) -> Array:
         if self.right_angles:

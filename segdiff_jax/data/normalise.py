@@ -9,6 +9,6 @@ def normalise_image(image: Array) -> Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def normalise_mask(mask: Array) -> Array:
-    """u8, a lesion above 127 -> f32, -1 or +1."""
-    return jnp.where(mask > 127, 1.0, -1.0)
+def normalise_mask(mask: Array, soft: bool = False) -> Array:
+    """Share of each pixel that is lesion, times 255 -> f32, -1 or +1; `soft`: from -1 to +1."""
+    return mask.astype(jnp.float32) / 127.5 - 1 if soft else jnp.where(mask > 127.5, 1.0, -1.0)

@@ -61,15 +61,18 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """u8[H, W] -> u8[size, size], 255 where the lesion fills over half of the pixel's area."""
+    """u8[H, W], 0 or 255 -> u8[size, size], 255 times the share of the pixel's area that is lesion.
+
+    Rounded down, so that it is above 127 where the lesion fills over half of the area.
+    """
     area = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
-    return np.where(np.asarray(area) > 127.5, 255, 0).astype(np.uint8)
+    return np.asarray(area).astype(np.uint8)
 
 
 class ResizedSource:
     """Random access to resized examples, kept in memory as uint8 after their first use.
 
-    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1], 0 or 255.
+    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1], from 0 to 255, see `resize_mask`.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The forward process q and what a network's output says about x_0.
 
 Shapes: `x_start`, `x_t` and `eps` are f32[B, H, W, C]; a timestep `t` is an integer scalar or
-i32[B] and indexes the schedule's tables. Clean masks are -input_scale or +input_scale.
+i32[B] and indexes the schedule's tables. Clean masks are from -input_scale to +input_scale.
 """
 
 import dataclasses
@@ -128,8 +128,8 @@ class Process:
         prediction: what the output estimates: "eps", "x0" or "v".
         logits: the output is the log odds of a lesion (trained by BCE + Dice): the expected mask
             is then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
-        input_scale: b; clean masks are -b or +b. A smaller b hides the mask in the noise at more
-            of the timesteps, which forces the network to look at the image (Chen et al. 2022,
+        input_scale: b; clean masks are from -b to +b. A smaller b hides the mask in the noise at
+            more of the timesteps, which forces the network to look at the image (Chen et al. 2022,
             arXiv 2210.06366 and Chen 2023, arXiv 2301.10972). b = 1 with `normalise_input` off
             is the original.
         normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
@@ -191,7 +191,7 @@ class Process:
         """What the output should be, but for logits: eps, v, or the mask as +-1.
 
         Args:
-            x_start: f32[B, H, W, C], the clean mask, -b or +b.
+            x_start: f32[B, H, W, C], the clean mask, from -b to +b.
             t: i32[B].
             eps: f32[B, H, W, C], the noise in x_t.
         """

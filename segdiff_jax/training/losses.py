@@ -18,17 +18,17 @@ def mse(output: Array, target: Array) -> Array:
 def bce_dice(logits: Array, mask: Array) -> Array:
     """Binary cross entropy plus soft Dice loss on log odds.
 
-    Dice after Milletari et al. 2016, section 3, with the plain sums of Sudre et al. 2017 as
-    denominator, and 1 added to both, so that an empty mask has a loss.
+    Where m is 0 or 1, the Dice term is 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), with the plain
+    sums of Sudre et al. 2017 and 1 added to both, so that an empty mask has a loss. Written as
+    below, it is least at p = m for any share m (DML1 of Wang et al. 2023, arXiv 2303.16296).
 
     Args:
         logits: f32[B, H, W, C], log odds of a lesion.
-        mask: f32[B, H, W, C], 0 or 1.
+        mask: f32[B, H, W, C], from 0 to 1.
     Returns:
-        f32[B], mean BCE over pixels + 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1).
+        f32[B], mean BCE over pixels + sum(|p - m|) / (sum(p) + sum(m) + 1).
     """
     chex.assert_equal_shape([logits, mask])
     bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
     p = jax.nn.sigmoid(logits)
-    overlap = 2 * jnp.sum(p * mask, PIXELS) + 1
-    return bce + 1 - overlap / (jnp.sum(p, PIXELS) + jnp.sum(mask, PIXELS) + 1)
+    return bce + jnp.sum(jnp.abs(p - mask), PIXELS) / (jnp.sum(p + mask, PIXELS) + 1)

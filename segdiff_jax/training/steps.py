@@ -35,7 +35,7 @@ def diffusion_loss(
         process: says what the network predicts, and so how it is scored: eps, v or the mask by
             the mean squared error, the mask's log odds by BCE + Dice.
         image: f32[B, H, W, 3], normalised.
-        mask: f32[B, H, W, 1], -1 or +1.
+        mask: f32[B, H, W, 1], from -1 to +1.
         t: i32[B], in [0, T).
         eps: f32[B, H, W, 1], standard normal.
         keys: key[B], one per example, for dropout, recycling and self-conditioning; None: no
@@ -93,6 +93,7 @@ def train_step(
     augment: Callable[[Array, Array, Array], tuple[Array, Array]],
     ema_decay: float,
     ema_warmup: bool = True,
+    soft_masks: bool = False,
     weights: np.ndarray | None = None,
     recycling: bool = False,
     timestep_power: float = 1.0,
@@ -102,12 +103,14 @@ def train_step(
     """One update.
 
     Args:
-        batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, 1] (0 or 255) and "index" i32[B], each
-            example's place in the global batch: its noise follows from that and the step, so
-            the number of devices does not change it.
+        batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, 1] (255 times the share of each pixel
+            that is lesion) and "index" i32[B], each example's place in the global batch: its noise
+            follows from that and the step, so the number of devices does not change it.
         key: of the run; the same at every step.
         rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
-        augment: (key[B], image u8, mask u8) -> (image f32 in [0, 255], mask u8).
+        augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
+        soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
+            over one half.
         weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
         recycling: see `diffusion_loss`.
         timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
@@ -123,7 +126,7 @@ def train_step(
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
         keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
-        image, mask = normalise_image(image), normalise_mask(mask)
+        image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
         u = jax.vmap(jax.random.uniform)(keys[:, 1])
         T = len(process.schedule)
         t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)

@@ -43,7 +43,7 @@ def jitted(augmentation):
 def augment(augmentation, image, mask, seed=0):
     """Augments `COUNT` copies: numpy image and mask."""
     image, mask = jitted(augmentation)(keys(seed), batch_of(image), batch_of(mask))
-    assert (image.dtype, mask.dtype) == (np.float32, np.uint8)
+    assert image.dtype == mask.dtype == np.float32
     assert image.shape == (COUNT, SIZE, SIZE, 3)
     assert mask.shape == (COUNT, SIZE, SIZE, 1)
     return np.asarray(image), np.asarray(mask)
@@ -82,11 +82,9 @@ def test_image_and_mask_flip_and_turn_together_and_evenly(field, variants):
 
 def test_affine_moves_the_mask_with_the_image():
     images, masks = affine()
-    blue = images[..., 2:]
-    np.testing.assert_array_equal(masks[blue > 128], 255)
-    np.testing.assert_array_equal(masks[blue < 127], 0)
-    assert ((blue > 128).sum(axis=(1, 2, 3)) > 20).all()
-    assert set(np.unique(masks)) == {0, 255}
+    np.testing.assert_allclose(masks, images[..., 2:], atol=1e-3)
+    assert ((masks > 128).sum(axis=(1, 2, 3)) > 20).all()
+    assert ((masks > 1) & (masks < 254)).any()  # Between pixels, a share of each.
 
 
 def test_affine_turns_zooms_and_shifts_within_its_bounds():
@@ -127,7 +125,7 @@ def test_affine_repeats_the_border():
         dataclasses.replace(OFF, **AFFINE), grey, np.full_like(grey[..., :1], 255)
     )
     np.testing.assert_allclose(still, 77, atol=1e-3)
-    np.testing.assert_array_equal(mask, 255)
+    np.testing.assert_allclose(mask, 255, atol=1e-3)
 
 
 def test_brightness_adds_the_same_to_every_pixel():
@@ -188,7 +186,8 @@ def test_a_key_gives_the_same_result_whatever_the_batch_in_one_trace():
     first, first_mask = everything(keys(), images, batch_of(mask))
     assert np.min(first) >= 0
     assert np.max(first) <= 255
-    assert set(np.unique(first_mask)) == {0, 255}
+    assert np.min(first_mask) == 0
+    assert np.max(first_mask) <= 255
     order = np.random.default_rng(0).permutation(COUNT)
     second, second_mask = everything(keys()[order], images[order], batch_of(mask))
     np.testing.assert_array_equal(second, first[order])

@@ -132,3 +132,16 @@ def test_bce_dice_by_hand():
     bce = -(np.log(0.8) + np.log(0.6)) / 2
     dice = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
     np.testing.assert_allclose(bce_dice(logits, mask), [bce + dice], rtol=1e-5)
+
+
+def test_bce_dice_is_least_at_the_share_of_a_pixel():
+    """The usual Dice term, 1 - 2 sum(p m) / ..., would be less at p = 1 than at p = 0.6."""
+    mask = jnp.array([1.0, 0.6, 0.3, 0.0]).reshape(1, 2, 2, 1)
+    logits = jnp.log(jnp.clip(mask, 1e-6, 1 - 1e-6)) - jnp.log(1 - jnp.clip(mask, 1e-6, 1 - 1e-6))
+    best = jax.jit(bce_dice)(logits, mask)
+    entropy = -(0.6 * np.log(0.6) + 0.4 * np.log(0.4) + 0.3 * np.log(0.3) + 0.7 * np.log(0.7)) / 4
+    np.testing.assert_allclose(best, [entropy], atol=1e-4)
+    for row in range(2):
+        for step in (-0.3, 0.3):
+            moved = jax.jit(bce_dice)(logits.at[0, row, 1 - row, 0].add(step), mask)
+            assert moved[0] > best[0] + 1e-3

@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from segdiff_jax import parallel
 from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.models.import_torch import (
@@ -169,6 +170,22 @@ def test_noise_changes_with_the_step_and_the_loss_falls(problem, reference):
     step = jax.jit(functools.partial(train_step, **arguments))
     later, _ = run_steps(step, state, batch, 60)
     assert np.mean(later[-10:]) < np.mean(losses) - 0.05
+
+
+def test_soft_masks_are_trained_on_as_they_are_and_others_by_majority(problem):
+    arguments, state, batch = problem
+    shares = np.uint8([[0, 100], [200, 255]])
+    np.testing.assert_array_equal(normalise_mask(shares), [[-1, -1], [1, 1]])
+    np.testing.assert_allclose(
+        normalise_mask(shares, soft=True), [[-1, -0.21569], [0.56863, 1]], atol=1e-5
+    )
+    hard = jax.jit(functools.partial(train_step, **arguments))
+    soft = jax.jit(functools.partial(train_step, **arguments, soft_masks=True))
+    shares = batch | {"mask": np.where(batch["mask"] > 127, 200, 100).astype(np.uint8)}
+    first = lambda step, batch: run_steps(step, state, batch, 1)[0][0]
+    assert first(hard, shares) == first(hard, batch)
+    np.testing.assert_allclose(first(soft, batch), first(hard, batch), rtol=1e-5)
+    assert abs(first(soft, shares) - first(hard, batch)) > 0.01
 
 
 def test_four_devices_give_the_update_of_one(problem, reference):
