@@ -38,6 +38,7 @@ def get_config():
 
 def set_paper_recipe(config):
     """What the paper predicts, and how it trains and samples; for any network and size."""
+    config.data.soft_masks = False
     config.diffusion.prediction = "eps"
     config.diffusion.loss = "mse"
     config.diffusion.weight = "simple"

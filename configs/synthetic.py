@@ -14,10 +14,10 @@ from configs import default, isic2016_64
 def get_config():
     config = default.get_config()
     config.data.dataset = "synthetic_lesions"
-    config.train.max_minutes = 6.5
+    config.train.max_minutes = 7.5
     config.train.warmup_steps = 20
     config.train.checkpoint_every = 100
-    config.validation.every = 100
+    config.validation.every = 200
     config.validation.num_images = 32
     isic2016_64.set_recipe(config)
     return config

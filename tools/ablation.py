@@ -64,7 +64,7 @@ ROWS = {
     "recycling": ("small", {"diffusion.recycling": True}, 1),
     "dark_corners": ("small", {"augment.vignette": 0.15, "augment.frame": 0.05}, 3),
     "artefacts": ("dark_corners", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
-    "soft_masks": ("dark_corners", {"data.soft_masks": True}, 3),
+    "soft_masks": ("dark_corners", {"data.soft_masks": True}, 1),
     "more_data": ("dark_corners", {"data.extra_datasets": ("isic/2017",)}, 1),
 }
 STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)

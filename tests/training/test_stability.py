@@ -52,6 +52,7 @@ def test_the_loss_goes_down_without_nan(name, dtype):
         tx=tx,
         augment=Augmentation(**config.augment),
         ema_decay=0.999,
+        soft_masks=config.data.soft_masks,
         weights=process.loss_weights(diffusion.weight),
         recycling=diffusion.recycling,
         timestep_power=diffusion.timestep_power,
