@@ -11,4 +11,4 @@ def normalise_image(image: Array) -> Array:
 
 def normalise_mask(mask: Array, soft: bool = False) -> Array:
     """Share of each pixel that is lesion, times 255 -> f32, -1 or +1; `soft`: from -1 to +1."""
-    return mask.astype(jnp.float32) / 127.5 - 1 if soft else jnp.where(mask > 127.5, 1.0, -1.0)
+    return normalise_image(mask) if soft else jnp.where(mask > 127.5, 1.0, -1.0)

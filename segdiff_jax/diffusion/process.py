@@ -188,7 +188,7 @@ class Process:
         return jnp.concatenate([inputs, estimate], axis=-1)
 
     def target(self, x_start: Array, t: Array, eps: Array) -> Array:
-        """What the output should be, but for logits: eps, v, or the mask as +-1.
+        """What the output should be, but for logits: eps, v, or the mask from -1 to +1.
 
         Args:
             x_start: f32[B, H, W, C], the clean mask, from -b to +b.
