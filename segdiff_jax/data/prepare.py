@@ -113,7 +113,7 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict]:
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
     """Whether a build exists and was made of what manual_dir holds now, if it holds anything."""
-    if not builder.data_path.exists():
+    if not builder.info.initialized:  # No build was there when the builder was made.
         return False
     if manual_dir is None or not hasattr(builder, "manual_sources"):
         return True

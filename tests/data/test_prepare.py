@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from segdiff_jax.data import prepare
 from segdiff_jax.data.isic import Builder
 from segdiff_jax.data.prepare import load_source, load_training_source
 
@@ -151,10 +152,26 @@ def test_two_processes_build_once_and_without_tensorflow(tmp_path):
     write_2016(tmp_path / "manual")
     command = [sys.executable, "-c", BUILD, tmp_path / "data", tmp_path / "manual"]
     start = functools.partial(subprocess.Popen, command, cwd=REPOSITORY, text=True)
-    processes = [start(stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    processes = [start(stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
     assert [output.splitlines()[-1] for output in outputs] == ["3 False"] * 2
     assert "".join(outputs).count("Downloading and preparing") == 1
+
+
+def test_a_build_that_another_process_finishes_first(tmp_path, monkeypatch):
+    archives, data_dir = tmp_path / "manual", tmp_path / "data"
+    write_2016(archives)
+    is_current, calls = prepare._is_current, []
+
+    def after_the_other(*args):
+        calls.append(args)
+        if len(calls) == 1:  # The builder is made and has found nothing; now the other builds.
+            ISIC_2016("train", data_dir, archives)
+        return is_current(*args)
+
+    monkeypatch.setattr(prepare, "_is_current", after_the_other)
+    assert len(ISIC_2016("train", data_dir, archives)) == 3
 
 
 @pytest.mark.parametrize(
