@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     train.num_steps = 10_000  # updates
     train.max_minutes = 0.0  # end after this wall time of training; 0: off
     train.batch_size = 16  # of all devices together
+    train.half_size_share = 0.0  # of the training, its start, is at half of data.image_size
     train.microbatches = 1  # average gradients over this many slices of the batch, for memory
     train.optimizer = "adamw"  # or muon, for the kernels: see segdiff_jax/training/state.py
     train.learning_rate = 1e-3  # at its peak

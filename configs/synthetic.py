@@ -2,10 +2,11 @@
 
 python train.py --config=configs/synthetic.py --workdir=runs/demo/training
 
-The network and the recipe are those of isic2016_64.py, without colour augmentation.
+The network and the recipe are those of isic2016_64.py, without colour augmentation, and begun at
+32 px.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.13, jax 0.12.
-Time: 7.5 minutes, 966 steps of 8 images.
-Score: IoU 0.927 on the 60 validation images, 5 steps, 4 votes; see docs/results.md.
+Time: 7.5 minutes, 2196 steps of 8 images.
+Score: IoU 0.931 on the 60 validation images, 5 steps, 4 votes; see docs/results.md.
 """
 
 from configs import default, isic2016_64
@@ -15,6 +16,7 @@ def get_config():
     config = default.get_config()
     config.data.dataset = "synthetic_lesions"
     config.train.max_minutes = 7.5
+    config.train.half_size_share = 0.4
     config.train.warmup_steps = 20
     config.train.checkpoint_every = 100
     config.validation.every = 200

@@ -20,6 +20,7 @@ def check_config(config: ConfigDict) -> None:
         ("train", "num_steps"): 1,
         ("train", "max_minutes"): 0,
         ("train", "batch_size"): 1,
+        ("train", "half_size_share"): 0,
         ("train", "microbatches"): 1,
         ("train", "warmup_steps"): 0,
         ("train", "weight_decay"): 0,
@@ -42,6 +43,8 @@ def check_config(config: ConfigDict) -> None:
     if config.diffusion.timestep_power <= 0:
         power = config.diffusion.timestep_power
         raise ValueError(f"diffusion.timestep_power={power} must be positive")
+    if train.half_size_share > 1:
+        raise ValueError(f"train.half_size_share={train.half_size_share} must be at most 1")
     if train.ema_decay >= 1:
         raise ValueError(f"train.ema_decay={train.ema_decay} must be below 1")
     if validation.steps > config.diffusion.num_timesteps:

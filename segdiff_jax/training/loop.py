@@ -18,10 +18,10 @@ from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import Predictor
-from segdiff_jax.models import init_params, make_model
+from segdiff_jax.models import init_params, make_model, params_like
 from segdiff_jax.training.check import check_config
 from segdiff_jax.training.logs import Logs
-from segdiff_jax.training.state import create_state, learning_rate, make_optimizer
+from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
 from segdiff_jax.training.steps import train_step
 
 # A run with another value of these would not be the same run.
@@ -77,27 +77,32 @@ class Run:
             )
         except ValueError as error:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
-        self._step_fn = parallel.pmap_train_step(
-            functools.partial(
-                train_step,
-                model=model,
-                process=process,
-                tx=tx,
-                augment=augment,
-                ema_decay=config.train.ema_decay,
-                ema_warmup=config.train.ema_warmup,
-                soft_masks=config.data.soft_masks,
-                weights=process.loss_weights(config.diffusion.weight),
-                recycling=config.diffusion.recycling,
-                timestep_power=config.diffusion.timestep_power,
-                microbatches=config.train.microbatches,
-                axis_name=parallel.AXIS,
-            )
+        step_fn = functools.partial(
+            train_step,
+            model=model,
+            process=process,
+            tx=tx,
+            augment=augment,
+            ema_decay=config.train.ema_decay,
+            ema_warmup=config.train.ema_warmup,
+            soft_masks=config.data.soft_masks,
+            weights=process.loss_weights(config.diffusion.weight),
+            recycling=config.diffusion.recycling,
+            timestep_power=config.diffusion.timestep_power,
+            microbatches=config.train.microbatches,
+            axis_name=parallel.AXIS,
         )
+        # By whether it trains at half the size.
+        self._step_fns = {
+            half_size: parallel.pmap_train_step(functools.partial(step_fn, half_size=half_size))
+            for half_size in (False, True)
+        }
         self._create = lambda: create_state(
             init_params(model, config.seed, config.data.image_size, process.input_channels), tx
         )
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
+        if config.train.half_size_share:
+            params_like(model, config.data.image_size // 2, process.input_channels)  # Likewise.
         self._noise_key = jax.random.key(config.seed)
 
     def start(self, checkpoints: Checkpoints) -> None:
@@ -183,7 +188,8 @@ class Run:
                 batch = parallel.shard(next(self._batches))
                 data_seconds = time.monotonic() - start
                 former, rate = metrics, self._learning_rate()
-                self._state, metrics = self._step_fn(self._state, batch, self._noise_key, rate)
+                step_fn = self._step_fns[self._is_half_size()]
+                self._state, metrics = step_fn(self._state, batch, self._noise_key, rate)
                 # One step ahead of the device keeps it busy; more would make the clock run ahead.
                 jax.block_until_ready(former)
                 self._step += 1
@@ -205,6 +211,11 @@ class Run:
     def _learning_rate(self) -> np.float32:
         """Of the next step; the type is always the same, so that the step is compiled once."""
         return np.float32(learning_rate(self._config, self._step, self._elapsed / 60))
+
+    def _is_half_size(self) -> bool:
+        """Whether the next step trains at half the size."""
+        done = progress(self._config, self._step, self._elapsed / 60)
+        return done < self._config.train.half_size_share
 
     def _validate(self, logs: Logs) -> None:
         """Scores the averaged parameters; keeps them if they are the best so far."""

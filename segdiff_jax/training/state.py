@@ -55,8 +55,7 @@ def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
     """The learning rate of an update.
 
     `train.learning_rate`, times a linear warm-up and, with "cosine", times (1 + cos(pi p)) / 2,
-    where p is the share of `train.num_steps` or of `train.max_minutes` that is done, whichever is
-    larger (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5).
+    where p is `progress` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5).
 
     Args:
         step: updates done before.
@@ -71,10 +70,17 @@ def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
         return train.learning_rate * ramp
     if train.schedule != "cosine":
         raise ValueError(f"train.schedule={train.schedule!r}: choose 'constant' or 'cosine'")
-    progress = step / train.num_steps
-    if train.max_minutes:
-        progress = max(progress, minutes / train.max_minutes)
-    return train.learning_rate * ramp * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+    done = min(1.0, progress(config, step, minutes))
+    return train.learning_rate * ramp * (1 + math.cos(math.pi * done)) / 2
+
+
+def progress(config: ConfigDict, step: int, minutes: float) -> float:
+    """The share of `train.num_steps` or of `train.max_minutes` that is done, whichever is larger.
+
+    Arguments are those of `learning_rate`.
+    """
+    limit = config.train.max_minutes
+    return max(step / config.train.num_steps, minutes / limit if limit else 0.0)
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

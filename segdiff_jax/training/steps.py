@@ -98,6 +98,7 @@ def train_step(
     recycling: bool = False,
     timestep_power: float = 1.0,
     microbatches: int = 1,
+    half_size: bool = False,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update.
@@ -116,6 +117,8 @@ def train_step(
         timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
             more at the noisy end, where sampling starts.
         microbatches: gradients are averaged over this many slices of the batch, for memory.
+        half_size: train on images and masks of half the height and width, which are the means of
+            2 x 2 augmented pixels: about four times as fast.
         axis_name: of the devices' axis to average over, if any.
     Returns:
         The new state and {"loss", "grad_norm"}, each f32[].
@@ -126,6 +129,8 @@ def train_step(
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
         keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
+        if half_size:
+            image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
         u = jax.vmap(jax.random.uniform)(keys[:, 1])
         T = len(process.schedule)

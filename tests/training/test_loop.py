@@ -153,6 +153,19 @@ def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
     assert keywords["ema_decay"] == 0.5 and keywords["ema_warmup"] is False
 
 
+def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
+    config, calls, pmap = tiny_config(), [], loop.parallel.pmap_train_step
+    config.train.update(num_steps=4, half_size_share=0.5)
+
+    def recorded(step):
+        pmapped = pmap(step)
+        return lambda *args: calls.append(step.keywords["half_size"]) or pmapped(*args)
+
+    monkeypatch.setattr(loop.parallel, "pmap_train_step", recorded)
+    train(config, str(tmp_path))
+    assert calls == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
@@ -169,6 +182,7 @@ def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
         ("data.image_size", 15, "image size 15 x 15 must be divisible by 2"),
         ("model.dtype", "float16", "model.dtype='float16'"),
         ("diffusion.timestep_power", 0.0, "diffusion.timestep_power=0.0 must be positive"),
+        ("train.half_size_share", 1.5, "train.half_size_share=1.5 must be at most 1"),
         ("augment.scale", 1.0, "augment.scale=1.0 must be below 1"),
     ],
 )

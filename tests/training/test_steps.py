@@ -188,6 +188,19 @@ def test_soft_masks_are_trained_on_as_they_are_and_others_by_majority(problem):
     assert abs(first(soft, shares) - first(hard, batch)) > 0.01
 
 
+def test_half_size_trains_on_the_means_of_2_x_2_pixels(problem):
+    arguments, state, batch = problem
+    arguments = arguments | {"augment": Augmentation(flip=False, right_angles=False)}
+    double = {k: v.repeat(2, 1).repeat(2, 2) for k, v in batch.items() if k != "index"}
+    double["image"] = double["image"] // 2 + np.indices((16, 16)).sum(0)[..., None] % 2 * 9
+    batch = batch | {"image": batch["image"] // 2 + 4.5}
+    small = jax.jit(functools.partial(train_step, **arguments))
+    half = jax.jit(functools.partial(train_step, **arguments, half_size=True))
+    expected, _ = run_steps(small, state, batch)
+    losses, _ = run_steps(half, state, double | {"index": batch["index"]})
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 def test_four_devices_give_the_update_of_one(problem, reference):
     arguments, state, batch = problem
     assert jax.local_device_count() == 4

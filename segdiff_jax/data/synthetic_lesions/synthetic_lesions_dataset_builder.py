@@ -26,7 +26,7 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
     """
 
     size: int = 128
-    num_train: int = 600
+    num_train: int = 2400
     num_validation: int = 60
     num_test: int = 60
     seed: int = 0
@@ -41,10 +41,13 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawn skin lesions with exact masks and the nuisances of real pictures."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "First version."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {
+        "1.0.0": "First version.",
+        "1.1.0": "2400 training pictures instead of 600; the others are the same.",
+    }
     BUILDER_CONFIGS: ClassVar = [
-        SyntheticLesionsConfig(name="default", description="128 pixels a side, 600 to train on."),
+        SyntheticLesionsConfig(name="default", description="128 pixels a side, 2400 to train on."),
     ]
 
     def _info(self):
