@@ -249,7 +249,7 @@ def built(tmp_path_factory):
 def test_builder_round_trip(built):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "1.0.0")
+    builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "1.1.0")
     assert synthetic_lesions.Builder.name == "synthetic_lesions"
     raw = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
     for number, (split, count) in enumerate((("train", 5), ("validation", 2), ("test", 3))):
