@@ -102,7 +102,10 @@ class Run:
         )
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
         if config.train.half_size_share:
-            params_like(model, config.data.image_size // 2, process.input_channels)  # Likewise.
+            try:
+                params_like(model, config.data.image_size // 2, process.input_channels)
+            except ValueError as error:
+                raise ValueError(f"train.half_size_share: {error}") from error
         self._noise_key = jax.random.key(config.seed)
 
     def start(self, checkpoints: Checkpoints) -> None:

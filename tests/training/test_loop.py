@@ -166,6 +166,15 @@ def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
     assert calls == [True, True, False, False]
 
 
+def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_path):
+    config = tiny_config()
+    config.data.image_size = 18
+    config.train.half_size_share = 0.5
+    with pytest.raises(ValueError, match="train.half_size_share: image size 9 x 9 must be"):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     "field, value, message",
     [
