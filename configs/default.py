@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
 
     config.seed = 0  # of initial parameters, data order, training noise and samples
+    config.objective = "diffusion"  # to denoise masks; supervised: to make them of the image alone
 
     config.data = data = ConfigDict()
     data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
@@ -85,6 +86,7 @@ def get_config() -> ConfigDict:
     train.learning_rate = 1e-3  # at its peak
     train.schedule = "constant"  # or cosine, to 0 at the end, by num_steps or max_minutes
     train.warmup_steps = 100  # of linear growth to the peak
+    train.frozen_gate_epochs = 10.0  # passes over the data before the gates of medt move
     train.weight_decay = 0.0  # decoupled
     train.clip_norm = 1.0  # of the gradient; 0: off
     train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled

@@ -32,17 +32,16 @@ class Checkpoints:
         Raises:
             OSError: naming the folder, if it cannot be written (a full disk).
         """
-        rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-        self._save(self._last, int(state.step), state.ema_params, meta, rest)
+        self._save(self._last, int(state.step), state.averaged(), meta, {"rest": _rest(state)})
 
-    def save_best(self, step: int, ema_params: Any, meta: dict[str, Any]) -> None:
-        """Saves the averaged parameters and `meta` as the best so far; OSError as above."""
-        self._save(self._best, step, ema_params, meta, None)
+    def save_best(self, step: int, variables: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Saves the averaged variables and `meta` as the best so far; OSError as above."""
+        self._save(self._best, step, variables, meta, {})
 
-    def _save(self, manager, step, ema_params, meta, rest):
-        items = {"ema_params": ocp.args.StandardSave(ema_params), "meta": ocp.args.JsonSave(meta)}
-        if rest is not None:
-            items["rest"] = ocp.args.StandardSave(rest)
+    def _save(self, manager, step, variables, meta, more):
+        trees = _variable_items(variables) | more
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave(meta)
         try:
             if step in manager.all_steps():  # A resumed run validates again.
                 manager.delete(step)
@@ -64,11 +63,9 @@ class Checkpoints:
 
     def restore_last(self, like: TrainState) -> TrainState:
         """The last saved state, with the structure of `like` (arrays or their shapes)."""
-        rest = {"step": like.step, "params": like.params, "opt_state": like.opt_state}
-        items = _restore(
-            self._last, self._last.latest_step(), {"ema_params": like.ema_params, "rest": rest}
-        )
-        return TrainState(ema_params=items["ema_params"], **items["rest"])
+        trees = _variable_items(like.averaged()) | {"rest": _rest(like)}
+        items = _restore(self._last, self._last.latest_step(), trees)
+        return like.replace(**items.pop("rest"), **items)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -105,10 +102,23 @@ def load_meta(step_folder: Path) -> dict[str, Any]:
         return _restore(manager, int(step_folder.name), {"meta": None})["meta"]
 
 
-def load_ema_params(step_folder: Path, like: Any) -> Any:
-    """The averaged parameters in a step folder, with the structure and shapes of `like`."""
+def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The averaged variables in a step folder, with the structure and shapes of `like`."""
     with _open(step_folder) as manager:
-        return _restore(manager, int(step_folder.name), {"ema_params": like})["ema_params"]
+        items = _restore(manager, int(step_folder.name), _variable_items(like))
+    return {"params": items.pop("ema_params"), **items}
+
+
+def _variable_items(variables):
+    """What a checkpoint calls the variables; of models without batch norm, only parameters."""
+    items = {"ema_params": variables["params"]}
+    if variables.get("batch_stats"):
+        items["batch_stats"] = variables["batch_stats"]
+    return items
+
+
+def _rest(state):
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
 def _open(step_folder):
@@ -122,7 +132,7 @@ def _latest_meta(manager):
 
 
 def _restore(manager, step, items):
-    """Restores the named items: a tree like the given one, or JSON where None is given."""
+    """Restores the named items, a tree like the given one, or JSON where None is given."""
     args = {
         name: ocp.args.JsonRestore()
         if like is None
@@ -130,7 +140,7 @@ def _restore(manager, step, items):
         for name, like in items.items()
     }
     try:
-        return manager.restore(step, args=ocp.args.Composite(**args))
+        return dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"{manager.directory}/{step}: not a checkpoint of this network, or damaged ({error})"

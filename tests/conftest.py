@@ -63,13 +63,18 @@ def golden_state_dict():
 def tiny_overrides(config):
     """Makes a config small enough to compile in seconds; its kind of model and loss stays."""
     config.data.image_size = 16
-    config.model.channels = 32
-    config.model.channel_mult = (1, 1)
-    config.model.num_res_blocks = 1
-    config.model.attention_resolutions = ()  # There is attention in the middle.
-    config.model.rrdb_blocks = 1
-    config.model.rrdb_width = 8
-    config.model.rrdb_growth = 4
+    if config.model.name == "unet":
+        config.model.channels = (8, 16)
+    elif config.model.name == "medt":
+        config.model.blocks = (1, 1)
+    else:
+        config.model.channels = 32
+        config.model.channel_mult = (1, 1)
+        config.model.num_res_blocks = 1
+        config.model.attention_resolutions = ()  # There is attention in the middle.
+        config.model.rrdb_blocks = 1
+        config.model.rrdb_width = 8
+        config.model.rrdb_growth = 4
     config.train.batch_size = 4
     config.train.num_steps = 2
     config.train.max_minutes = 0.0

@@ -11,15 +11,20 @@ import optax
 import pytest
 
 from segdiff_jax import parallel
-from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.training.state import create_state
 from tests.conftest import ROOT
 
 TX = optax.adam(1e-3)
+LIKE = {"params": {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}}
+
+
+def params_of(value):
+    return {"params": {"w": jnp.full((2, 3), value)}}
 
 
 def state_at(step, value):
-    state = create_state({"w": jnp.full((2, 3), value)}, TX)
+    state = create_state({"params": {"w": jnp.full((2, 3), value)}}, TX)
     return state.replace(step=jnp.int32(step), ema_params={"w": jnp.full((2, 3), value + 0.5)})
 
 
@@ -28,7 +33,7 @@ def workdir(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_last(state_at(3, 1.0), {"config": {"a": [1, 2]}, "step": 3})
     checkpoints.save_last(state_at(7, 2.0), {"config": {"a": [1, 2]}, "step": 7})
-    checkpoints.save_best(5, {"w": jnp.full((2, 3), 9.0)}, {"config": {}, "step": 5})
+    checkpoints.save_best(5, params_of(9.0), {"config": {}, "step": 5})
     return tmp_path
 
 
@@ -46,8 +51,9 @@ def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp; from segdiff_jax.checkpoint import *;"
         "assert jax.device_count() == 1;"
-        "like = {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)};"
-        "print(float(load_ema_params(find_checkpoint(sys.argv[1]), like)['w'].sum()))"
+        "like = {'params': {'w': jax.ShapeDtypeStruct((2, 3), jnp.float32)}};"
+        "variables = load_variables(find_checkpoint(sys.argv[1]), like);"
+        "print(float(variables['params']['w'].sum()))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True).stdout
@@ -56,11 +62,10 @@ def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
 
 def test_a_second_best_of_the_same_step_replaces_the_first(workdir):
     checkpoints = Checkpoints(workdir)
-    checkpoints.save_best(5, {"w": jnp.full((2, 3), 4.0)}, {"config": {}, "step": 5, "iou": 1})
+    checkpoints.save_best(5, params_of(4.0), {"config": {}, "step": 5, "iou": 1})
     assert checkpoints.best_meta()["iou"] == 1
-    like = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
-    params = load_ema_params(find_checkpoint(workdir), like)
-    np.testing.assert_array_equal(params["w"], np.full((2, 3), 4.0))
+    variables = load_variables(find_checkpoint(workdir), LIKE)
+    np.testing.assert_array_equal(variables["params"]["w"], np.full((2, 3), 4.0))
 
 
 def test_what_a_run_killed_while_saving_leaves_is_no_checkpoint(workdir):
@@ -88,8 +93,8 @@ def test_a_new_workdir_has_none(tmp_path):
 def test_a_checkpoint_is_found(workdir, path, step, value):
     found = find_checkpoint(workdir / path)
     assert found.name == str(step) and load_meta(found)["step"] == step
-    params = load_ema_params(found, {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)})
-    np.testing.assert_array_equal(params["w"], np.full((2, 3), value))
+    variables = load_variables(found, LIKE)
+    np.testing.assert_array_equal(variables["params"]["w"], np.full((2, 3), value))
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -99,9 +104,9 @@ def test_a_missing_checkpoint_is_named(tmp_path):
 
 @pytest.mark.parametrize("like", [{"w": (3, 3)}, {"v": (2, 3)}])
 def test_another_networks_checkpoint_is_refused(workdir, like):
-    like = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in like.items()}
+    like = {"params": {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in like.items()}}
     with pytest.raises(ValueError, match=r"best/5: not a checkpoint of this network"):
-        load_ema_params(find_checkpoint(workdir), like)
+        load_variables(find_checkpoint(workdir), like)
 
 
 def test_a_damaged_checkpoint_is_refused(workdir):
@@ -110,7 +115,7 @@ def test_a_damaged_checkpoint_is_refused(workdir):
         if path.is_file() and "manifest" in path.name:
             path.write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="not a checkpoint of this network, or damaged"):
-        load_ema_params(found, {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)})
+        load_variables(found, LIKE)
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(workdir, monkeypatch):

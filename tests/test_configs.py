@@ -9,15 +9,21 @@ import re
 import jax
 import pytest
 
-from configs import default
+from configs import compare, default
 from segdiff_jax.data.augment import Augmentation
-from segdiff_jax.models import make_model, params_like
+from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.training.loop import flatten, train
 from tests.conftest import ROOT, tiny_overrides
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
+NAMES.remove("compare")
+NAMES += [f"compare:{model}" for model in compare.MODELS]
 PARAMETERS = {
+    "compare:medsegdiff": 1_674_193,
+    "compare:medt": 1_382_337,
+    "compare:segdiff": 1_327_377,
+    "compare:unet": 31_037_633,
     "default": 3_405_345,
     "isic2016": 159_838_209,
     "isic2016_128": 3_514_817,
@@ -25,21 +31,23 @@ PARAMETERS = {
     "isic2016_64_paper": 1_327_377,
     "synthetic": 1_327_377,
 }
+# test_loop.py trains the first, and the second is isic2016_64.
+TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]
 
 
 def get(name):
-    return importlib.import_module(f"configs.{name}").get_config()
+    name, *arguments = name.split(":")
+    return importlib.import_module(f"configs.{name}").get_config(*arguments)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_parameter_count(name):
     config = get(name)
-    leaves = params_like(make_model(config.model), 64)
-
+    leaves = variables_like(make_model(config.model), 64)["params"]
     assert sum(x.size for x in jax.tree.leaves(leaves)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "default"])  # test_loop.py
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_steps(name, tiny_config, tmp_path):
     config, data = tiny_overrides(get(name)), tiny_config().data
     config.data.update(dataset=data.dataset, manual_dir=data.manual_dir, dir=data.dir)
@@ -51,8 +59,9 @@ def test_two_steps(name, tiny_config, tmp_path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_opens_with_command_machine_time_and_score(name):
-    header = (ROOT / "configs" / f"{name}.py").read_text().split('"""')[1]
-    assert f"--config=configs/{name}.py" in header
+    file = name.split(":")[0] + ".py"
+    header = (ROOT / "configs" / file).read_text().split('"""')[1]
+    assert f"--config=configs/{file}" in header
     for word in ("Machine", "Time", "Score"):
         assert re.search(rf"{word}: \S", header), word
 

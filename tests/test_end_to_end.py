@@ -141,6 +141,43 @@ def test_sampling_a_folder(workdir, tmp_path):
     assert all(np.array_equal(again[name], masks[name]) for name in masks)
 
 
+@pytest.fixture(scope="module")
+def unet(workdir, tiny_isic, tmp_path_factory):
+    """A finished run of a U-Net on the data of `workdir`."""
+    folder = tmp_path_factory.mktemp("unet")
+    tiny = [f for f in TINY if ".model." not in f and ".diffusion." not in f]
+    tiny[0] = "--config=configs/compare.py:unet"
+    tiny += ["--config.model.channels=(8,16)", "--config.train.num_steps=2"]
+    data = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={workdir / 'data'}"]
+    out, _ = run("train.py", *tiny, *data, f"--workdir={folder}")
+    assert "unet, " in out and "trained: 2 steps" in out
+    return folder
+
+
+def probabilities(folder):
+    files = sorted((folder / "probabilities").iterdir())
+    return np.stack([np.asarray(Image.open(file), np.float64) for file in files])
+
+
+def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
+    out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--votes=9")
+    assert "unet takes no --steps, --votes or --sampler: they are not read" in out
+    settings = json.loads((unet / "samples_test" / "metrics.json").read_text())["settings"]
+    assert settings["model"] == "unet" and settings["flips"] and "steps" not in settings
+    both = [f"--workdir={workdir}", f"--workdir={unet}", "--split=test"]
+    run("sample.py", f"--workdir={workdir}", "--split=test", f"--out={unet / 'diffusion'}")
+    out, _ = run("sample.py", *both)
+    folder = workdir / "ensemble_test"
+    assert str(folder / "report.html") in out
+    mean = (probabilities(unet / "diffusion") + probabilities(unet / "samples_test")) / 2
+    # Clipping at the network's size, then enlarging, is not quite enlarging, then clipping.
+    np.testing.assert_allclose(probabilities(folder), mean, atol=4)
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    assert settings["model"] == "segdiff + unet" and settings["1. steps"] == 2
+    _, err = run("sample.py", *both, "--set=threshold=2", status=1)
+    assert "sampler.threshold=2" in err
+
+
 @pytest.mark.parametrize(
     "script, arguments, message",
     [

@@ -22,6 +22,7 @@ ALLOWED = {
     "training.check": {"data", "parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "data", "parallel"},
+    "trained": {"diffusion", "models", "evaluation", "checkpoint"},
 }
 
 

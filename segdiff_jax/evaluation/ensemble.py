@@ -1,4 +1,4 @@
-"""From the samples (votes) of one image to its probability, mask and disagreement."""
+"""From the samples (votes) of one image to its probability and mask."""
 
 import numpy as np
 from PIL import Image
@@ -28,7 +28,7 @@ def vote(samples: np.ndarray) -> np.ndarray:
 ENSEMBLES = {"mean": mean, "vote": vote}
 
 
-def disagreement(samples: np.ndarray) -> np.ndarray:
+def standard_deviation(samples: np.ndarray) -> np.ndarray:
     """Standard deviation over the votes of clip((x + 1) / 2, 0, 1).
 
     Arguments and errors are those of `mean`.

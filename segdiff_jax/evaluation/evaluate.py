@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from segdiff_jax import parallel
 from segdiff_jax.data.artefacts import add_artefact
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.pipeline import (
@@ -20,12 +21,13 @@ from segdiff_jax.data.pipeline import (
     record_id,
     resize_image,
 )
-from segdiff_jax.evaluation.ensemble import disagreement, resize_samples
+from segdiff_jax.evaluation.ensemble import resize_samples, standard_deviation
 from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import OutputFolder, write_metrics
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.evaluation.report import Case, make_case, write_report
 from segdiff_jax.evaluation.strata import condition_tags
+from segdiff_jax.evaluation.uncertainty import calibration_bins, vote_disagreement
 
 
 def native_examples(
@@ -74,7 +76,7 @@ def native_examples(
 
 def evaluate(
     predictor: Predictor,
-    params: Any,
+    variables: Any,
     examples: Iterator[dict[str, Any]],
     total: int,
     out: str | Path,
@@ -85,7 +87,7 @@ def evaluate(
 
     Args:
         predictor: samples the masks and combines them.
-        params: of the network.
+        variables: of the network.
         examples: from `native_examples`.
         total: how many there are, for the progress bar.
         out: the folder to write to; see `OutputFolder` for its layout.
@@ -103,15 +105,13 @@ def evaluate(
     folder, rows, cases = OutputFolder(out), [], []
     folder.begin(settings)
     with tqdm(total=total, desc="sampling", unit="image") as progress:
-        for group, valid in padded_batches(examples, predictor.batch_size):
+        for group, valid in padded_batches(examples, batch_size(predictor, total)):
             images = np.stack([example["input"] for example in group])
-            samples = predictor(params, images, [example["id"] for example in group])
+            samples = predictor(variables, images, [example["id"] for example in group])
             for i in np.flatnonzero(valid):
-                case = _finish(predictor, folder, group[i], samples[:, i])
+                case, row = _finish(predictor, folder, group[i], samples[:, i])
                 cases.append(case)
-                if case.scores is not None:
-                    tags = group[i]["tags"]
-                    rows.append({"id": case.id, "scores": case.scores, "tags": tags})
+                rows += [] if row is None else [row]
                 progress.update()
     metrics = write_metrics(out, rows, settings) if rows else None
     write_report(Path(out) / "report.html", cases, metrics, settings, title)
@@ -120,19 +120,33 @@ def evaluate(
 
 def _finish(
     predictor: Predictor, folder: OutputFolder, example: dict[str, Any], samples: np.ndarray
-) -> Case:
-    """Combines the votes of one image at native size, writes its files and scores it."""
-    image, truth = example["image"], example["truth"]
+) -> tuple[Case, dict[str, Any] | None]:
+    """Combines the votes of one image at native size, writes its files and scores it.
+
+    Returns:
+        The image as the report shows it and its row of `write_metrics`; None without truth.
+    """
+    id, image, truth = example["id"], example["image"], example["truth"]
+    disagreement = vote_disagreement(samples)
     samples = resize_samples(samples, image.shape[:2])
     probability, mask = predictor.combine(samples)
-    spread = disagreement(samples) if len(samples) > 1 else None
+    spread = standard_deviation(samples) if len(samples) > 1 else None
+    folder.write(id, image, probability, mask, truth)
     scores = None if truth is None else segmentation_scores(mask, truth)
-    folder.write(example["id"], image, probability, mask, truth)
-    return make_case(example["id"], image, probability, mask, spread, truth, scores)
+    case = make_case(id, image, probability, mask, spread, truth, scores)
+    if truth is None:
+        return case, None
+    row = {"id": id, "scores": scores, "tags": example["tags"], "disagreement": disagreement}
+    return case, row | {"calibration": calibration_bins(probability, truth)}
+
+
+def batch_size(predictor: Predictor, total: int) -> int:
+    """Images of one call, fewer where there are not as many in all."""
+    return min(predictor.batch_size, parallel.round_up(total))
 
 
 def validate(
-    predictor: Predictor, params: Any, source: ResizedSource
+    predictor: Predictor, variables: Any, source: ResizedSource
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
@@ -141,10 +155,10 @@ def validate(
     """
     scores, pictures = [], []
     examples = ({"id": str(i), **source[i]} for i in range(len(source)))
-    for group, valid in padded_batches(examples, predictor.batch_size):
+    for group, valid in padded_batches(examples, batch_size(predictor, len(source))):
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
-        samples = predictor(params, images, [example["id"] for example in group])
+        samples = predictor(variables, images, [example["id"] for example in group])
         masks = np.stack([predictor.combine(samples[:, i])[1] for i in range(len(group))])
         scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
         if not pictures:

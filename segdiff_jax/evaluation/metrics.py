@@ -1,6 +1,7 @@
 """Scores of a predicted mask against the true one, as the ISIC challenges define them."""
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 
 def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -13,6 +14,9 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
       accuracy    = (TP + TN) / (TP + TN + FP + FN)
       sensitivity = TP / (TP + FN)
       specificity = TN / (TN + FP)
+      thresholded_jaccard = IoU where it is at least 0.65, else 0 (Codella et al. 2018,
+        arXiv:1902.03368)
+      fbound: see `boundary_score`
 
     A score whose denominator is 0 is 1: there was nothing to find, and nothing was got wrong. So
     two empty masks have IoU and Dice 1 (the original SegDiff says 0), and an empty truth against
@@ -22,7 +26,7 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
       prediction: bool[H, W].
       truth: bool[H, W].
     Returns:
-      iou, dice, accuracy, sensitivity and specificity, each from 0 to 1.
+      The scores above by their names, each from 0 to 1.
     Raises:
       ValueError: if the shapes differ or a mask is not boolean.
     """
@@ -35,13 +39,47 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
     fp = np.count_nonzero(prediction) - tp
     fn = np.count_nonzero(truth) - tp
     tn = truth.size - tp - fp - fn
+    iou = _ratio(tp, tp + fp + fn)
     return {
-        "iou": _ratio(tp, tp + fp + fn),
+        "iou": iou,
         "dice": _ratio(2 * tp, 2 * tp + fp + fn),
         "accuracy": _ratio(tp + tn, truth.size),
         "sensitivity": _ratio(tp, tp + fn),
         "specificity": _ratio(tn, tn + fp),
+        "thresholded_jaccard": iou if iou >= 0.65 else 0.0,
+        "fbound": boundary_score(prediction, truth),
     }
+
+
+def boundary_score(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """FBound of SegDiff: F of the boundaries within 1, 2, 3, 4 and 5 pixels, averaged.
+
+    Precision is the share of the predicted boundary within so many pixels of the true one, recall
+    the reverse (Perazzi et al. 2016, section 5.1). Two masks without a boundary have 1, one without
+    and one with 0. The image's border is no boundary.
+
+    Args:
+      prediction: bool[H, W].
+      truth: bool[H, W].
+    Returns:
+      From 0 to 1.
+    """
+    ours, theirs = (np.argwhere(boundary(mask)) for mask in (prediction, truth))
+    if not len(ours) or not len(theirs):
+        return float(len(ours) == len(theirs))
+    tolerances = np.arange(1, 6)
+    precision, recall = (
+        (cKDTree(other).query(points)[0][:, None] <= tolerances).mean(axis=0)
+        for points, other in ((ours, theirs), (theirs, ours))
+    )
+    total = precision + recall
+    return float(np.mean(2 * precision * recall / np.where(total > 0, total, 1)))
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """Pixels of bool[H, W] that differ from their right, lower or lower right neighbour."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")
+    return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
 from segdiff_jax.evaluation.strata import scores_by_stratum
+from segdiff_jax.evaluation.uncertainty import summarise
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
@@ -92,30 +93,37 @@ def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dic
 
     Args:
       path: the folder.
-      rows: one {"id": ..., "scores": {score: value}, "tags": {tag: value}} an image, the tags
-        being those of `condition_tags`.
+      rows: one {"id": ..., "scores": {score: value}, "tags": {tag: value}, "disagreement": float or
+        None, "calibration": f64[3, 15]} an image, of `segmentation_scores`, `condition_tags`,
+        `vote_disagreement` and `calibration_bins`.
       extra: what the scores were made with; it becomes "settings".
     Returns:
       What metrics.json holds: {"num_images", "mean": {score: mean over images}, "iou_interval":
-      [low, high] of `bootstrap_interval`, "strata" of `scores_by_stratum`, "settings"}.
+      [low, high] of `bootstrap_interval`, "uncertainty" of `summarise`, "strata" of
+      `scores_by_stratum`, "settings"}.
     Raises:
       ValueError: if there are no rows.
       OSError: if a file cannot be written.
     """
     scores = [row["scores"] for row in rows]
+    ious = [row["iou"] for row in scores]
+    disagreements = [row["disagreement"] for row in rows]
     summary = {
         "num_images": len(rows),
         "mean": average_scores(scores),
-        "iou_interval": list(bootstrap_interval([row["iou"] for row in scores])),
+        "iou_interval": list(bootstrap_interval(ious)),
+        "uncertainty": summarise(ious, disagreements, [row["calibration"] for row in rows]),
         "strata": scores_by_stratum(scores, [row["tags"] for row in rows]),
         "settings": extra,
     }
     names, tags = list(scores[0]), list(rows[0]["tags"])
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", *names, *tags])
+    table.writerow(["id", *names, *([] if None in disagreements else ["disagreement"]), *tags])
     for row in sorted(rows, key=lambda row: row["id"]):
-        numbers = (f"{row['scores'][name]:.6f}" for name in names)
+        numbers = [row["scores"][name] for name in names]
+        numbers += [] if None in disagreements else [row["disagreement"]]
+        numbers = (f"{number:.6f}" for number in numbers)
         table.writerow([row["id"], *numbers, *(row["tags"][tag] for tag in tags)])
     _make_folder(Path(path))
     write_file(Path(path) / "metrics.csv", text.getvalue().encode())
@@ -138,7 +146,19 @@ def format_metrics(metrics: dict) -> str:
             rows.append(("" if i else tag.replace("_", " "), value, *numbers))
     table = [f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows]
     interval = f"95% interval of the mean IoU: {low:.4f} to {high:.4f}"
-    return "\n".join([f"{means} ({metrics['num_images']} images)", interval, *table])
+    images = f"({metrics['num_images']} images)"
+    lines = [f"{means} {images}", interval, describe_uncertainty(metrics["uncertainty"]), *table]
+    return "\n".join(lines)
+
+
+def describe_uncertainty(uncertainty: dict) -> str:
+    """What `summarise` returns, in a sentence."""
+    text = f"expected calibration error {uncertainty['ece']:.4f}"
+    if "disagreement" in uncertainty:
+        text += f"; the votes disagree by {uncertainty['disagreement']:.4f} (1 - IoU of every two)"
+    if uncertainty.get("correlation") is not None:
+        text += f", whose rank correlation with 1 - IoU is {uncertainty['correlation']:.2f}"
+    return text
 
 
 def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

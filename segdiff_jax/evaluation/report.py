@@ -13,6 +13,7 @@ from segdiff_jax.data.pipeline import size_within
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
+    describe_uncertainty,
     draw_contour,
     encode_image,
     write_file,
@@ -25,6 +26,8 @@ SCORES = {
     "accuracy": ("Accuracy", "pixels labelled rightly"),
     "sensitivity": ("Sensitivity", "lesion pixels found"),
     "specificity": ("Specificity", "skin pixels left alone"),
+    "thresholded_jaccard": ("Thresholded Jaccard", "IoU, but 0 where it is below 0.65"),
+    "fbound": ("FBound", "boundary found within 1 to 5 pixels"),
 }
 # Disagreement from 0 to 0.5: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
@@ -138,6 +141,7 @@ def write_report(
         num_images=len(cases),
         settings=settings,
         scores=_score_table(cases, metrics["mean"]) if metrics else [],
+        uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([case.scores["iou"] for case in cases]) if metrics else [],
         metrics=metrics,
         sections=[section for section in sections if section[1]],

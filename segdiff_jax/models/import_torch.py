@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from segdiff_jax.models import params_like
+from segdiff_jax.models import variables_like
 from segdiff_jax.models.segdiff import SegDiff
 
 RES_BLOCK = {
@@ -112,7 +112,7 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def expected_params(config: Mapping[str, Any]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter of `SegDiff(**config)`; nothing is computed."""
     size = 2 ** (len(config["channel_mult"]) - 1)
-    return traverse_util.flatten_dict(params_like(SegDiff(**config), size))
+    return traverse_util.flatten_dict(variables_like(SegDiff(**config), size)["params"])
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:

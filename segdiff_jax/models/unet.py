@@ -5,6 +5,7 @@ Unlike there, the first skip connection holds whatever comes in: in SegDiff, F(x
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -122,8 +123,28 @@ class UNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, h: Array, t: Array, train: bool = False) -> Array:
-        """h dtype[B, H, W, channels], t f32[B] or i32[B] -> f32[B, H, W, out_channels]."""
+    def __call__(
+        self,
+        h: Array,
+        t: Array,
+        train: bool = False,
+        image: Array | None = None,
+        image_levels: Sequence[Callable[[Array, Array, Array, bool], Array]] = (),
+    ) -> Array:
+        """One pass down and up.
+
+        Args:
+            h: dtype[B, H, W, channels].
+            t: f32[B] or i32[B].
+            image: dtype[B, H, W, channels], features of the image, for `image_levels`.
+            image_levels: an image encoder beside E, one function a level or none: (its features of
+                the level before, h of this level, the embedding of t, train) -> its features of
+                this level, which are added to h for D.
+        Returns:
+            f32[B, H, W, out_channels].
+        Raises:
+            ValueError: naming the field that does not fit the width or the size.
+        """
         if self.channels % 32:
             raise ValueError(f"model.channels={self.channels} must be a multiple of 32 (GroupNorm)")
         multiple = 2 ** (len(self.channel_mult) - 1)
@@ -154,11 +175,14 @@ class UNet(nn.Module):
                 if 2**level in self.attention_resolutions:
                     h = attend(h, f"down{level}_attention{i}")
                 skips.append(h)
+            if image_levels:
+                image = image_levels[level](image, h, emb, train)
+                skips[-1] = h + image
             if level < len(self.channel_mult) - 1:
                 h = conv(h.shape[-1], strides=2, name=f"down{level}_downsample")(h)
                 skips.append(h)
 
-        h = res(h, h.shape[-1], "middle_res0")
+        h = res(skips[-1], h.shape[-1], "middle_res0")
         h = attend(h, "middle_attention")
         h = res(h, h.shape[-1], "middle_res1")
 

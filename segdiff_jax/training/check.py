@@ -6,6 +6,8 @@ from segdiff_jax import parallel
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.training.state import learning_rate
 
+OBJECTIVES = ("diffusion", "supervised")
+
 
 def check_config(config: ConfigDict) -> None:
     """Raises a ValueError that names the first of these fields that cannot be.
@@ -23,6 +25,7 @@ def check_config(config: ConfigDict) -> None:
         ("train", "half_size_share"): 0,
         ("train", "microbatches"): 1,
         ("train", "warmup_steps"): 0,
+        ("train", "frozen_gate_epochs"): 0,
         ("train", "weight_decay"): 0,
         ("train", "clip_norm"): 0,
         ("train", "ema_decay"): 0,
@@ -61,8 +64,20 @@ def check_config(config: ConfigDict) -> None:
             f"{parallel.device_count()} devices x {train.microbatches} microbatches: choose a "
             f"multiple of {parts}"
         )
-    if config.model.out_channels != 1:
+    if config.model.get("out_channels", 1) != 1:
         raise ValueError(
             f"model.out_channels={config.model.out_channels}: a learned variance can be sampled, "
             "from imported parameters, but not trained; set 1"
+        )
+
+
+def check_objective(config: ConfigDict, is_diffusion: bool) -> None:
+    """Raises a ValueError if `objective` is not that of the network's kind."""
+    if config.objective not in OBJECTIVES:
+        raise ValueError(f"objective={config.objective!r}: choose one of {OBJECTIVES}")
+    fits = OBJECTIVES[not is_diffusion]
+    if config.objective != fits:
+        raise ValueError(
+            f"objective={config.objective!r} does not fit model.name={config.model.name!r}: set "
+            f"{fits!r}"
         )

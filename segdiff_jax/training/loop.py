@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,12 @@ from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
-from segdiff_jax.evaluation.predict import Predictor
-from segdiff_jax.models import init_params, make_model, params_like
-from segdiff_jax.training.check import check_config
+from segdiff_jax.evaluation.predict import make_predictor
+from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
+from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
-from segdiff_jax.training.steps import train_step
+from segdiff_jax.training.steps import diffusion_losses, supervised_losses, train_step
 
 # A run with another value of these would not be the same run.
 FIXED = (
@@ -33,6 +34,7 @@ FIXED = (
     "data.soft_masks",
     "diffusion.",
     "model.",
+    "objective",
     "seed",
     "train.batch_size",
     "train.optimizer",
@@ -66,46 +68,53 @@ class Run:
         check_config(config)
         self._config, self._workdir = config, workdir
         self._settings = json.loads(config.to_json())
-        model, process = make_model(config.model), make_process(config.diffusion)
+        model, process = make_model(config.model, parallel.AXIS), make_process(config.diffusion)
+        check_objective(config, is_diffusion(model))
         tx, augment = make_optimizer(config), Augmentation(**config.augment)
         sampler = config.sampler.copy_and_resolve_references()
-        Predictor(model, process, sampler, config.seed)  # Its mistakes show now, not at the end.
+        # Its mistakes show now, not at the end.
+        make_predictor(model, process, sampler, config.seed)
         sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
+        if not is_diffusion(model):
+            sampler.flips = False
         try:
-            self._predictor = Predictor(
-                model, process, sampler, config.seed, config.validation.num_images
-            )
+            self._predictor = make_predictor(model, process, sampler, config.seed)
         except ValueError as error:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
-        step_fn = functools.partial(
+        losses_fn = functools.partial(supervised_losses, model=model)
+        if is_diffusion(model):
+            losses_fn = functools.partial(
+                diffusion_losses,
+                model=model,
+                process=process,
+                weights=process.loss_weights(config.diffusion.weight),
+                recycling=config.diffusion.recycling,
+                timestep_power=config.diffusion.timestep_power,
+            )
+        self._step_fn = functools.partial(
             train_step,
-            model=model,
-            process=process,
+            losses_fn=losses_fn,
             tx=tx,
             augment=augment,
             ema_decay=config.train.ema_decay,
             ema_warmup=config.train.ema_warmup,
             soft_masks=config.data.soft_masks,
-            weights=process.loss_weights(config.diffusion.weight),
-            recycling=config.diffusion.recycling,
-            timestep_power=config.diffusion.timestep_power,
             microbatches=config.train.microbatches,
             axis_name=parallel.AXIS,
         )
-        # By whether it trains at half the size.
-        self._step_fns = {
-            half_size: parallel.pmap_train_step(functools.partial(step_fn, half_size=half_size))
-            for half_size in (False, True)
-        }
-        self._create = lambda: create_state(
-            init_params(model, config.seed, config.data.image_size, process.input_channels), tx
-        )
+        size, channels = config.data.image_size, process.input_channels
+        self._create = lambda: create_state(init_variables(model, config.seed, size, channels), tx)
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
         if config.train.half_size_share:
             try:
-                params_like(model, config.data.image_size // 2, process.input_channels)
+                half = variables_like(model, size // 2, channels)["params"]
             except ValueError as error:
                 raise ValueError(f"train.half_size_share: {error}") from error
+            if half != self._like.params:
+                raise ValueError(
+                    f"train.half_size_share={config.train.half_size_share}: the parameters of "
+                    f"{config.model.name} have the size of the image; set 0"
+                )
         self._noise_key = jax.random.key(config.seed)
 
     def start(self, checkpoints: Checkpoints) -> None:
@@ -115,6 +124,7 @@ class Run:
         if meta is not None:
             report_changes(meta["config"], self._settings, workdir)
         self._open_data()
+        self._make_step_fns()
         if meta is None:
             state, self._elapsed = jax.jit(self._create)(), 0.0
         else:
@@ -159,6 +169,17 @@ class Run:
             parallel.process_count(),
             data.num_threads,
         )
+
+    def _make_step_fns(self) -> None:
+        """By whether they train at half the size."""
+        epochs, batch_size = self._config.train.frozen_gate_epochs, self._config.train.batch_size
+        frozen = math.ceil(epochs * len(self._train) / batch_size)
+        self._step_fns = {
+            half_size: parallel.pmap_train_step(
+                functools.partial(self._step_fn, half_size=half_size, frozen_gate_steps=frozen)
+            )
+            for half_size in (False, True)
+        }
 
     def _best_so_far(self) -> float | None:
         """The best validation IoU, if it was found by the same validation as now."""
@@ -221,14 +242,14 @@ class Run:
         return done < self._config.train.half_size_share
 
     def _validate(self, logs: Logs) -> None:
-        """Scores the averaged parameters; keeps them if they are the best so far."""
-        params = self._state.ema_params
-        iou, pictures = validate(self._predictor, params, self._validation)
+        """Scores the averaged variables; keeps them if they are the best so far."""
+        variables = self._state.averaged()
+        iou, pictures = validate(self._predictor, variables, self._validation)
         logs.validation(self._step, iou, pictures)
         if self._best is None or iou > self._best:
             self._best = iou
             meta = {"config": self._settings, "step": self._step, "validation_iou": iou}
-            self._checkpoints.save_best(self._step, params, meta)
+            self._checkpoints.save_best(self._step, variables, meta)
 
     def _save(self) -> None:
         """Saves state, data iterator, config and clock together."""

@@ -14,18 +14,31 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 @struct.dataclass
 class TrainState:
-    """Attributes: `step` i32[], updates done; `params` and `ema_params` f32 trees; `opt_state`."""
+    """What changes from step to step.
+
+    Attributes:
+        step: i32[], updates done.
+        params, ema_params: f32 trees, the second a moving average of the first.
+        opt_state: of the optimiser.
+        batch_stats: f32 tree, the running statistics of batch norm; empty for models without.
+    """
 
     step: Array
     params: Any
     ema_params: Any
     opt_state: Any
+    batch_stats: Any
+
+    def averaged(self) -> dict[str, Any]:
+        """The variables that are evaluated and sampled."""
+        return {"params": self.ema_params, "batch_stats": self.batch_stats}
 
 
-def create_state(params: Any, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; the moving average starts at `params`."""
+def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the moving average starts at the parameters."""
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params), batch_stats)
 
 
 def apply_gradients(
@@ -35,20 +48,29 @@ def apply_gradients(
     ema_decay: float,
     ema_warmup: bool = True,
     rate: Array | float = 1.0,
+    gate_rate: Array | float = 1.0,
 ) -> TrainState:
     """One update of the parameters, `rate` times that of `tx`, and of their moving average.
+
+    The gates of gated attention (parameters named "gates") move by `gate_rate` times that.
 
     With `ema_warmup` the decay of update n (counted from 0) is min(ema_decay, (1 + n) / (10 + n)):
     without it, a short run is evaluated on its random initial parameters.
     """
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda update: rate * update, updates)
+
+    def scale(path, update):
+        return (rate * gate_rate if path[-1].key == "gates" else rate) * update
+
+    updates = jax.tree_util.tree_map_with_path(scale, updates)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.asarray(ema_decay, jnp.float32)
     if ema_warmup:
         decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-    return TrainState(state.step + 1, params, ema_params, opt_state)
+    return state.replace(
+        step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+    )
 
 
 def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:

@@ -81,24 +81,65 @@ def diffusion_loss(
     return mse(output, process.target(x_start, t, eps))
 
 
+def diffusion_losses(
+    params: Any,
+    batch_stats: Any,
+    image: Array,
+    mask: Array,
+    keys: Array,
+    *,
+    model: nn.Module,
+    process: Process,
+    weights: np.ndarray | None = None,
+    recycling: bool = False,
+    timestep_power: float = 1.0,
+) -> tuple[Array, Any]:
+    """`diffusion_loss` at a timestep and with a noise drawn for each example.
+
+    Args:
+        keys: key[B, 3], of the timestep, of the noise, and of what `diffusion_loss` draws.
+        weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
+        timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
+            more at the noisy end, where sampling starts.
+    Returns:
+        f32[B], and `batch_stats` as they came.
+    """
+    u = jax.vmap(jax.random.uniform)(keys[:, 0])
+    T = len(process.schedule)
+    t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)
+    eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 1])
+    losses = diffusion_loss(model, process, params, image, mask, t, eps, keys[:, 2], recycling)
+    return losses if weights is None else at(weights, t, 1) * losses, batch_stats
+
+
+def supervised_losses(
+    params: Any, batch_stats: Any, image: Array, mask: Array, keys: Array, *, model: nn.Module
+) -> tuple[Array, Any]:
+    """BCE + Dice of the log odds that `model` makes of the image.
+
+    Returns:
+        f32[B], and the batch statistics after this batch.
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    logits, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
+    return bce_dice(logits, (mask + 1) / 2), updates.get("batch_stats", batch_stats)
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
     key: Array,
     rate: Array | float,
     *,
-    model: nn.Module,
-    process: Process,
+    losses_fn: Callable[..., tuple[Array, Any]],
     tx: optax.GradientTransformation,
     augment: Callable[[Array, Array, Array], tuple[Array, Array]],
     ema_decay: float,
     ema_warmup: bool = True,
     soft_masks: bool = False,
-    weights: np.ndarray | None = None,
-    recycling: bool = False,
-    timestep_power: float = 1.0,
     microbatches: int = 1,
     half_size: bool = False,
+    frozen_gate_steps: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update.
@@ -109,46 +150,50 @@ def train_step(
             follows from that and the step, so the number of devices does not change it.
         key: of the run; the same at every step.
         rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
+        losses_fn: (params, batch_stats, image f32[B, H, W, 3] normalised, mask f32[B, H, W, 1] from
+            -1 to +1, key[B, 3]) -> (f32[B], batch_stats): `diffusion_losses` or
+            `supervised_losses`, with the model.
         augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
         soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
             over one half.
-        weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
-        recycling: see `diffusion_loss`.
-        timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
-            more at the noisy end, where sampling starts.
-        microbatches: gradients are averaged over this many slices of the batch, for memory.
+        microbatches: gradients are averaged over this many slices of the batch, for memory; batch
+            norm takes the statistics of each slice.
         half_size: train on images and masks of half the height and width, which are the means of
             2 x 2 augmented pixels: about four times as fast.
+        frozen_gate_steps: updates before the gates of gated attention move.
         axis_name: of the devices' axis to average over, if any.
     Returns:
         The new state and {"loss", "grad_norm"}, each f32[].
     """
     step_key = jax.random.fold_in(key, state.step)
 
-    def loss_fn(params, part):
+    def loss_fn(params, batch_stats, part):
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
         keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
         if half_size:
             image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
-        u = jax.vmap(jax.random.uniform)(keys[:, 1])
-        T = len(process.schedule)
-        t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)
-        eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 2])
-        losses = diffusion_loss(model, process, params, image, mask, t, eps, keys[:, 3], recycling)
-        return losses.mean() if weights is None else (at(weights, t, 1) * losses).mean()
+        losses, batch_stats = losses_fn(params, batch_stats, image, mask, keys[:, 1:])
+        return losses.mean(), batch_stats
 
-    grad_fn = jax.value_and_grad(loss_fn)
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        loss, grads = grad_fn(state.params, batch)
+        (loss, batch_stats), grads = grad_fn(state.params, state.batch_stats, batch)
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
+
+        def add(carry, part):
+            total, batch_stats = carry
+            (loss, batch_stats), grads = grad_fn(state.params, batch_stats, part)
+            return (jax.tree.map(jnp.add, total, (loss, grads)), batch_stats), None
+
         zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
-        add = lambda total, part: (jax.tree.map(jnp.add, total, grad_fn(state.params, part)), None)
-        total, _ = jax.lax.scan(add, zeros, parts)
+        (total, batch_stats), _ = jax.lax.scan(add, (zeros, state.batch_stats), parts)
         loss, grads = jax.tree.map(lambda x: x / microbatches, total)
     if axis_name is not None:
-        loss, grads = jax.lax.pmean((loss, grads), axis_name)
+        loss, grads, batch_stats = jax.lax.pmean((loss, grads, batch_stats), axis_name)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, tx, ema_decay, ema_warmup, rate), metrics
+    state = state.replace(batch_stats=batch_stats)
+    gate_rate = jnp.where(state.step < frozen_gate_steps, 0.0, 1.0)
+    return apply_gradients(state, grads, tx, ema_decay, ema_warmup, rate, gate_rate), metrics

@@ -44,11 +44,11 @@ def test_a_tie_is_background():
     assert ensemble.vote(np.zeros((1, 1, 1))) == 0
 
 
-def test_disagreement():
-    assert ensemble.disagreement(SPLIT) == pytest.approx(np.sqrt(0.08))  # of 1, 0.4 and 0.4
+def test_standard_deviation():
+    assert ensemble.standard_deviation(SPLIT) == pytest.approx(np.sqrt(0.08))  # of 1, 0.4 and 0.4
     even = np.float32([-3, 3, -1, 1]).reshape(4, 1, 1)
-    np.testing.assert_array_equal(ensemble.disagreement(even), [[0.5]])
-    np.testing.assert_array_equal(ensemble.disagreement(SPLIT[:1]), [[0]])
+    np.testing.assert_array_equal(ensemble.standard_deviation(even), [[0.5]])
+    np.testing.assert_array_equal(ensemble.standard_deviation(SPLIT[:1]), [[0]])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_disagreement():
         (np.full((1, 2, 2), np.nan), "diverged"),
     ],
 )
-@pytest.mark.parametrize("combine", [ensemble.mean, ensemble.vote, ensemble.disagreement])
+@pytest.mark.parametrize("combine", [ensemble.mean, ensemble.vote, ensemble.standard_deviation])
 def test_rejects_samples_it_cannot_combine(combine, samples, message):
     with pytest.raises(ValueError, match=message):
         combine(samples)

@@ -64,8 +64,8 @@ class Threshold(Predictor):
     def __call__(self, params, images, ids):
         assert params == "params"
         assert images.dtype == np.uint8
-        assert images.shape == (self.batch_size, SIZE, SIZE, 3)
-        assert len(ids) == self.batch_size
+        assert images.shape == (len(ids), SIZE, SIZE, 3)
+        assert len(ids) == min(self.batch_size, 8)  # 7 images on 4 devices
         self.calls.append(list(ids))
         bright = np.where(images[..., 0] > 150, 1, -1)
         return np.stack([bright, bright, -bright]).astype(np.float32)

@@ -17,17 +17,21 @@ def test_scores_by_hand():
         "accuracy": 5 / 8,
         "sensitivity": 1 / 2,
         "specificity": 3 / 4,
+        "thresholded_jaccard": 0,
+        # The boundaries 1 1 0 0 / 1 0 0 0 and 1 1 1 1 / 0 0 0 0 lie within a pixel, but for the
+        # last of the truth's, which is two away.
+        "fbound": (2 * (3 / 4) / (1 + 3 / 4) + 4) / 5,
     }
     assert segmentation_scores(prediction, truth) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("prediction", "truth", "expected"),
-    [  # iou, dice, accuracy, sensitivity, specificity
-        (False, False, (1, 1, 1, 1, 1)),
-        (True, True, (1, 1, 1, 1, 1)),
-        (True, False, (0, 0, 0, 1, 0)),
-        (False, True, (0, 0, 0, 0, 1)),
+    [  # iou, dice, accuracy, sensitivity, specificity, thresholded Jaccard, FBound
+        (False, False, (1, 1, 1, 1, 1, 1, 1)),
+        (True, True, (1, 1, 1, 1, 1, 1, 1)),
+        (True, False, (0, 0, 0, 1, 0, 0, 1)),  # A full mask has no boundary either.
+        (False, True, (0, 0, 0, 0, 1, 0, 1)),
     ],
 )
 def test_empty_and_full_masks(prediction, truth, expected):
@@ -38,11 +42,12 @@ def test_empty_and_full_masks(prediction, truth, expected):
 @pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in GOLDEN}))
 def test_equals_the_original_segdiff(name):
     scores = segmentation_scores(GOLDEN[f"{name}/pred"] == 1, GOLDEN[f"{name}/gt"] == 1)
-    expected = GOLDEN[f"{name}/f1_jaccard"]
+    *expected, fbound = GOLDEN[f"{name}/f1_jaccard_fbound"]
     if name == "both_empty":  # the one difference: the original says 0, see the docstring
         np.testing.assert_array_equal(expected, 0)
         expected = (1, 1)
     np.testing.assert_allclose((scores["dice"], scores["iou"]), expected, rtol=0, atol=1e-12)
+    assert scores["fbound"] == pytest.approx(fbound, abs=1e-12)
 
 
 def test_average_counts_each_image_once():
@@ -78,3 +83,11 @@ def test_rejects_shapes_that_differ_and_masks_that_are_not_boolean():
         segmentation_scores(np.zeros((2, 3), bool), np.zeros((3, 2), bool))
     with pytest.raises(ValueError, match="truth must be a boolean mask, not uint8"):
         segmentation_scores(np.zeros((2, 2), bool), np.zeros((2, 2), np.uint8))
+
+
+@pytest.mark.parametrize("columns, expected", [(13, 0.65), (12, 0.0)])
+def test_thresholded_jaccard(columns, expected):
+    prediction = np.zeros((5, 20), bool)
+    prediction[:, :columns] = True
+    scores = segmentation_scores(prediction, np.ones((5, 20), bool))
+    assert scores["iou"] == columns / 20 and scores["thresholded_jaccard"] == expected

@@ -14,9 +14,13 @@ MASK[10:30, 8:24] = True
 TRUTH = np.zeros((40, 60), bool)
 TRUTH[12:36, 40:56] = True
 TAGS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
+SURE, UNSURE = (
+    {"disagreement": disagreement, "calibration": np.full((3, 15), [[1], [total], [0]]) / 15}
+    for disagreement, total in ((0.125, 0.25), (0.375, 0.75))
+)
 ROWS = [
-    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS},
-    {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}},
+    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS, **UNSURE},
+    {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}, **SURE},
 ]
 PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)
 
@@ -103,6 +107,8 @@ def test_metrics_files(tmp_path):
     assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
     assert summary["settings"] == {"votes": 9}
     assert summary["iou_interval"] == [0.5, 1.0]
+    expected = {"ece": pytest.approx(0.5), "disagreement": 0.25, "correlation": pytest.approx(1)}
+    assert summary["uncertainty"] == expected
     assert summary["strata"]["hair"] == {
         "no": {"num_images": 1, "iou": 0.5, "dice": pytest.approx(2 / 3)},
         "yes": {"num_images": 1, "iou": 1.0, "dice": 1.0},
@@ -111,16 +117,36 @@ def test_metrics_files(tmp_path):
     assert json.loads((tmp_path / "new/metrics.json").read_text()) == summary
     with open(tmp_path / "new/metrics.csv", newline="") as file:
         assert list(csv.reader(file)) == [
-            ["id", "iou", "dice", "dark_corners", "contrast", "lesion_size", "hair"],
-            ["a,1", "1.000000", "1.000000", "no", "low", "small", "yes"],
-            ["b", "0.500000", "0.666667", "no", "low", "small", "no"],
+            [
+                "id",
+                "iou",
+                "dice",
+                "disagreement",
+                "dark_corners",
+                "contrast",
+                "lesion_size",
+                "hair",
+            ],
+            ["a,1", "1.000000", "1.000000", "0.125000", "no", "low", "small", "yes"],
+            ["b", "0.500000", "0.666667", "0.375000", "no", "low", "small", "no"],
         ]
+
+
+def test_of_a_single_vote_there_is_no_disagreement(tmp_path):
+    rows = [row | {"disagreement": None} for row in ROWS]
+    summary = outputs.write_metrics(tmp_path, rows, {})
+    assert summary["uncertainty"] == {"ece": pytest.approx(0.5)}
+    header, _ = (tmp_path / "metrics.csv").read_text().split("\n", 1)
+    assert header == "id,iou,dice,dark_corners,contrast,lesion_size,hair"
+    assert outputs.format_metrics(summary).splitlines()[2] == "expected calibration error 0.5000"
 
 
 def test_metrics_as_text(tmp_path):
     assert outputs.format_metrics(outputs.write_metrics(tmp_path, ROWS, {})).splitlines() == [
         "iou 0.7500, dice 0.8333 (2 images)",
         "95% interval of the mean IoU: 0.5000 to 1.0000",
+        "expected calibration error 0.5000; the votes disagree by 0.2500 (1 - IoU of every two), "
+        "whose rank correlation with 1 - IoU is 1.00",
         "condition             images      iou     dice",
         "dark corners  no           2   0.7500   0.8333",
         "contrast      low          2   0.7500   0.8333",

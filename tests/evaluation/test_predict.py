@@ -11,7 +11,12 @@ from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.evaluation.predict import Predictor, example_keys
+from segdiff_jax.evaluation.predict import (
+    DiffusionPredictor,
+    EnsemblePredictor,
+    example_keys,
+    make_predictor,
+)
 
 SIZE = 8
 SCHEDULE = make_schedule("linear", 100)
@@ -68,7 +73,7 @@ def sampler(**changes):
 
 
 def noisy(seed=0, **changes):
-    return Predictor(Noisy(), Process(SCHEDULE), sampler(**changes), seed)
+    return DiffusionPredictor(Noisy(), Process(SCHEDULE), sampler(**changes), seed)
 
 
 def images_of(count, seed=0):
@@ -94,7 +99,7 @@ def predict(predictor, images, names):
 def test_samples_are_the_mask_that_the_network_is_certain_of(name, changes, input_scale):
     process = Process(SCHEDULE, "x0", logits=True, input_scale=input_scale, normalise_input=True)
     config = sampler(name=name, variance="fixed_small", **changes)
-    predictor = Predictor(Threshold(), process, config, seed=0)
+    predictor = DiffusionPredictor(Threshold(), process, config, seed=0)
     images = images_of(predictor.batch_size)
     samples = predictor({}, images, NAMES[: predictor.batch_size])
     assert samples.dtype == np.float32
@@ -109,7 +114,9 @@ def test_samples_are_the_mask_that_the_network_is_certain_of(name, changes, inpu
 )
 def test_the_network_is_told_the_timestep_of_the_training_chain(steps, spacing, last):
     config = sampler(steps=steps, spacing=spacing, votes=1, max_batch=1)
-    samples = Predictor(Clock(), Process(SCHEDULE, "x0"), config, 0)({}, images_of(4), NAMES[:4])
+    samples = DiffusionPredictor(Clock(), Process(SCHEDULE, "x0"), config, 0)(
+        {}, images_of(4), NAMES[:4]
+    )
     np.testing.assert_allclose(samples, last / 1000, atol=1e-6)
 
 
@@ -126,7 +133,7 @@ class Counter(nn.Module):
 def test_self_conditioning_shows_the_estimate_of_the_step_before():
     process = Process(SCHEDULE, "x0", input_scale=0.5, self_conditioning=True)
     config = sampler(steps=3, votes=1, max_batch=1)
-    samples = Predictor(Counter(), process, config, 0)({}, images_of(4), NAMES[:4])
+    samples = DiffusionPredictor(Counter(), process, config, 0)({}, images_of(4), NAMES[:4])
     np.testing.assert_allclose(samples, 0.75, atol=1e-6)
 
 
@@ -134,7 +141,7 @@ def test_self_conditioning_shows_the_estimate_of_the_step_before():
 def test_clip_bounds_the_prediction(clip, bound):
     # Read as x_0 rather than as logits, the network's output is -50 or 50.
     config = sampler(clip=clip, votes=1, max_batch=1)
-    samples = Predictor(Threshold(), Process(SCHEDULE, "x0"), config, 0)(
+    samples = DiffusionPredictor(Threshold(), Process(SCHEDULE, "x0"), config, 0)(
         {}, images_of(4), NAMES[:4]
     )
     np.testing.assert_allclose(np.abs(samples), bound, rtol=1e-5)
@@ -155,7 +162,9 @@ class Quadrant(nn.Module):
 def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
     config = sampler(votes=6, flips=True, max_batch=max_batch)
     images = images_of(12)
-    samples = predict(Predictor(Quadrant(), Process(SCHEDULE, "x0"), config, 0), images, NAMES)
+    samples = predict(
+        DiffusionPredictor(Quadrant(), Process(SCHEDULE, "x0"), config, 0), images, NAMES
+    )
     first, second = slice(SIZE // 2), slice(SIZE // 2, None)
     expected = np.zeros_like(samples)
     # Not mirrored, left-right, up-down, both, and again.
@@ -280,11 +289,55 @@ def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
             return super().denoise(x_t, features, t)
 
     monkeypatch.setattr(parallel, "pmap_map", counted)
-    predictor = Predictor(Traced(), Process(SCHEDULE), sampler(votes=4, max_batch=2), 0)
+    predictor = DiffusionPredictor(Traced(), Process(SCHEDULE), sampler(votes=4, max_batch=2), 0)
     for seed in range(3):
         predictor({}, images_of(4, seed), NAMES[:4])
     assert calls == ["encode", "sample", "sample"] * 3
     assert traces == ["encode", "denoise"]
+
+
+class Left(nn.Module):
+    """Log odds of a pixel's brightness and, times a parameter, of its distance from the left."""
+
+    @nn.compact
+    def __call__(self, image, train=False):
+        slope = self.param("slope", nn.initializers.ones, ())
+        return slope * jnp.arange(SIZE).reshape(1, 1, SIZE, 1) + image[..., :1]
+
+
+def test_a_supervised_model_is_run_once_on_each_mirror_image():
+    variables = {"params": {"slope": jnp.float32(0.5)}}
+    images = images_of(4)
+    for flips, slopes in ((False, [1]), (True, [1, -1, 1, -1])):
+        predictor = make_predictor(Left(), None, sampler(flips=flips), 0)
+        assert predictor.batch_size == (4 if flips else 24)
+        samples = predictor(variables, images, NAMES[:4])
+        assert samples.shape == (len(slopes), 4, SIZE, SIZE)
+        for sample, slope in zip(samples, slopes, strict=True):
+            # Mirrored back, the image is what it was, and the slope runs the other way.
+            ramp = 0.5 * np.arange(SIZE)[::slope]
+            expected = 2 / (1 + np.exp(-(images[..., 0] / 127.5 - 1 + ramp))) - 1
+            np.testing.assert_allclose(sample, expected, atol=1e-5)
+    probability, mask = predictor.combine(samples[:, 0])
+    np.testing.assert_allclose(probability, (samples[:, 0].mean(axis=0) + 1) / 2, atol=1e-6)
+    np.testing.assert_array_equal(mask, probability > 0.5)
+
+
+def test_an_ensemble_is_the_mean_of_its_members_probabilities():
+    members = [
+        DiffusionPredictor(Threshold(), Process(SCHEDULE, "x0", True), sampler(), 0),
+        make_predictor(Left(), None, sampler(flips=True), 0),
+    ]
+    variables = [{}, {"params": {"slope": jnp.float32(0.5)}}]
+    ensemble, images = EnsemblePredictor(members, sampler(ensemble="vote")), images_of(4)
+    assert ensemble.batch_size == 4  # The smallest of 8 and 4.
+    samples = ensemble(variables, images, NAMES[:4])
+    assert samples.shape == (2, 4, SIZE, SIZE)
+    own = [m(v, images, NAMES[:4]) for m, v in zip(members, variables, strict=True)]
+    for i in range(4):
+        probabilities = [m.combine(s[:, i])[0] for m, s in zip(members, own, strict=True)]
+        probability, _ = ensemble.combine(samples[:, i])
+        np.testing.assert_allclose(probability, np.mean(probabilities, axis=0), atol=1e-6)
 
 
 def test_keys_of_images_and_votes_are_distinct():

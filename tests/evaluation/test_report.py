@@ -31,6 +31,7 @@ def render(tmp_path, cases, settings=None, title="title"):
         mean = average_scores(scores)
         hair = {"no": {"num_images": 3, **mean}, "yes": {"num_images": 1, **mean, "iou": 0.125}}
         metrics = {"mean": mean, "iou_interval": [0.1239, 0.9], "strata": {"hair": hair}}
+        metrics["uncertainty"] = {"ece": 0.0321, "disagreement": 0.05, "correlation": 0.614}
     path = tmp_path / "report.html"
     write_report(path, cases, metrics, settings or {}, title)
     return re.sub('base64,[^"]*', "base64,", path.read_text())  # chance words in the pictures
@@ -93,7 +94,9 @@ def test_scores_and_histogram(tmp_path):
     table, conditions = html.split("<h2>By condition</h2>")
     cells = re.findall(r"<td[^>]*>([\d.]+)(?:</td>|\s*<small>0\.124 to 0\.900</small>)", table)
     assert cells[:3] == ["0.4000", "0.2500", "0.1000"]  # mean, median and lowest IoU
-    assert len(cells) == 5 * 3
+    assert len(cells) == 7 * 3
+    assert "expected calibration error 0.0321; the votes disagree by 0.0500" in table
+    assert "whose rank correlation with 1 - IoU is 0.61." in table
     rows = re.findall(r'row">(\w+)</th>\s*<td>(\d+)</td>\s*<td.*?>([\d.]+)</td>', conditions)
     assert rows == [("no", "3", "0.400"), ("yes", "1", "0.125")]
     assert re.findall(r"width: ([\d.]+)%", conditions) == ["40.0", "12.5"]

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from segdiff_jax.models import init_params, make_model, params_like
+from segdiff_jax.models import init_variables, make_model, variables_like
 from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import timestep_embedding
@@ -53,15 +53,15 @@ def count(params, name=None):
 
 
 def test_parameter_counts_of_the_papers_networks():
-    params = params_like(SegDiff(), 64)
+    params = variables_like(SegDiff(), 64)["params"]
     assert count(params) == 159_838_209
     assert count(params, "G") == 4_466_048
-    assert count(params_like(SegDiff(rrdb_blocks=12), 64)) == 164_154_753
+    assert count(variables_like(SegDiff(rrdb_blocks=12), 64)) == 164_154_753
 
 
 def random_params(model):
     """Parameters without zeros, since a zero-initialised convolution hides what is before it."""
-    leaves, tree = jax.tree.flatten(params_like(model, 16))
+    leaves, tree = jax.tree.flatten(variables_like(model, 16)["params"])
     keys = jax.random.split(jax.random.key(0), len(leaves))
     draw = lambda key, leaf: 0.1 * jax.random.normal(key, leaf.shape) + (leaf.ndim == 1)
     return jax.tree.unflatten(tree, [draw(k, x) for k, x in zip(keys, leaves, strict=True)])
@@ -129,7 +129,7 @@ def test_dropout_needs_training_and_a_key(tiny):
 
 def test_a_new_network_predicts_zero():
     model = SegDiff(**TINY)
-    params = jax.jit(lambda: init_params(model, 0, 16))()
+    params = jax.jit(lambda: init_variables(model, 0, 16)["params"])()
     inputs = jnp.ones((1, 16, 16, 1)), jnp.ones((1, 16, 16, 3)), jnp.ones(1)
     assert not np.any(apply(model, params, inputs))
     assert float(jnp.std(params["F"]["kernel"])) == pytest.approx((1 / 3 / 9) ** 0.5, rel=0.2)
@@ -157,4 +157,4 @@ def test_sizes_that_do_not_divide_are_named(size):
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        params_like(make_model(fields), 64)
+        variables_like(make_model(fields), 64)

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_ema_params, load_meta
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import make_model, params_like
+from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.training import loop
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state, make_optimizer
@@ -25,9 +26,9 @@ def rows(workdir):
 
 def last_state(config, workdir):
     model, tx = make_model(config.model), make_optimizer(config)
-    params = params_like(model, config.data.image_size)
+    variables = variables_like(model, config.data.image_size)
     checkpoints = Checkpoints(workdir)
-    like = jax.eval_shape(lambda p: create_state(p, tx), params)
+    like = jax.eval_shape(lambda v: create_state(v, tx), variables)
     return checkpoints.restore_last(like), checkpoints.last_meta()
 
 
@@ -60,8 +61,8 @@ def test_what_a_run_leaves(six_steps):
     assert load_meta(checkpoint)["validation_iou"] == pytest.approx(
         float(best["validation_iou"]), abs=1e-5
     )
-    params = load_ema_params(checkpoint, params_like(make_model(config.model), 16))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    variables = load_variables(checkpoint, variables_like(make_model(config.model), 16))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(variables))
 
 
 def test_resuming_is_bitwise_the_uninterrupted_run(six_steps, tmp_path, capsys):
@@ -143,14 +144,18 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
 def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
     config, steps = tiny_config(), []
     config.diffusion.update(weight="min_snr", recycling=True, timestep_power=0.5)
-    config.train.update(ema_decay=0.5, ema_warmup=False, microbatches=1)
+    config.train.update(ema_decay=0.5, ema_warmup=False, frozen_gate_epochs=1.5)
     monkeypatch.setattr(loop.parallel, "pmap_train_step", steps.append)
-    loop.Run(config, tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        loop.Run(config, tmp_path).start(checkpoints)
     keywords = steps[0].keywords
+    losses = keywords["losses_fn"].keywords
     weights = make_process(config.diffusion).loss_weights("min_snr")
-    np.testing.assert_array_equal(keywords["weights"], weights)
-    assert keywords["recycling"] is True and keywords["timestep_power"] == 0.5
+    np.testing.assert_array_equal(losses["weights"], weights)
+    assert losses["recycling"] is True and losses["timestep_power"] == 0.5
     assert keywords["ema_decay"] == 0.5 and keywords["ema_warmup"] is False
+    # One and a half passes over the 36 training images, in batches of 4.
+    assert keywords["frozen_gate_steps"] == 14
 
 
 def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
@@ -164,6 +169,57 @@ def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.parallel, "pmap_train_step", recorded)
     train(config, str(tmp_path))
     assert calls == [True, True, False, False]
+
+
+def supervised(config, name, **fields):
+    config.objective = "supervised"
+    config.model = ConfigDict({"name": name, **fields})
+    return config
+
+
+def test_a_supervised_run_resumes_bitwise_with_its_batch_statistics(tiny_config, tmp_path):
+    config = supervised(tiny_config(), "unet", channels=(8, 16))
+    config.train.num_steps = 4
+    train(config, str(tmp_path / "whole"))
+    whole, _ = last_state(config, tmp_path / "whole")
+    config.train.num_steps = 2
+    train(config, str(tmp_path / "cut"))
+    config.train.num_steps = 4
+    train(config, str(tmp_path / "cut"))
+    cut, _ = last_state(config, tmp_path / "cut")
+    assert int(whole.step) == int(cut.step) == 4
+    jax.tree.map(np.testing.assert_array_equal, cut, whole)
+    stats = jax.tree.leaves(whole.batch_stats)
+    assert len(stats) == 12 and all((x != 0).any() and (x != 1).any() for x in stats)
+    # What sampling reads holds them, too.
+    found = find_checkpoint(tmp_path / "whole" / "checkpoints" / "last")
+    loaded = load_variables(found, variables_like(make_model(config.model), 16))
+    jax.tree.map(np.testing.assert_array_equal, loaded, whole.averaged())
+
+
+@pytest.mark.parametrize(
+    "objective, name, message",
+    [
+        ("supervised", "segdiff", "objective='supervised' does not fit model.name='segdiff'"),
+        ("diffusion", "unet", "objective='diffusion' does not fit model.name='unet': set 'superv"),
+        ("other", "unet", r"objective='other': choose one of \('diffusion', 'supervised'\)"),
+    ],
+)
+def test_an_objective_that_does_not_fit_is_named(tiny_config, tmp_path, objective, name, message):
+    config = tiny_config()
+    if name == "unet":
+        supervised(config, name)
+    config.objective = objective
+    with pytest.raises(ValueError, match=message):
+        train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_fixed_size_cannot_start_at_half_of_it(tiny_config, tmp_path):
+    config = supervised(tiny_config(), "medt", blocks=(1, 1))
+    config.train.half_size_share = 0.5
+    with pytest.raises(ValueError, match="half_size_share=0.5: the parameters of medt have the"):
+        train(config, str(tmp_path / "run"))
 
 
 def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_path):

@@ -14,9 +14,9 @@ import pytest
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.synthetic_lesions.drawing import draw
 from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import init_params, make_model
+from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer
-from segdiff_jax.training.steps import train_step
+from segdiff_jax.training.steps import diffusion_losses, train_step
 from tests.conftest import ROOT, tiny_overrides
 
 STEPS = int(os.environ.get("SEGDIFF_STEPS", 200))
@@ -45,19 +45,23 @@ def test_the_loss_goes_down_without_nan(name, dtype):
     pairs = [draw(number, 16)[:2] for number in range(64)]
     images, masks = map(np.stack, zip(*pairs, strict=True))
     masks = masks.reshape(64, 16, 16, 1)
-    step = functools.partial(
-        train_step,
+    losses_fn = functools.partial(
+        diffusion_losses,
         model=model,
         process=process,
-        tx=tx,
-        augment=Augmentation(**config.augment),
-        ema_decay=0.999,
-        soft_masks=config.data.soft_masks,
         weights=process.loss_weights(diffusion.weight),
         recycling=diffusion.recycling,
         timestep_power=diffusion.timestep_power,
     )
-    init = lambda: create_state(init_params(model, 0, 16, process.input_channels), tx)
+    step = functools.partial(
+        train_step,
+        losses_fn=losses_fn,
+        tx=tx,
+        augment=Augmentation(**config.augment),
+        ema_decay=0.999,
+        soft_masks=config.data.soft_masks,
+    )
+    init = lambda: create_state(init_variables(model, 0, 16, process.input_channels), tx)
     state = jax.jit(init)()
     step, losses = jax.jit(step, donate_argnums=0), []
     for i in range(STEPS):

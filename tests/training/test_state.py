@@ -18,7 +18,7 @@ from segdiff_jax.training.state import (
 
 def test_moving_average_warms_up():
     tx = optax.sgd(1.0)
-    state = create_state({"w": jnp.zeros(())}, tx)
+    state = create_state({"params": {"w": jnp.zeros(())}}, tx)
     warm = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.15)
     assert float(warm.ema_params["w"]) == pytest.approx(0.9)  # Decay min(0.15, 1 / 10).
     warm = apply_gradients(warm, {"w": jnp.array(-1.0)}, tx, 0.15)
@@ -62,7 +62,7 @@ def test_bad_schedule_is_named():
 
 def test_the_rate_scales_the_update():
     tx = optax.sgd(1.0)
-    state = create_state({"w": jnp.zeros(())}, tx)
+    state = create_state({"params": {"w": jnp.zeros(())}}, tx)
     half = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.0, rate=0.5)
     assert float(half.params["w"]) == 0.5
 

@@ -26,7 +26,12 @@ from segdiff_jax.models.import_torch import (
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.training.losses import mse
 from segdiff_jax.training.state import apply_gradients, create_state
-from segdiff_jax.training.steps import diffusion_loss, train_step
+from segdiff_jax.training.steps import (
+    diffusion_loss,
+    diffusion_losses,
+    supervised_losses,
+    train_step,
+)
 
 
 def nhwc(x):
@@ -75,7 +80,7 @@ def test_five_steps_of_the_original(original, run, weight_decay, microbatches):
     tx = optax.chain(
         optax.scale(pixels * microbatches), optax.adamw(1e-3, weight_decay=weight_decay)
     )
-    state = create_state(params, tx)
+    state = create_state({"params": params}, tx)
     update = jax.jit(lambda state, grads: apply_gradients(state, grads, tx, 0.99, False))
     # Constants that a norm takes away, and the keys' bias that softmax ignores, have no
     # gradient but rounding noise, which Adam blows up to full steps.
@@ -129,7 +134,7 @@ def problem():
         "index": np.arange(8, dtype=np.int32),
     }
     ones = jnp.ones((1, 8, 8, 1)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
-    params = model.init(jax.random.key(0), *ones)["params"]
+    variables = model.init(jax.random.key(0), *ones)
     arguments = {
         "model": model,
         "process": process,
@@ -137,7 +142,19 @@ def problem():
         "augment": Augmentation(brightness=0.2),
         "ema_decay": 0.9,
     }
-    return arguments, create_state(params, tx), batch
+    return arguments, create_state(variables, tx), batch
+
+
+def make_step(model, process, weights=None, recycling=False, timestep_power=1.0, **arguments):
+    losses_fn = functools.partial(
+        diffusion_losses,
+        model=model,
+        process=process,
+        weights=weights,
+        recycling=recycling,
+        timestep_power=timestep_power,
+    )
+    return functools.partial(train_step, losses_fn=losses_fn, **arguments)
 
 
 def run_steps(step, state, batch, count=3):
@@ -160,14 +177,14 @@ def assert_trees_close(a, b, rtol=1e-5):
 @pytest.fixture(scope="module")
 def reference(problem):
     arguments, state, batch = problem
-    return run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+    return run_steps(jax.jit(make_step(**arguments)), state, batch)
 
 
 def test_noise_changes_with_the_step_and_the_loss_falls(problem, reference):
     losses, state = reference
     assert len(set(losses)) == 3
     arguments, _, batch = problem
-    step = jax.jit(functools.partial(train_step, **arguments))
+    step = jax.jit(make_step(**arguments))
     later, _ = run_steps(step, state, batch, 60)
     assert np.mean(later[-10:]) < np.mean(losses) - 0.05
 
@@ -179,8 +196,8 @@ def test_soft_masks_are_trained_on_as_they_are_and_others_by_majority(problem):
     np.testing.assert_allclose(
         normalise_mask(shares, soft=True), [[-1, -0.21569], [0.56863, 1]], atol=1e-5
     )
-    hard = jax.jit(functools.partial(train_step, **arguments))
-    soft = jax.jit(functools.partial(train_step, **arguments, soft_masks=True))
+    hard = jax.jit(make_step(**arguments))
+    soft = jax.jit(make_step(**arguments, soft_masks=True))
     shares = batch | {"mask": np.where(batch["mask"] > 127, 200, 100).astype(np.uint8)}
     first = lambda step, batch: run_steps(step, state, batch, 1)[0][0]
     assert first(hard, shares) == first(hard, batch)
@@ -194,8 +211,8 @@ def test_half_size_trains_on_the_means_of_2_x_2_pixels(problem):
     double = {k: v.repeat(2, 1).repeat(2, 2) for k, v in batch.items() if k != "index"}
     double["image"] = double["image"] // 2 + np.indices((16, 16)).sum(0)[..., None] % 2 * 9
     batch = batch | {"image": batch["image"] // 2 + 4.5}
-    small = jax.jit(functools.partial(train_step, **arguments))
-    half = jax.jit(functools.partial(train_step, **arguments, half_size=True))
+    small = jax.jit(make_step(**arguments))
+    half = jax.jit(make_step(**arguments, half_size=True))
     expected, _ = run_steps(small, state, batch)
     losses, _ = run_steps(half, state, double | {"index": batch["index"]})
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -205,9 +222,7 @@ def test_four_devices_give_the_update_of_one(problem, reference):
     arguments, state, batch = problem
     assert jax.local_device_count() == 4
     state = on_all_devices(state)
-    step = parallel.pmap_train_step(
-        functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
-    )
+    step = parallel.pmap_train_step(make_step(**arguments, axis_name=parallel.AXIS))
     losses, four = run_steps(step, state, parallel.shard(batch))
     np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
     assert_trees_close(four, reference[1])
@@ -216,11 +231,9 @@ def test_four_devices_give_the_update_of_one(problem, reference):
 def test_dropout_follows_the_example_too(problem, reference):
     arguments, state, batch = problem
     arguments = arguments | {"model": Stub(dropout=0.5)}
-    losses, one = run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+    losses, one = run_steps(jax.jit(make_step(**arguments)), state, batch)
     assert abs(losses[0] - reference[0][0]) > 1e-4
-    step = parallel.pmap_train_step(
-        functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
-    )
+    step = parallel.pmap_train_step(make_step(**arguments, axis_name=parallel.AXIS))
     four_losses, four = run_steps(step, on_all_devices(state), parallel.shard(batch))
     np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
     assert_trees_close(four, one)
@@ -228,7 +241,7 @@ def test_dropout_follows_the_example_too(problem, reference):
 
 def test_microbatches_give_the_update_of_one_batch(problem, reference):
     arguments, state, batch = problem
-    step = jax.jit(functools.partial(train_step, **arguments, microbatches=4))
+    step = jax.jit(make_step(**arguments, microbatches=4))
     losses, sliced = run_steps(step, state, batch)
     np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
     assert_trees_close(sliced, reference[1])
@@ -237,7 +250,7 @@ def test_microbatches_give_the_update_of_one_batch(problem, reference):
 def test_noise_follows_the_index_not_the_place(problem, reference):
     arguments, state, batch = problem
     turned = {name: x[::-1] for name, x in batch.items()}
-    step = jax.jit(functools.partial(train_step, **arguments))
+    step = jax.jit(make_step(**arguments))
     np.testing.assert_allclose(run_steps(step, state, turned)[0], reference[0], rtol=1e-5)
     other = batch | {"index": batch["index"] + 8}
     assert abs(run_steps(step, state, other, 1)[0][0] - reference[0][0]) > 1e-4
@@ -249,10 +262,78 @@ def test_the_step_is_traced_once(problem):
 
     def step(state, batch, key, rate):
         traces.append(1)
-        return train_step(state, batch, key, rate, **arguments, axis_name=parallel.AXIS)
+        update = make_step(**arguments, axis_name=parallel.AXIS)
+        return update(state, batch, key, rate)
 
     run_steps(parallel.pmap_train_step(step), on_all_devices(state), parallel.shard(batch))
     assert len(traces) == 1
+
+
+@pytest.fixture(scope="module")
+def supervised_problem(problem):
+    """(step function's arguments, a state) of a network with batch norm and gates, by its axis."""
+
+    class Gated(nn.Module):
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, image, train=False):
+            h = nn.Conv(4, (3, 3), use_bias=False)(image)  # Whose gradient would be rounding.
+            h = nn.BatchNorm(not train, momentum=0.5, axis_name=self.axis_name)(h)
+            gates = self.param("gates", nn.initializers.ones, (4,))
+            return nn.Conv(1, (3, 3))(gates.reshape(1, 1, 1, 4) * nn.relu(h))
+
+    arguments, _, _ = problem
+    tx, image = arguments["tx"], jnp.ones((1, 8, 8, 3))
+    state = create_state(jax.jit(lambda: Gated().init(jax.random.key(0), image))(), tx)
+    shared = {name: arguments[name] for name in ("tx", "augment", "ema_decay")}
+
+    def step(axis_name=None, **changes):
+        losses_fn = functools.partial(supervised_losses, model=Gated(axis_name))
+        more = {"losses_fn": losses_fn, "axis_name": axis_name, **changes}
+        return functools.partial(train_step, **shared, **more)
+
+    return step, state
+
+
+def test_batch_statistics_are_those_of_all_devices(problem, supervised_problem):
+    step, state = supervised_problem
+    batch = problem[2]
+    # Devices whose images differ: without the average over devices, so would the statistics.
+    batch = batch | {
+        "image": batch["image"] // np.arange(1, 9, dtype=np.uint8)[:, None, None, None]
+    }
+    losses, one = run_steps(jax.jit(step()), state, batch)
+    pmapped = parallel.pmap_train_step(step(parallel.AXIS))
+    four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
+    np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
+    assert_trees_close(four, one, rtol=1e-4)
+    stats = one.batch_stats["BatchNorm_0"]
+    assert (np.abs(stats["mean"]) > 1e-3).all() and (np.abs(stats["var"] - 1) > 1e-3).all()
+
+
+def test_gates_are_frozen_for_the_first_steps(problem, supervised_problem):
+    step, state = supervised_problem
+    frozen = jax.jit(step(frozen_gate_steps=2))
+    _, state = run_steps(frozen, state, problem[2], 2)
+    np.testing.assert_array_equal(state.params["gates"], np.ones(4))
+    assert (state.params["Conv_1"]["bias"] != 0).all()
+    _, state = run_steps(frozen, state, problem[2], 1)
+    assert (np.abs(state.params["gates"] - 1) > 1e-3).all()
+
+
+def test_microbatches_carry_the_batch_statistics_on(problem, supervised_problem):
+    """Two equal slices: the running statistics move twice as after two steps' halves."""
+    step, state = supervised_problem
+    half = {name: x[:4] for name, x in problem[2].items()}
+    twice = {name: np.concatenate([x, x]) for name, x in half.items()}
+    losses, sliced = run_steps(jax.jit(step(microbatches=2)), state, twice, 1)
+    expected, once = run_steps(jax.jit(step()), state, half, 1)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    start, first = state.batch_stats["BatchNorm_0"], once.batch_stats["BatchNorm_0"]
+    for name, value in sliced.batch_stats["BatchNorm_0"].items():
+        own = 2 * first[name] - start[name]  # Of the slice: the momentum is 1/2.
+        np.testing.assert_allclose(value, start[name] / 4 + 3 / 4 * own, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction, target", [("eps", "eps"), ("x0", "mask"), ("v", "v")])
@@ -360,10 +441,10 @@ def test_the_extra_passes_are_the_same_on_four_devices(problem):
     process = dataclasses.replace(arguments["process"], self_conditioning=True)
     model = arguments["model"]
     ones = jnp.ones((1, 8, 8, 2)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
-    state = create_state(model.init(jax.random.key(0), *ones)["params"], arguments["tx"])
+    state = create_state(model.init(jax.random.key(0), *ones), arguments["tx"])
     arguments = arguments | {"process": process, "recycling": True, "timestep_power": 0.5}
-    step = functools.partial(train_step, **arguments, axis_name=parallel.AXIS)
-    losses, _ = run_steps(jax.jit(functools.partial(train_step, **arguments)), state, batch)
+    step = make_step(**arguments, axis_name=parallel.AXIS)
+    losses, _ = run_steps(jax.jit(make_step(**arguments)), state, batch)
     sharded = parallel.shard(batch)
     four, _ = run_steps(parallel.pmap_train_step(step), on_all_devices(state), sharded)
     np.testing.assert_allclose(four, losses, rtol=1e-5)
@@ -381,14 +462,11 @@ def test_timesteps_and_weights():
 
     def loss(weights, power):
         model, tx = Recorder(), optax.identity()
-        state = create_state({"unused": jnp.zeros(())}, tx)
-        step = functools.partial(
-            train_step, model=model, process=process, tx=tx, augment=Augmentation(), ema_decay=0.9
-        )
+        state = create_state({"params": {"unused": jnp.zeros(())}}, tx)
+        draw = {"model": model, "process": process, "weights": weights, "timestep_power": power}
+        step = make_step(**draw, tx=tx, augment=Augmentation(), ema_decay=0.9)
         with jax.disable_jit():
-            _, metrics = step(
-                state, batch, jax.random.key(0), 1.0, weights=weights, timestep_power=power
-            )
+            _, metrics = step(state, batch, jax.random.key(0), 1.0)
         return float(metrics["loss"]), model.calls[-1][1]
 
     plain, t = loss(None, 1 / 3)

@@ -1,0 +1,258 @@
+"""The Medical Transformer (Valanarasu et al. 2021, arXiv 2102.10662): image -> log odds. NHWC.
+
+Axial attention with learned relative positions (Wang et al. 2020, arXiv 2003.07853) and gates on
+them, in a network of a global and a local branch. Layers that the authors' code has but never
+uses are left out.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+VARIANTS = ("axial", "gated", "logo", "medt")
+GATES = (
+    0.1,
+    0.1,
+    1.0,
+    0.1,
+)  # At the start: of the positions of q and of k, of v, of v's positions.
+PATCHES = 4  # A side; the local branch sees each patch alone.
+
+
+class AxialAttention(nn.Module):
+    """Multi-head self-attention along one axis, gated as in eq. 2 of the Medical Transformer.
+
+    With q, k and v of a position and r^q, r^k, r^v the learned vectors of the distance between two
+    positions, shared by the heads:
+
+        y_i = sum_j softmax_j(q_i k_j + g_1 q_i r^q_ij + g_2 k_j r^k_ij) (g_3 v_j + g_4 r^v_ij)
+
+    Batch norms follow q, k, v, each of the three similarities and each of the two sums.
+
+    Attributes:
+        channels: of the output, a multiple of 2 `groups`; q and k have half as many, v as many.
+        groups: heads.
+        positions: False: q k and v alone.
+        gated: with the four gates g; False: they are 1.
+        axis_name: of the devices over which batch statistics are averaged in training.
+    """
+
+    channels: int
+    groups: int = 8
+    positions: bool = True
+    gated: bool = True
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """f32[..., L, C_in] -> f32[..., L, channels], attention along L."""
+        norm = batch_norm(train, self.axis_name)
+        length, head = x.shape[-2], self.channels // self.groups
+        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        qkv = nn.Dense(2 * self.channels, use_bias=False, kernel_init=init, name="qkv")(x)
+        qkv = norm(name="norm_qkv")(qkv).reshape(*x.shape[:-1], self.groups, 2 * head)
+        q, k, v = jnp.split(qkv, [head // 2, head], axis=-1)
+        similarities = [jnp.einsum("...igc,...jgc->...ijg", q, k)]
+        gates = (1.0, 1.0, 1.0, 1.0)
+        if self.positions:
+            init = nn.initializers.normal(head**-0.5)
+            table = self.param("relative", init, (2 * length - 1, 2 * head))
+            here = jnp.arange(length)
+            relative = table[here[:, None] - here[None] + length - 1]
+            q_pos, k_pos, v_pos = jnp.split(relative, [head // 2, head], axis=-1)
+            if self.gated:
+                gates = self.param("gates", lambda _: jnp.array(GATES))
+            similarities += [
+                gates[0] * jnp.einsum("...igc,ijc->...ijg", q, q_pos),
+                gates[1] * jnp.einsum("...jgc,jic->...ijg", k, k_pos),
+            ]
+        similarities = norm(name="norm_similarity")(jnp.concatenate(similarities, axis=-1))
+        similarity = sum(jnp.split(similarities, similarities.shape[-1] // self.groups, axis=-1))
+        weights = jax.nn.softmax(similarity, axis=-2)
+        sums = [gates[2] * jnp.einsum("...ijg,...jgc->...igc", weights, v)]
+        if self.positions:
+            sums.append(gates[3] * jnp.einsum("...ijg,ijc->...igc", weights, v_pos))
+        flat = [part.reshape(*x.shape[:-1], self.channels) for part in sums]
+        out = norm(name="norm_out")(jnp.concatenate(flat, axis=-1))
+        return sum(jnp.split(out, len(sums), axis=-1))
+
+
+class AxialBlock(nn.Module):
+    """1x1 convolution, attention along the height, then the width, 1x1 convolution, plus the input.
+
+    Attributes:
+        channels: within; twice as many come out.
+        stride: 2 halves the size (rounded up) after the attention.
+        The others are those of `AxialAttention`.
+    """
+
+    channels: int
+    stride: int
+    groups: int
+    positions: bool
+    gated: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """f32[B, H, W, C] -> f32[B, H / stride, W / stride, 2 channels]."""
+        norm = batch_norm(train, self.axis_name)
+        conv = functools.partial(conv_without_bias, kernel_size=(1, 1))
+        attend = functools.partial(
+            AxialAttention, self.channels, self.groups, self.positions, self.gated, self.axis_name
+        )
+        h = nn.relu(norm(name="norm_down")(conv(self.channels, name="conv_down")(x)))
+        h = jnp.swapaxes(attend(name="height")(jnp.swapaxes(h, 1, 2), train), 1, 2)
+        h = attend(name="width")(h, train)
+        strides = (self.stride, self.stride)
+        if self.stride > 1:
+            h = nn.avg_pool(h, strides, strides, padding="SAME", count_include_pad=False)
+        h = norm(name="norm_up")(conv(2 * self.channels, name="conv_up")(nn.relu(h)))
+        if self.stride > 1 or x.shape[-1] != 2 * self.channels:
+            x = conv(2 * self.channels, strides=strides, name="conv_skip")(x)
+            x = norm(name="norm_skip")(x)
+        return nn.relu(h + x)
+
+
+class AxialUNet(nn.Module):
+    """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch.
+
+    Attributes:
+        channels: of the stem; level k has 2^(k+1) times as many within its blocks.
+        blocks: of each level; every level but the first halves the size.
+        lowest: a convolution of the last level comes first in the decoder.
+        The others are those of `AxialAttention`.
+    """
+
+    channels: int
+    blocks: tuple[int, ...]
+    lowest: bool
+    groups: int
+    positions: bool
+    gated: bool
+    axis_name: str | None
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool) -> Array:
+        """f32[B, H, W, 3] -> f32[B, H, W, 2 channels]."""
+        norm = batch_norm(train, self.axis_name)
+        x, stem = image, [(self.channels, 7, 2), (16 * self.channels, 3, 1), (self.channels, 3, 1)]
+        for i, (width, size, stride) in enumerate(stem):
+            # Padded on both sides, as torch does it.
+            conv = conv_without_bias(
+                width, (size, size), strides=stride, padding=size // 2, name=f"stem{i}_conv"
+            )
+            x = nn.relu(norm(name=f"stem{i}_norm")(conv(x)))
+        skips = []
+        for level, count in enumerate(self.blocks):
+            for i in range(count):
+                x = AxialBlock(
+                    self.channels * 2 ** (level + 1),
+                    2 if level and i == 0 else 1,
+                    self.groups,
+                    self.positions,
+                    self.gated,
+                    self.axis_name,
+                    name=f"level{level}_block{i}",
+                )(x, train)
+            skips.append(x)
+        if self.lowest:
+            x = self.decode(x, x.shape[-1], skips[-1], "lowest", stride=2) + skips[-1]
+        for level in reversed(range(1, len(self.blocks))):
+            skip = skips[level - 1]
+            x = self.decode(x, skip.shape[-1], skip, f"decode{level}") + skip
+        return self.decode(x, 2 * self.channels, image, "decode0")
+
+    def decode(self, x: Array, width: int, like: Array, name: str, stride: int = 1) -> Array:
+        """3x3 convolution, enlarged bilinearly to the height and width of `like`, ReLU."""
+        x = nn.Conv(width, (3, 3), strides=stride, padding=1, name=name)(x)
+        return nn.relu(jax.image.resize(x, (*like.shape[:3], width), "bilinear"))
+
+
+class MedT(nn.Module):
+    """The Medical Transformer and what its paper compares it with; the defaults are the paper's.
+
+    Attributes:
+        variant: "axial" is one branch of axial attention; "gated" has gates on its positions;
+            "logo" is a global branch of two levels on the image plus a local branch without
+            positions on 4 x 4 patches; "medt" is "logo" with gates.
+        channels: of the stem (the paper's 64 s with s = 1 / 8).
+        blocks: of each level.
+        groups: heads of the attention.
+        axis_name: of the devices over which batch statistics are averaged in training.
+    """
+
+    variant: str = "medt"
+    channels: int = 8
+    blocks: tuple[int, ...] = (1, 2, 4, 1)
+    groups: int = 8
+    axis_name: str | None = None
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise ValueError(f"model.variant={self.variant!r}: choose one of {VARIANTS}")
+        if self.channels % self.groups:
+            raise ValueError(
+                f"model.channels={self.channels} must be a multiple of model.groups={self.groups}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool = False) -> Array:
+        """The log odds of a lesion at every pixel.
+
+        Args:
+            image: f32[B, H, W, 3], normalised; the tables of positions have its size.
+            train: normalise by the batch's own statistics and update the running ones.
+        Returns:
+            f32[B, H, W, 1].
+        Raises:
+            ValueError: if a side is no multiple of 4 and there is a local branch.
+        """
+        gated = self.variant in ("gated", "medt")
+        branch = functools.partial(AxialUNet, self.channels, groups=self.groups, gated=gated)
+        branch = functools.partial(branch, axis_name=self.axis_name)
+        if self.variant in ("axial", "gated"):
+            x = branch(blocks=self.blocks, lowest=True, positions=True, name="branch")(image, train)
+        else:
+            x = branch(blocks=self.blocks[:2], lowest=False, positions=True, name="global")(
+                image, train
+            )
+            local = branch(blocks=self.blocks, lowest=True, positions=False, name="local")
+            x = x + join_patches(local(split_patches(image), train))
+            x = nn.relu(nn.Conv(x.shape[-1], (3, 3), padding=1, name="fuse")(x))
+        return nn.Conv(1, (1, 1), name="out_conv")(x)
+
+
+def split_patches(image: Array) -> Array:
+    """[B, H, W, C] -> [16 B, H / 4, W / 4, C], row by row; a ValueError if that is not whole."""
+    batch, height, width, channels = image.shape
+    if height % PATCHES or width % PATCHES:
+        raise ValueError(
+            f"image size {height} x {width} must be divisible by {PATCHES}: model.variant has a "
+            f"local branch on {PATCHES} x {PATCHES} patches"
+        )
+    grid = image.reshape(batch, PATCHES, height // PATCHES, PATCHES, width // PATCHES, channels)
+    return grid.swapaxes(2, 3).reshape(-1, height // PATCHES, width // PATCHES, channels)
+
+
+def join_patches(patches: Array) -> Array:
+    """The inverse of `split_patches`."""
+    _, height, width, channels = patches.shape
+    grid = patches.reshape(-1, PATCHES, PATCHES, height, width, channels).swapaxes(2, 3)
+    return grid.reshape(-1, PATCHES * height, PATCHES * width, channels)
+
+
+def batch_norm(train: bool, axis_name: str | None) -> functools.partial:
+    """Batch norm by the batch's statistics in training and by the running ones else."""
+    return functools.partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=axis_name
+    )
+
+
+conv_without_bias = functools.partial(
+    nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal()
+)

@@ -1,0 +1,122 @@
+"""The U-Net of Ronneberger et al. 2015 (arXiv 1505.04597), figure 1: image -> log odds. NHWC."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+PADDINGS = ("same", "valid")
+NORMS = ("batch", "group", "none")
+
+
+class RonnebergerUNet(nn.Module):
+    """Two 3x3 convolutions a level, poolings, up-convolutions, concatenation; the paper's widths.
+
+    Attributes:
+        channels: of each level; there is one pooling less.
+        padding: "same", or the paper's unpadded "valid": then the image is first extrapolated by
+            mirroring (the paper's overlap-tile strategy, section 2), so that the output covers it.
+        norm: after each 3x3 convolution: "batch", "group" (32 groups, or half as many as there are
+            channels if that is less) or the paper's "none".
+        dtype: "float32" or "bfloat16", of the computation; parameters and norms are float32.
+        axis_name: of the devices over which batch statistics are averaged in training, if any.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    padding: str = "same"
+    norm: str = "batch"
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    def __post_init__(self):
+        for field, choices in (("padding", PADDINGS), ("norm", NORMS)):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"model.{field}={getattr(self, field)!r}: choose one of {choices}")
+        super().__post_init__()
+
+    def __call__(self, image: Array, train: bool = False) -> Array:
+        """The log odds of a lesion at every pixel.
+
+        Args:
+            image: f32[B, H, W, 3], normalised.
+            train: normalise by the batch's own statistics and update the running ones.
+        Returns:
+            f32[B, H, W, 1].
+        Raises:
+            ValueError: if `padding` is "same" and a side is no multiple of 2^poolings.
+        """
+        height, width = image.shape[1:3]
+        if self.padding == "valid":
+            more = [input_size(side, self.poolings) - side for side in (height, width)]
+            pads = [(0, 0), *((m // 2, m - m // 2) for m in more), (0, 0)]
+            image = jnp.pad(image, pads, mode="reflect")
+        elif height % 2**self.poolings or width % 2**self.poolings:
+            raise ValueError(
+                f"image size {height} x {width} must be divisible by {2**self.poolings}: "
+                f"model.channels has {len(self.channels)} levels"
+            )
+        return centre(self.segment(image, train), (height, width))
+
+    @property
+    def poolings(self) -> int:
+        """The number of times that the size is halved."""
+        return len(self.channels) - 1
+
+    @nn.compact
+    def segment(self, x: Array, train: bool) -> Array:
+        """The network itself: "valid" makes 388 x 388 log odds of a 572 x 572 image."""
+        dtype = jnp.dtype(self.dtype)
+        norms = {
+            "batch": lambda h: nn.BatchNorm(
+                not train, momentum=0.9, dtype=jnp.float32, axis_name=self.axis_name
+            )(h),
+            "group": lambda h: nn.GroupNorm(min(32, h.shape[-1] // 2), dtype=jnp.float32)(h),
+            "none": lambda h: h,
+        }
+        conv = functools.partial(
+            nn.Conv,
+            kernel_size=(3, 3),
+            padding=self.padding.upper(),
+            use_bias=self.norm == "none",
+            kernel_init=nn.initializers.he_normal(),
+            dtype=dtype,
+        )
+
+        def convs(h: Array, width: int, name: str) -> Array:
+            for i in range(2):
+                h = norms[self.norm](conv(width, name=f"{name}_conv{i}")(h))
+                h = nn.relu(h).astype(dtype)
+            return h
+
+        skips = []
+        for level, width in enumerate(self.channels):
+            if level:
+                skips.append(x)
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            x = convs(x, width, f"down{level}")
+        for level, width in reversed(list(enumerate(self.channels[:-1]))):
+            x = nn.ConvTranspose(width, (2, 2), (2, 2), dtype=dtype, name=f"up{level}_conv")(x)
+            x = jnp.concatenate([centre(skips.pop(), x.shape[1:3]), x], axis=-1)
+            x = convs(x, width, f"up{level}")
+        return nn.Conv(1, (1, 1), name="out_conv")(x.astype(jnp.float32))
+
+
+def input_size(size: int, poolings: int) -> int:
+    """Pixels that a "valid" U-Net needs for at least `size` pixels of output, an even number more.
+
+    Each level takes 4 pixels on the way down and 4 on the way up.
+    """
+    needed = size
+    for _ in range(poolings):  # Up: to the input of each level's up-convolution.
+        needed = -(-(needed + 4) // 2)
+    needed += 4
+    for _ in range(poolings):
+        needed = 2 * needed + 4
+    return needed
+
+
+def centre(x: Array, size: tuple[int, int]) -> Array:
+    """The middle (height, width) pixels of [B, H, W, C]."""
+    top, left = ((have - want) // 2 for have, want in zip(x.shape[1:3], size, strict=True))
+    return x[:, top : top + size[0], left : left + size[1]]

@@ -1,0 +1,81 @@
+"""Dynamic conditioning: the noisy mask's features steer the image encoder, at each level.
+
+Wu et al. 2022 (MedSegDiff, arXiv 2211.00611), sections 3.2 and 3.3, on SegDiff's own blocks.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from segdiff_jax.models.rrdb import Conv
+from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.models.unet import ResBlock
+
+
+class FFParser(nn.Module):
+    """A learned factor for each frequency and channel: F^-1[A * F[m]] (section 3.3).
+
+    A, of the size of the real Fourier transform of the input, starts at 1: the identity.
+    """
+
+    @nn.compact
+    def __call__(self, m: Array) -> Array:
+        """dtype[B, H, W, C] -> f32[B, H, W, C]."""
+        spectrum = jnp.fft.rfft2(m.astype(jnp.float32), axes=(1, 2), norm="ortho")
+        attentive_map = self.param("map", nn.initializers.ones, spectrum.shape[1:])
+        return jnp.fft.irfft2(attentive_map[None] * spectrum, m.shape[1:3], (1, 2), norm="ortho")
+
+
+class ImageLevel(nn.Module):
+    """One level of the image encoder: a residual block, then the mask's features gate it.
+
+        (LN(m_I) * LN(FF-Parser(m_x))) * m_I        (section 3.2)
+
+    Attributes:
+        channels: of this level.
+        downsample: halve the size first.
+        dropout, scale_shift_norm, dtype: see `ResBlock`.
+    """
+
+    channels: int
+    downsample: bool
+    dropout: float
+    scale_shift_norm: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, m_image: Array, m_mask: Array, emb: Array, train: bool) -> Array:
+        """The image's features of the level before and the mask's of this one -> the image's."""
+        if self.downsample:
+            m_image = Conv(m_image.shape[-1], strides=2, dtype=self.dtype, name="down")(m_image)
+        block = ResBlock(self.channels, self.dropout, self.scale_shift_norm, self.dtype, name="res")
+        m_image = block(m_image, emb, train)
+        norms = [nn.LayerNorm(dtype=jnp.float32, name=f"norm_{of}") for of in ("image", "mask")]
+        affinity = norms[0](m_image) * norms[1](FFParser(name="ff_parser")(m_mask))
+        return affinity.astype(self.dtype) * m_image
+
+
+class MedSegDiff(SegDiff):
+    """SegDiff whose image encoder goes on, level by level, beside the mask's.
+
+    The mask's encoder sees F(x_t) alone; the image's starts from G(I), all that depends on neither
+    t nor x_t. The decoder D sees the sum of both, at the end of every level. Attributes are those
+    of `SegDiff`. The maps of the FF-Parsers fix the size of the image.
+    """
+
+    def setup(self):
+        super().setup()
+        self.image_levels = [
+            ImageLevel(
+                mult * self.channels,
+                level > 0,
+                self.dropout,
+                self.scale_shift_norm,
+                jnp.dtype(self.dtype),
+            )
+            for level, mult in enumerate(self.channel_mult)
+        ]
+
+    def denoise(self, x_t: Array, features: Array, t: Array, train: bool = False) -> Array:
+        """D(E^x(F(x_t), t) + E^I(features, x_t, t), t); see `SegDiff.denoise`."""
+        return self.unet(self.F(x_t), t, train, features, self.image_levels)
