@@ -49,13 +49,14 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()  # see segdiff_jax/models/
     model.name = "segdiff"  # see MODELS in segdiff_jax/models/__init__.py
-    model.channels = 32  # base width, a multiple of 32
+    model.channels = 32  # base width, a multiple of norm_groups
     model.channel_mult = (1, 2, 2, 4)  # width of each level; each halves the size
     model.num_res_blocks = 1  # per level
     model.attention_resolutions = (4, 8)  # downsampling factors of the levels with attention
     model.num_heads = 4  # of the attention
     model.dropout = 0.0  # in the residual blocks
     model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
+    model.norm_groups = 32  # of each GroupNorm
     model.out_channels = 1  # 2: with a learned variance, of imported parameters
     model.rrdb_blocks = 1  # blocks of the image encoder G
     model.rrdb_width = 32  # channels of G

@@ -10,7 +10,7 @@ from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.training.check import check_config
 from segdiff_jax.training.loop import flatten
-from tools import ablation
+from tools import ablation, runs
 
 
 @pytest.mark.parametrize("row", ablation.ROWS)
@@ -87,7 +87,7 @@ def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
         if command[1] == "sample.py":
             write_metrics(Path(next(f for f in command if f.startswith("--out="))[6:]), 0.5, 0.1)
 
-    monkeypatch.setattr(ablation.subprocess, "run", record)
+    monkeypatch.setattr(runs.subprocess, "run", record)
     arguments = ["--minutes=2", f"--out={tmp_path}", "--rows=scale", "--config.data.dir=somewhere"]
     monkeypatch.setattr("sys.argv", ["ablation", *arguments])
     ablation.main()
@@ -103,7 +103,7 @@ def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
         "--config.data.dir=somewhere",
     ):
         assert flag in train
-    assert [command[2] for command in samples] == [
+    assert [command[3] for command in samples] == [
         f"--split={split}" for split in ("validation", "validation", "validation", "test")
     ]
     assert "--artefact=vignette" in samples[2] and "--steps=1" in samples[1]

@@ -8,14 +8,11 @@ interrupted training goes on. Options that are not listed here are train.py's.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
-from segdiff_jax.training.loop import flatten
+from tools.runs import Run, cell, table
 
 PAPER = {
     "diffusion.prediction": "eps",
@@ -77,69 +74,25 @@ def overrides(row: str) -> dict:
     return (overrides(parent) if parent else {}) | changes
 
 
-class Run:
-    """A training and its scores; what is missing is made, but with `only_print`."""
-
-    def __init__(self, workdir: Path, only_print: bool):
-        self._workdir, self._only_print = workdir, only_print
-
-    def _script(self, name: str, *flags: str) -> None:
-        if self._only_print:
-            return
-        command = [sys.executable, name, f"--workdir={self._workdir}", *flags]
-        print("+", *command[1:], file=sys.stderr, flush=True)
-        subprocess.run(command, check=True, stdout=sys.stderr)
-
-    def train(self, fields: dict, flags: list[str]) -> None:
-        """As far as it is not trained."""
-        path = self._workdir / "config.json"
-        known = flatten(json.loads(path.read_text())) if path.exists() else {}
-        wanted = json.loads(json.dumps(fields))
-        other = [name for name in wanted if known.get(name, wanted[name]) != wanted[name]]
-        if other and not self._only_print:
-            sys.exit(f"error: {path} has another {', '.join(other)}: move its folder away")
-        fields = [f"--config.{name}={value}" for name, value in fields.items()]
-        self._script("train.py", "--config=configs/default.py", *fields, *flags)
-
-    def steps(self) -> float:
-        """Training steps done."""
-        last = self._workdir.glob("checkpoints/last/*")
-        return max((int(p.name) for p in last if p.name.isdecimal()), default=np.nan)
-
-    def metrics(self, split: str = "validation", **flags) -> dict | None:
-        """Of 5 DDIM steps and one vote, or as sample.py's flags say; None: not known."""
-        flags = {"steps": 5, "votes": 1, "sampler": "ddim"} | flags
-        flags = [f"--{name}={value}" for name, value in flags.items()]
-        out = self._workdir / "-".join([split, *(flag.strip("-") for flag in flags)])
-        path = out / "metrics.json"
-        if not path.exists():
-            self._script("sample.py", f"--split={split}", f"--out={out}", *flags)
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def iou(self, **flags) -> float:
-        """Mean IoU at native size, NaN if not known."""
-        metrics = self.metrics(**flags)
-        return metrics["mean"]["iou"] if metrics else np.nan
-
-    def low_contrast_iou(self) -> float:
-        """Mean IoU of the images of the stand-in test whose colour is near the skin's."""
-        metrics = self.metrics("test")
-        contrast = metrics["strata"]["contrast"] if metrics else {}
-        return contrast.get("low", {"iou": np.nan})["iou"]
+def metrics(run: Run, split: str = "validation", **flags) -> dict | None:
+    """Of 5 DDIM steps and one vote, or as sample.py's flags say; None: not known."""
+    flags = {"steps": 5, "votes": 1, "sampler": "ddim"} | flags
+    flags = [f"--{name}={value}" for name, value in flags.items()]
+    name = "-".join([split, *(flag.strip("-") for flag in flags)])
+    return run.metrics(name, f"--split={split}", *flags)
 
 
-def cell(values: list[float], digits: int = 3) -> str:
-    """The mean of the seeds that are there and, of several, their standard deviation."""
-    values = [value for value in values if np.isfinite(value)]
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}" if values else ""
+def iou(run: Run, **flags) -> float:
+    """Mean IoU at native size, NaN if not known."""
+    scores = metrics(run, **flags)
+    return scores["mean"]["iou"] if scores else np.nan
 
 
-def table(header: str, lines: list[list[str]]) -> None:
-    """Prints a Markdown table."""
-    columns = header.split(" | ")
-    print(f"\n| {header} |", "|" + "---|" * len(columns), sep="\n")
-    print(*(f"| {' | '.join(line)} |" for line in lines), sep="\n", flush=True)
+def low_contrast_iou(run: Run) -> float:
+    """Mean IoU of the images of the stand-in test whose colour is near the skin's."""
+    scores = metrics(run, "test")
+    contrast = scores["strata"]["contrast"] if scores else {}
+    return contrast.get("low", {"iou": np.nan})["iou"]
 
 
 def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
@@ -151,27 +104,28 @@ def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
             workdir = Path(options.out) / f"{options.minutes:g}-minutes" / f"{row}-seed{seed}"
             runs.append(Run(workdir, options.only_print))
             fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
-            runs[-1].train(fields, flags)
+            runs[-1].train("configs/default.py", fields, flags)
         kinds = [{}, {"steps": 1}, {"artefact": "vignette"}, {"split": "test"}]
         if row == "paper":  # As the original samples; then with clipping, in few steps.
             ddpm = {"sampler": "ddpm", "steps": 100, "set": "clip=False"}
             lines.append([f"{row}, DDPM 100, seed 0", cell([runs[0].steps()], 0)])
-            lines[-1] += [cell([runs[0].iou(**ddpm)])] + 4 * [""]
+            lines[-1] += [cell([iou(runs[0], **ddpm)])] + 4 * [""]
             kinds[0] = {"steps": 10}
-        scores = [[run.iou(**kind) for run in runs] for kind in kinds]
-        scores.append([run.low_contrast_iou() for run in runs])
+        scores = [[iou(run, **kind) for run in runs] for kind in kinds]
+        scores.append([low_contrast_iou(run) for run in runs])
         lines.append([row, cell([run.steps() for run in runs], 0), *map(cell, scores)])
-    table("row | steps | validation | one step | dark corners | test | test, low contrast", lines)
+    header = "row | steps | validation | one step | dark corners | test | test, low contrast"
+    print(table(header, lines), flush=True)
 
 
 def print_sampling(run: Run) -> None:
     """Samples the validation images in several ways, then prints the tables."""
-    of = lambda **flags: cell([run.iou(**flags)], 4)
+    of = lambda **flags: cell([iou(run, **flags)], 4)
     lines = [[str(n), *(of(steps=n, sampler=solver) for solver in SOLVERS)] for n in STEPS]
-    table("steps | DDIM | DPM-Solver++(2M)", lines)
+    print(table("steps | DDIM | DPM-Solver++(2M)", lines), flush=True)
     flips = "flips=False", "flips=True"  # Both said: the run's own config may have either.
     lines = [[str(n), *(of(votes=n, set=flip) for flip in flips)] for n in VOTES]
-    table("votes | validation | of mirror images", lines)
+    print(table("votes | validation | of mirror images", lines), flush=True)
 
 
 def main() -> None:

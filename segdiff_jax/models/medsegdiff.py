@@ -34,13 +34,14 @@ class ImageLevel(nn.Module):
     Attributes:
         channels: of this level.
         downsample: halve the size first.
-        dropout, scale_shift_norm, dtype: see `ResBlock`.
+        dropout, scale_shift_norm, norm_groups, dtype: see `ResBlock`.
     """
 
     channels: int
     downsample: bool
     dropout: float
     scale_shift_norm: bool
+    norm_groups: int
     dtype: jnp.dtype
 
     @nn.compact
@@ -48,7 +49,8 @@ class ImageLevel(nn.Module):
         """The image's features of the level before and the mask's of this one -> the image's."""
         if self.downsample:
             m_image = Conv(m_image.shape[-1], strides=2, dtype=self.dtype, name="down")(m_image)
-        block = ResBlock(self.channels, self.dropout, self.scale_shift_norm, self.dtype, name="res")
+        options = self.dropout, self.scale_shift_norm, self.norm_groups, self.dtype
+        block = ResBlock(self.channels, *options, name="res")
         m_image = block(m_image, emb, train)
         norms = [nn.LayerNorm(dtype=jnp.float32, name=f"norm_{of}") for of in ("image", "mask")]
         affinity = norms[0](m_image) * norms[1](FFParser(name="ff_parser")(m_mask))
@@ -71,6 +73,7 @@ class MedSegDiff(SegDiff):
                 level > 0,
                 self.dropout,
                 self.scale_shift_norm,
+                self.norm_groups,
                 jnp.dtype(self.dtype),
             )
             for level, mult in enumerate(self.channel_mult)

@@ -25,6 +25,7 @@ class SegDiff(nn.Module):
     dropout: float = 0.0
     scale_shift_norm: bool = False
     out_channels: int = 1
+    norm_groups: int = 32
     rrdb_blocks: int = 6
     rrdb_width: int = 64
     rrdb_growth: int = 32
@@ -55,6 +56,7 @@ class SegDiff(nn.Module):
             self.dropout,
             self.scale_shift_norm,
             self.out_channels,
+            self.norm_groups,
             self.remat,
             dtype,
         )

@@ -19,7 +19,7 @@ ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
 # Statistics in float32 whatever the compute dtype.
 GroupNorm = functools.partial(
-    nn.GroupNorm, num_groups=32, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
+    nn.GroupNorm, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
 )
 
 
@@ -47,21 +47,23 @@ class ResBlock(nn.Module):
         channels: of the output.
         scale_shift_norm: the timestep scales and shifts the second norm instead of being added
             before it.
+        norm_groups: of each GroupNorm.
     """
 
     channels: int
     dropout: float = 0.0
     scale_shift_norm: bool = False
+    norm_groups: int = 32
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         """x dtype[B, H, W, C_in], emb f32[B, E] -> dtype[B, H, W, channels]."""
-        h = nn.silu(GroupNorm(name="norm_in")(x)).astype(self.dtype)
+        h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x)).astype(self.dtype)
         h = Conv(self.channels, dtype=self.dtype, name="conv_in")(h)
         width = 2 * self.channels if self.scale_shift_norm else self.channels
         emb = Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
-        norm = GroupNorm(name="norm_out")
+        norm = GroupNorm(self.norm_groups, name="norm_out")
         if self.scale_shift_norm:
             scale, shift = jnp.split(emb.astype(jnp.float32), 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
@@ -81,13 +83,14 @@ class AttentionBlock(nn.Module):
     """
 
     heads: int
+    norm_groups: int = 32
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """dtype[B, H, W, C] -> dtype[B, H, W, C]; C must be a multiple of `heads`."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(name="norm")(x).reshape(batch, height * width, channels)
+        h = GroupNorm(self.norm_groups, name="norm")(x).reshape(batch, height * width, channels)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
         q, k, v = jnp.moveaxis(qkv, 3, 0)
@@ -102,11 +105,12 @@ class UNet(nn.Module):
     """E and D.
 
     Attributes:
-        channels: base width; a multiple of 32.
+        channels: base width; a multiple of `norm_groups`.
         channel_mult: width of each level, in units of `channels`; each level halves the size.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
         out_channels: 1, or 2 with a learned variance.
+        norm_groups: of each GroupNorm.
         remat: recompute each block in the backward pass, for memory.
         dtype: of the computation; parameters, norms and softmax are float32.
     """
@@ -119,6 +123,7 @@ class UNet(nn.Module):
     dropout: float = 0.0
     scale_shift_norm: bool = False
     out_channels: int = 1
+    norm_groups: int = 32
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -145,8 +150,11 @@ class UNet(nn.Module):
         Raises:
             ValueError: naming the field that does not fit the width or the size.
         """
-        if self.channels % 32:
-            raise ValueError(f"model.channels={self.channels} must be a multiple of 32 (GroupNorm)")
+        if self.norm_groups < 1 or self.channels % self.norm_groups:
+            raise ValueError(
+                f"model.channels={self.channels} must be a multiple of "
+                f"model.norm_groups={self.norm_groups}"
+            )
         multiple = 2 ** (len(self.channel_mult) - 1)
         if h.shape[1] % multiple or h.shape[2] % multiple:
             raise ValueError(
@@ -162,11 +170,12 @@ class UNet(nn.Module):
         emb = Dense(4 * self.channels, name="time_1")(emb)
 
         def res(h, width, name):
-            block = res_block(width, self.dropout, self.scale_shift_norm, self.dtype, name=name)
+            options = self.dropout, self.scale_shift_norm, self.norm_groups, self.dtype
+            block = res_block(width, *options, name=name)
             return block(h, emb, train)
 
         def attend(h, name):
-            return attention_block(self.num_heads, self.dtype, name=name)(h)
+            return attention_block(self.num_heads, self.norm_groups, self.dtype, name=name)(h)
 
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
@@ -198,5 +207,5 @@ class UNet(nn.Module):
                 )
                 h = conv(h.shape[-1], name=f"up{level}_upsample")(h)
 
-        h = nn.silu(GroupNorm(name="out_norm")(h))
+        h = nn.silu(GroupNorm(self.norm_groups, name="out_norm")(h))
         return ZerosConv(self.out_channels, (3, 3), name="out_conv")(h)

@@ -151,7 +151,10 @@ def test_sizes_that_do_not_divide_are_named(size):
     [
         ({"name": "unet3d"}, "model.name='unet3d': choose one of"),
         ({"name": "segdiff", "depth": 3}, "model.depth is not a field of segdiff"),
-        ({"name": "segdiff", "channels": 48}, "model.channels=48 must be a multiple of 32"),
+        (
+            {"name": "segdiff", "channels": 48},
+            "model.channels=48 must be a multiple of model.norm_groups=32",
+        ),
         ({"name": "segdiff", "dtype": "float16"}, "model.dtype='float16'"),
     ],
 )

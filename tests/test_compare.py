@@ -1,0 +1,145 @@
+"""The comparison trains what it says, and its tables hold what the runs left."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+
+from tools import compare, runs
+from tools.comparison import MAIN, MORE, SPLITS, Comparison
+from tools.runs import Run
+
+IDS = [f"ISIC_{i}" for i in range(4)]
+
+
+def write_csv(path, rows):
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def comparison(tmp_path):
+    """Two seeds; a row's IoU is 0.5 + its number / 100, + 0.01 of the second seed."""
+    comparison = Comparison(tmp_path, 2)
+    for (model, seed), run in comparison.runs.items():
+        (run.workdir / "checkpoints" / "last" / f"{100 + seed}").mkdir(parents=True)
+        # The first speed includes compiling.
+        speeds = [0.5, 20 + len(model), 20 + len(model), 90]
+        write_csv(run.workdir / "metrics.csv", [{"images_per_second": s} for s in speeds])
+    for number, row in enumerate(MAIN + MORE):
+        for seed in comparison.seeds(row):
+            ious = 0.5 + number / 100 + seed / 100 + np.array([-0.1, 0.1, 0.1, -0.1])
+            for split in SPLITS:
+                folder = comparison.folder(row, split, seed)
+                folder.mkdir()
+                lines = [{"id": i, "iou": f"{x:.6f}"} for i, x in zip(IDS, ious, strict=True)]
+                write_csv(folder / "metrics.csv", lines)
+                mean = dict.fromkeys(compare.SCORES, 0.25) | {"iou": ious.mean()}
+                uncertainty = {"ece": 0.01 * (1 + seed)}
+                if "mirrored" in row.label:
+                    uncertainty["correlation"] = 0.5
+                strata = {"hair": {"yes": {"num_images": 4, "iou": ious.mean()}}}
+                metrics = {"mean": mean, "uncertainty": uncertainty, "strata": strata}
+                (folder / "metrics.json").write_text(json.dumps(metrics))
+    return comparison
+
+
+def test_tables_hold_what_the_runs_left(comparison, tmp_path):
+    seconds = {row: 0.01 * (1 + i) for i, row in enumerate(MAIN + MORE)}
+    lines = compare.report(comparison, seconds).splitlines()
+    for line in (
+        # Steps 100 and 101; the median speed without the first.
+        "| segdiff | 1,327,377 | 1.73 | 27.0 ± 0.0 | 100 ± 1 |",
+        "| medt | 1,382,337 | 0.27 | 24.0 | 100 |",
+        "| U-Net | 10.0 | 0.505 ± 0.007 | 0.250 ± 0.000 | 0.250 ± 0.000 | 0.250 ± 0.000 |",
+        "| MedT | 30.0 | 0.520 | 0.250 | 0.250 | 0.250 |",
+        "| U-Net, mirrored | 0.0150 ± 0.0071 | 0.50 ± 0.00 | 0.0150 ± 0.0071 | 0.50 ± 0.00 |",
+        "| MedT | 0.0100 |  | 0.0100 |  |",
+    ):
+        assert line in lines, line
+    condition = next(line for line in lines if line.startswith("| hair: yes | 4 |"))
+    assert condition.split(" | ")[2:5] == ["0.505 ± 0.007", "0.515 ± 0.007", "0.520"]
+    # Of the same seed and image: SegDiff is the fifth after U-Net, mirrored, in every pair.
+    pair = "+0.0400 | +0.0400 to +0.0400 | +0.0400, +0.0400"
+    assert f"| SegDiff | {pair} | {pair} |" in lines
+    assert not any(line.startswith("| U-Net, mirrored | +") for line in lines)
+    compare.draw(comparison, seconds, tmp_path / "plot.svg")
+    assert "SegDiff + U-Net" in (tmp_path / "plot.svg").read_text()
+
+
+def test_differences_are_paired(comparison):
+    """One image 0.4 better of the others: the mean is 0.1, and 0 and more are in the interval."""
+    row = MAIN[0]
+    for split in SPLITS:
+        for seed in comparison.seeds(row):
+            ious = comparison.ious(MAIN[1], split)[seed] + np.array([0.4, 0, 0, 0])
+            lines = [{"id": i, "iou": x} for i, x in zip(IDS, ious, strict=True)]
+            write_csv(comparison.folder(row, split, seed) / "metrics.csv", lines)
+    line = compare.difference_table(comparison).splitlines()[2]
+    assert line.startswith("| U-Net | +0.1000 | +0.0000 to +0.3000 | +0.1000, +0.1000 |")
+
+
+def test_flop_of_the_unet_are_those_of_its_convolutions():
+    parameters, gflop = compare.parameters_and_gflop("unet")
+    widths = compare.compare.get_config("unet").model.channels
+    taps = lambda size: (3 * size - 2) ** 2  # Of a 3x3 convolution, but for the padding.
+    macs, before = 0, 3
+    for level, width in enumerate(widths):
+        size = 64 // 2**level
+        macs += (before + width) * width * taps(size)
+        if level:  # Up to the level above, and its two convolutions.
+            above = widths[level - 1]
+            macs += 4 * width * above * size**2 + (2 + 1) * above**2 * taps(2 * size)
+        before = width
+    assert gflop == pytest.approx(2 * macs / 1e9, rel=0.01)
+    assert parameters > 9 * widths[-1] ** 2
+
+
+def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {4, 5, 6, 7})
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: commands.append(command))
+    comparison = Comparison(tmp_path, 3)
+    comparison.train(30, 2, ["--config.data.dir=somewhere"])
+    assert len(commands) == 3 + 3 + 1 + 1
+    assert {tuple(command[:3]) for command in commands} == {
+        ("taskset", "-c", "4,5"),
+        ("taskset", "-c", "6,7"),
+    }
+    first = next(c for c in commands if f"--workdir={tmp_path / 'unet-seed2'}" in c)
+    for flag in (
+        "--config=configs/compare.py:unet",
+        "--config.seed=2",
+        "--config.train.max_minutes=30",
+        "--config.data.dir=somewhere",
+    ):
+        assert flag in first
+    assert "+ train.py" in (tmp_path / "unet-seed2" / "train.log").read_text()
+
+
+def test_a_failed_training_stops_the_comparison(tmp_path):
+    with pytest.raises(runs.subprocess.CalledProcessError):
+        Comparison(tmp_path, 1).train(1, 1, ["--config.nosuch=1"])
+    assert "nosuch" in (tmp_path / "segdiff-seed0" / "train.log").read_text()
+
+
+def test_a_run_of_another_config_is_not_continued(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
+    with pytest.raises(SystemExit, match="has another seed: move its folder away"):
+        Run(tmp_path, only_print=False).train("configs/compare.py:unet", {"seed": 0}, [])
+
+
+def test_text_goes_between_the_marks(tmp_path):
+    path = tmp_path / "results.md"
+    path.write_text("a\n<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\nb\n")
+    for text in ("new", "newer"):
+        compare.insert(path, text)
+    begin, end = "<!-- begin: tools.compare -->", "<!-- end: tools.compare -->"
+    assert path.read_text() == f"a\n{begin}\n\nnewer\n\n{end}\nb\n"
+    path.write_text("nothing")
+    with pytest.raises(ValueError, match=r"results\.md has no lines"):
+        compare.insert(path, "text")

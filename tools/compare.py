@@ -1,0 +1,170 @@
+"""Every model of configs/compare.py on the same data, for the same time: a part of docs/results.md.
+
+python -m tools.compare --minutes=30 --config.data.manual_dir=FOLDER
+
+trains each from several seeds, samples the validation and the test split, and writes tables and a
+plot of IoU against seconds. What was trained or scored before is kept, and an interrupted training
+goes on, so it can be stopped at any time. Options that are not listed here are train.py's.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+from configs import compare
+from segdiff_jax.evaluation.metrics import bootstrap_interval
+from segdiff_jax.models import is_diffusion, make_model
+from tools.comparison import BASELINE, MAIN, MORE, SPLITS, Comparison, Row
+from tools.runs import cell, table
+
+SCORES = {
+    "iou": "IoU",
+    "dice": "Dice",
+    "thresholded_jaccard": "thresholded Jaccard",
+    "fbound": "FBound",
+}
+
+
+def report(comparison: Comparison, seconds: dict[Row, float]) -> str:
+    """The tables, in Markdown."""
+    parts = [model_table(comparison)]
+    for split, name in SPLITS.items():
+        parts += [f"Scores, {name}:", score_table(comparison, split, seconds)]
+    parts += ["IoU by condition, stand-in test:", condition_table(comparison)]
+    parts += [f"IoU minus that of {BASELINE.label}, image by image:", difference_table(comparison)]
+    parts += ["Uncertainty:", uncertainty_table(comparison)]
+    return "\n\n".join(parts)
+
+
+def model_table(comparison: Comparison) -> str:
+    """Size and speed of each network."""
+    lines = []
+    for model in compare.MODELS:
+        parameters, gflop = parameters_and_gflop(model)
+        speeds, steps = comparison.training(model)
+        lines.append([model, f"{parameters:,}", f"{gflop:.2f}", cell(speeds, 1), cell(steps, 0)])
+    return table("model | parameters | GFLOP a pass | images/s in training | steps", lines)
+
+
+def parameters_and_gflop(model: str) -> tuple[int, float]:
+    """Of one pass over one image; a multiplication and an addition are 2, as XLA counts them."""
+    config = compare.get_config(model)
+    network, size = make_model(config.model), config.data.image_size
+    inputs = [jnp.zeros((1, size, size, 3))]
+    if is_diffusion(network):
+        inputs = [jnp.zeros((1, size, size, 1)), *inputs, jnp.zeros((1,), jnp.int32)]
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs))
+    flop = jax.jit(network.apply).lower(variables, *inputs).cost_analysis()["flops"]
+    return sum(x.size for x in jax.tree.leaves(variables["params"])), flop / 1e9
+
+
+def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -> str:
+    """Mean scores of every way to predict, and its time."""
+    lines = []
+    for row in MAIN + MORE:
+        numbers = [cell(comparison.scores(row, split, "mean", score)) for score in SCORES]
+        lines.append([row.label, f"{1000 * seconds[row]:.1f}", *numbers])
+    return table(" | ".join(["", "ms an image", *SCORES.values()]), lines)
+
+
+def condition_table(comparison: Comparison) -> str:
+    """Mean IoU of every condition of the test split."""
+    strata, lines = comparison.metrics(BASELINE, "test", 0)["strata"], []
+    for tag, values in strata.items():
+        for value, of in values.items():
+            path = "strata", tag, value, "iou"
+            ious = [cell(comparison.scores(row, "test", *path)) for row in MAIN]
+            lines.append([f"{tag.replace('_', ' ')}: {value}", str(of["num_images"]), *ious])
+    return table(" | ".join(["condition", "images", *(row.label for row in MAIN)]), lines)
+
+
+def difference_table(comparison: Comparison) -> str:
+    """The mean difference from `BASELINE`, and its paired bootstrap interval over the images."""
+    lines = []
+    for row in MAIN + MORE:
+        line = [row.label]
+        for split in SPLITS:
+            ours, theirs = comparison.ious(row, split), comparison.ious(BASELINE, split)
+            pairs = ours - theirs[: len(ours)]
+            low, high = bootstrap_interval(pairs.mean(axis=0))
+            by_seed = ", ".join(f"{difference:+.4f}" for difference in pairs.mean(axis=1))
+            line += [f"{pairs.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", by_seed]
+        lines += [line] if row != BASELINE else []
+    columns = [
+        column for name in SPLITS.values() for column in (name, "95% interval", "seed by seed")
+    ]
+    return table(" | ".join(["", *columns]), lines)
+
+
+def uncertainty_table(comparison: Comparison) -> str:
+    """Calibration error, and the rank correlation of the votes' disagreement with 1 - IoU."""
+    lines = []
+    for row in MAIN + MORE:
+        numbers = []
+        for split in SPLITS:
+            of = lambda name, row=row, split=split: comparison.scores(
+                row, split, "uncertainty", name
+            )
+            numbers += [cell(of("ece"), 4), cell(of("correlation"), 2)]
+        lines.append([row.label, *numbers])
+    columns = [f"{what}, {name}" for name in SPLITS.values() for what in ("ECE", "correlation")]
+    return table(" | ".join(["", *columns]), lines)
+
+
+def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
+    """IoU against the time of an image, a panel for each split."""
+    colours = dict(zip(compare.MODELS, ("C0", "C1", "C2", "C3"), strict=True))
+    figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 5), layout="constrained")
+    for axis, (split, name) in zip(axes, SPLITS.items(), strict=True):
+        for row in MAIN + MORE:
+            place = 1000 * seconds[row], np.mean(comparison.scores(row, split, "mean", "iou"))
+            colour = colours[row.models[0]] if len(row.models) == 1 else "black"
+            axis.plot(*place, "o", color=colour)
+            offset = {"xytext": (5, 4), "textcoords": "offset points"}
+            axis.annotate(row.label, place, fontsize=7, color=colour, **offset)
+        axis.set(xscale="log", xlabel="milliseconds an image", ylabel="mean IoU", title=name)
+        axis.grid(alpha=0.3)
+        axis.margins(x=0.3, y=0.1)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def insert(path: Path, text: str) -> None:
+    """Puts the text between the marks of a Markdown file.
+
+    Raises:
+        ValueError: if the marks are missing.
+    """
+    begin, end = "<!-- begin: tools.compare -->", "<!-- end: tools.compare -->"
+    before, _, rest = path.read_text().partition(begin)
+    if end not in rest:
+        raise ValueError(f"{path} has no lines {begin} and {end} to write between")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=30, help="of training, each run")
+    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a model")
+    parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--out", default="runs/compare", help="folder of the runs")
+    parser.add_argument("--results", default="docs/results.md", help="what the tables go into")
+    options, flags = parser.parse_known_args()
+    results = Path(options.results)
+    insert(results, "Being made.")  # Its mistakes show now, not after hours.
+    jax.config.update("jax_compilation_cache_dir", ".cache/xla")
+    comparison = Comparison(Path(options.out), options.seeds)
+    comparison.train(options.minutes, options.side_by_side, flags)
+    seconds = comparison.seconds(MAIN + MORE)
+    draw(comparison, seconds, results.with_name("compare.svg"))
+    text = report(comparison, seconds) + "\n\n![IoU against the time of an image](compare.svg)"
+    insert(results, text)
+    print(f"{text}\n\nwritten to {results}")
+
+
+if __name__ == "__main__":
+    main()

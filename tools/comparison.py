@@ -1,0 +1,185 @@
+"""The runs of the comparison of docs/results.md and what they say; see compare.py."""
+
+import csv
+import dataclasses
+import functools
+import json
+import os
+import queue
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from configs import default
+from segdiff_jax.command import set_fields
+from segdiff_jax.data.pipeline import ResizedSource
+from segdiff_jax.data.prepare import load_source
+from segdiff_jax.evaluation.evaluate import evaluate, native_examples
+from segdiff_jax.trained import Trained, ensemble_of, load_trained
+from tools.runs import Run
+
+SEEDS = {"segdiff": 3, "unet": 3, "medsegdiff": 1, "medt": 1}
+SPLITS = {"validation": "validation", "test": "stand-in test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One way to predict.
+
+    Attributes:
+        models: whose probabilities are averaged.
+        sampler: the fields of config.sampler that change.
+        max_seeds: as it takes time, at most so many seeds are scored.
+    """
+
+    label: str
+    models: tuple[str, ...]
+    sampler: tuple[str, ...] = ()
+    max_seeds: int = 3
+
+    @property
+    def folder(self) -> str:
+        """Of its scores, in the workdir of the first model."""
+        return re.sub(r"\W+", "-", self.label.lower()).strip("-")
+
+
+ONCE = ("flips=false", "steps=1", "votes=1")
+MAIN = (
+    Row("U-Net", ("unet",), ("flips=false",)),
+    Row("U-Net, mirrored", ("unet",)),
+    Row("MedT", ("medt",), ("flips=false",)),
+    Row("MedT, mirrored", ("medt",)),
+    Row("SegDiff, 1 step", ("segdiff",), ONCE),
+    Row("SegDiff", ("segdiff",)),
+    Row("MedSegDiff, 1 step", ("medsegdiff",), ONCE),
+    Row("MedSegDiff", ("medsegdiff",)),
+    Row("SegDiff + U-Net", ("segdiff", "unet")),
+)
+MORE = (
+    Row("SegDiff, 1 vote", ("segdiff",), ("flips=false", "votes=1"), 1),
+    Row("SegDiff, 9 votes, not mirrored", ("segdiff",), ("flips=false", "votes=9"), 1),
+)
+BASELINE = MAIN[1]
+
+
+class Comparison:
+    """The runs and their scores; scores that are missing are made."""
+
+    def __init__(self, out: Path, seeds: int):
+        self.runs = {
+            (model, seed): Run(out / f"{model}-seed{seed}", only_print=False)
+            for seed in range(seeds)
+            for model, count in SEEDS.items()
+            if seed < count
+        }
+
+    def train(self, minutes: float, side_by_side: int, flags: list[str]) -> None:
+        """Trains all that is not trained, so many at a time, each on its share of the cores."""
+        lanes = queue.SimpleQueue()
+        for cores in np.array_split(sorted(os.sched_getaffinity(0)), side_by_side):
+            lanes.put(("taskset", "-c", ",".join(map(str, cores))))
+
+        def train(key: tuple[str, int]) -> None:
+            (model, seed), run, lane = key, self.runs[key], lanes.get()
+            fields = {"seed": seed, "train.max_minutes": minutes}
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(run.workdir / "train.log", "a") as log:
+                    run.train(f"configs/compare.py:{model}", fields, flags, log, lane)
+            finally:
+                lanes.put(lane)
+
+        with ThreadPoolExecutor(side_by_side) as pool:
+            jobs = pool.map(train, self.runs)
+            for _ in tqdm(jobs, "training", len(self.runs), unit="run"):
+                pass
+
+    def seeds(self, row: Row) -> list[int]:
+        """Those from which all of the row's models are trained."""
+        known = range(row.max_seeds)
+        return [seed for seed in known if all((model, seed) in self.runs for model in row.models)]
+
+    @functools.cache  # noqa: B019, which is for objects that come and go
+    def trained(self, row: Row, seed: int) -> Trained:
+        """The row's models, as sample.py loads them."""
+
+        def change(config: ConfigDict) -> None:
+            # No field that the model does not read.
+            set_fields(config.sampler, list(row.sampler))
+
+        folders = (self.runs[model, seed].workdir for model in row.models)
+        return ensemble_of([load_trained(path, default.get_config(), change) for path in folders])
+
+    def folder(self, row: Row, split: str, seed: int) -> Path:
+        """Of what sample.py would write."""
+        return self.runs[row.models[0], seed].workdir / f"{split}-{row.folder}"
+
+    @functools.cache  # noqa: B019
+    def metrics(self, row: Row, split: str, seed: int) -> dict:
+        """The contents of metrics.json."""
+        out = self.folder(row, split, seed)
+        if not (out / "metrics.json").exists():
+            trained = self.trained(row, seed)
+            data = trained.config.data
+            records = load_source(data.dataset, split, data.dir, data.manual_dir)
+            examples = native_examples(records, data.image_size, data.colour_constancy)
+            sources = trained.predictor, trained.variables, examples, len(records)
+            evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
+        return json.loads((out / "metrics.json").read_text())
+
+    def scores(self, row: Row, split: str, *path: str) -> list[float]:
+        """One number of metrics.json, of every seed; NaN where it is not known."""
+        values = []
+        for seed in self.seeds(row):
+            value = self.metrics(row, split, seed)
+            for name in path:
+                value = (value or {}).get(name)
+            values.append(np.nan if value is None else value)
+        return values
+
+    def ious(self, row: Row, split: str) -> np.ndarray:
+        """f64[seeds, images], sorted by id."""
+        rows = []
+        for seed in self.seeds(row):
+            self.metrics(row, split, seed)
+            with open(self.folder(row, split, seed) / "metrics.csv", newline="") as file:
+                rows.append([float(line["iou"]) for line in csv.DictReader(file)])
+        return np.array(rows)
+
+    def training(self, model: str) -> tuple[list[float], list[float]]:
+        """Images a second (the median of what a run logged) and steps done, of every seed."""
+        speeds, steps = [], []
+        for (name, _), run in self.runs.items():
+            if name == model:
+                with open(run.workdir / "metrics.csv", newline="") as file:
+                    logged = [row["images_per_second"] for row in csv.DictReader(file)]
+                speeds.append(statistics.median(float(x) for x in logged[1:] if x))
+                steps.append(run.steps())
+        return speeds, steps
+
+    def seconds(self, rows: Sequence[Row], repeats: int = 3) -> dict[Row, float]:
+        """Of one image: the median of predicting 8 validation images, compiled, in turn."""
+        data = self.trained(rows[0], 0).config.data
+        records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
+        source = ResizedSource(records, data.image_size, limit=8)
+        images = np.stack([source[i]["image"] for i in range(len(source))])
+        images = images[: len(images) // jax.local_device_count() * jax.local_device_count()]
+        times = {row: [] for row in rows}
+        for _ in tqdm(range(repeats + 1), "timing", unit="round"):  # The first compiles.
+            for row in rows:
+                trained, ids = self.trained(row, 0), [str(i) for i in range(len(images))]
+                size = min(trained.predictor.batch_size, len(images))
+                start = time.perf_counter()
+                for i in range(0, len(images), size):
+                    batch = slice(i, i + size)
+                    trained.predictor(trained.variables, images[batch], ids[batch])
+                times[row].append((time.perf_counter() - start) / len(images))
+        return {row: statistics.median(of[1:]) for row, of in times.items()}
