@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow compare lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -19,6 +19,12 @@ test: $(VENV)/dev  ## The test suite, without the slow tests.
 
 slow: $(VENV)/dev  ## The slow tests.
 	$(BIN)/python -m pytest -m slow
+
+ISIC ?= ../shared/data/isic2016
+SIDE_BY_SIDE ?= 1
+compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+compare: $(VENV)/dev  ## Train every model for 30 minutes, several times; write docs/results.md.
+	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir=$(ISIC)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

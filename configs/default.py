@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     model.num_heads = 4  # of the attention
     model.dropout = 0.0  # in the residual blocks
     model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
-    model.norm_groups = 32  # of each GroupNorm
+    model.norm_groups = 32  # of each GroupNorm; 0: batch norm
     model.out_channels = 1  # 2: with a learned variance, of imported parameters
     model.rrdb_blocks = 1  # blocks of the image encoder G
     model.rrdb_width = 32  # channels of G

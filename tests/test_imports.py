@@ -21,7 +21,7 @@ ALLOWED = {
     "training": {"diffusion", "data"},
     "training.check": {"data", "parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
-    "evaluation": {"diffusion", "data", "parallel"},
+    "evaluation": {"diffusion", "models", "data", "parallel"},
     "trained": {"diffusion", "models", "evaluation", "checkpoint"},
 }
 

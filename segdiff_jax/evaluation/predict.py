@@ -19,6 +19,7 @@ from segdiff_jax.diffusion.process import VARIANCES, Process
 from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.ensemble import ENSEMBLES, to_mask
+from segdiff_jax.models import is_diffusion
 
 # Of the two axes before the channels, or of a mask; each is its own inverse.
 FLIPS = (
@@ -38,11 +39,7 @@ class Predictor:
     """
 
     def __init__(self, sampler: ConfigDict, samples: int):
-        """Checks what all kinds read of `sampler`.
-
-        Args:
-            samples: of one image that are made at once.
-        """
+        """Checks what all kinds read of `sampler`; `samples` of an image are made at once."""
         check_choice(sampler, "ensemble", ENSEMBLES)
         check_positive(sampler, "max_batch")
         if not 0 < sampler.threshold < 1:
@@ -185,7 +182,7 @@ def make_predictor(
     Raises:
         ValueError: naming a field of `sampler` that does not fit.
     """
-    if hasattr(model, "denoise"):
+    if is_diffusion(model):
         return DiffusionPredictor(model, process, sampler, seed)
     return SupervisedPredictor(model, sampler)
 

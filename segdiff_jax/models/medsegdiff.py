@@ -9,7 +9,7 @@ from jax import Array
 
 from segdiff_jax.models.rrdb import Conv
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.models.unet import ResBlock
+from segdiff_jax.models.unet import Norm, ResBlock
 
 
 class FFParser(nn.Module):
@@ -34,14 +34,14 @@ class ImageLevel(nn.Module):
     Attributes:
         channels: of this level.
         downsample: halve the size first.
-        dropout, scale_shift_norm, norm_groups, dtype: see `ResBlock`.
+        dropout, scale_shift_norm, norm, dtype: see `ResBlock`.
     """
 
     channels: int
     downsample: bool
     dropout: float
     scale_shift_norm: bool
-    norm_groups: int
+    norm: Norm
     dtype: jnp.dtype
 
     @nn.compact
@@ -49,7 +49,7 @@ class ImageLevel(nn.Module):
         """The image's features of the level before and the mask's of this one -> the image's."""
         if self.downsample:
             m_image = Conv(m_image.shape[-1], strides=2, dtype=self.dtype, name="down")(m_image)
-        options = self.dropout, self.scale_shift_norm, self.norm_groups, self.dtype
+        options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
         block = ResBlock(self.channels, *options, name="res")
         m_image = block(m_image, emb, train)
         norms = [nn.LayerNorm(dtype=jnp.float32, name=f"norm_{of}") for of in ("image", "mask")]
@@ -73,7 +73,7 @@ class MedSegDiff(SegDiff):
                 level > 0,
                 self.dropout,
                 self.scale_shift_norm,
-                self.norm_groups,
+                self.make_norm(),
                 jnp.dtype(self.dtype),
             )
             for level, mult in enumerate(self.channel_mult)

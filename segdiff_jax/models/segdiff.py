@@ -5,13 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.rrdb import Conv, RRDBNet
-from segdiff_jax.models.unet import UNet
+from segdiff_jax.models.unet import Norm, UNet, make_norm
 
 
 class SegDiff(nn.Module):
     """F, G, E and D put together; the defaults are the paper's network for 256 px.
 
-    Attributes are explained in `RRDBNet` and `UNet`.
+    Attributes are explained in `RRDBNet`, `UNet` and, `norm_groups` and `axis_name`, `make_norm`.
 
     Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError.
     `dtype` is "float32" or "bfloat16"; parameters are float32 either way.
@@ -32,6 +32,7 @@ class SegDiff(nn.Module):
     rrdb_scan: bool = False
     remat: bool = False
     dtype: str = "float32"
+    axis_name: str | None = None
 
     def setup(self):
         if self.dtype not in ("float32", "bfloat16"):
@@ -56,10 +57,24 @@ class SegDiff(nn.Module):
             self.dropout,
             self.scale_shift_norm,
             self.out_channels,
-            self.norm_groups,
+            self.make_norm(),
             self.remat,
             dtype,
         )
+
+    def make_norm(self) -> Norm:
+        """Of the U-Net; a ValueError if the width does not allow it, or dropout does not."""
+        if self.norm_groups < 0 or (self.norm_groups and self.channels % self.norm_groups):
+            raise ValueError(
+                f"model.channels={self.channels} must be a multiple of "
+                f"model.norm_groups={self.norm_groups}"
+            )
+        if self.dropout and not self.norm_groups:
+            raise ValueError(
+                f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
+                "does not allow: set model.norm_groups above 0"
+            )
+        return make_norm(self.norm_groups, self.axis_name)
 
     def encode_image(self, image: Array) -> Array:
         """G(I), which depends on neither t nor x_t: computed once per image.

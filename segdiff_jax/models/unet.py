@@ -17,10 +17,21 @@ from segdiff_jax.models.rrdb import KERNEL_INIT, Conv
 Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
-# Statistics in float32 whatever the compute dtype.
-GroupNorm = functools.partial(
-    nn.GroupNorm, epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False
-)
+Norm = Callable[[bool, str], nn.Module]
+
+
+def make_norm(groups: int, axis_name: str | None = None) -> Norm:
+    """(train, name) -> a norm, in float32 whatever the compute dtype.
+
+    Args:
+        groups: of GroupNorm; 0: batch norm.
+        axis_name: of the devices over which batch statistics are averaged in training, if any.
+    """
+    if groups:
+        group_norm = functools.partial(nn.GroupNorm, groups, use_fast_variance=False)
+        return lambda train, name: group_norm(epsilon=1e-5, dtype=jnp.float32, name=name)
+    batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, axis_name=axis_name)
+    return lambda train, name: batch_norm(not train, dtype=jnp.float32, name=name)
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
@@ -47,23 +58,23 @@ class ResBlock(nn.Module):
         channels: of the output.
         scale_shift_norm: the timestep scales and shifts the second norm instead of being added
             before it.
-        norm_groups: of each GroupNorm.
+        norm: see `make_norm`.
     """
 
     channels: int
-    dropout: float = 0.0
-    scale_shift_norm: bool = False
-    norm_groups: int = 32
+    dropout: float
+    scale_shift_norm: bool
+    norm: Norm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         """x dtype[B, H, W, C_in], emb f32[B, E] -> dtype[B, H, W, channels]."""
-        h = nn.silu(GroupNorm(self.norm_groups, name="norm_in")(x)).astype(self.dtype)
+        h = nn.silu(self.norm(train, "norm_in")(x)).astype(self.dtype)
         h = Conv(self.channels, dtype=self.dtype, name="conv_in")(h)
         width = 2 * self.channels if self.scale_shift_norm else self.channels
         emb = Dense(width, dtype=self.dtype, name="time")(nn.silu(emb))[:, None, None, :]
-        norm = GroupNorm(self.norm_groups, name="norm_out")
+        norm = self.norm(train, "norm_out")
         if self.scale_shift_norm:
             scale, shift = jnp.split(emb.astype(jnp.float32), 2, axis=-1)
             h = norm(h) * (1 + scale) + shift
@@ -83,14 +94,14 @@ class AttentionBlock(nn.Module):
     """
 
     heads: int
-    norm_groups: int = 32
+    norm: Norm
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool) -> Array:
         """dtype[B, H, W, C] -> dtype[B, H, W, C]; C must be a multiple of `heads`."""
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.norm_groups, name="norm")(x).reshape(batch, height * width, channels)
+        h = self.norm(train, "norm")(x).reshape(batch, height * width, channels)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
         q, k, v = jnp.moveaxis(qkv, 3, 0)
@@ -105,12 +116,12 @@ class UNet(nn.Module):
     """E and D.
 
     Attributes:
-        channels: base width; a multiple of `norm_groups`.
+        channels: base width.
         channel_mult: width of each level, in units of `channels`; each level halves the size.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
         out_channels: 1, or 2 with a learned variance.
-        norm_groups: of each GroupNorm.
+        norm: see `make_norm`.
         remat: recompute each block in the backward pass, for memory.
         dtype: of the computation; parameters, norms and softmax are float32.
     """
@@ -119,13 +130,13 @@ class UNet(nn.Module):
     channel_mult: tuple[int, ...]
     num_res_blocks: int
     attention_resolutions: tuple[int, ...]
-    num_heads: int = 4
-    dropout: float = 0.0
-    scale_shift_norm: bool = False
-    out_channels: int = 1
-    norm_groups: int = 32
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    num_heads: int
+    dropout: float
+    scale_shift_norm: bool
+    out_channels: int
+    norm: Norm
+    remat: bool
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(
@@ -150,11 +161,6 @@ class UNet(nn.Module):
         Raises:
             ValueError: naming the field that does not fit the width or the size.
         """
-        if self.norm_groups < 1 or self.channels % self.norm_groups:
-            raise ValueError(
-                f"model.channels={self.channels} must be a multiple of "
-                f"model.norm_groups={self.norm_groups}"
-            )
         multiple = 2 ** (len(self.channel_mult) - 1)
         if h.shape[1] % multiple or h.shape[2] % multiple:
             raise ValueError(
@@ -162,7 +168,9 @@ class UNet(nn.Module):
                 f"model.channel_mult has {len(self.channel_mult)} levels"
             )
         res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        attention_block = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        attention_block = (
+            nn.remat(AttentionBlock, static_argnums=(2,)) if self.remat else AttentionBlock
+        )
         conv = functools.partial(Conv, dtype=self.dtype)
 
         emb = timestep_embedding(t, self.channels)
@@ -170,12 +178,12 @@ class UNet(nn.Module):
         emb = Dense(4 * self.channels, name="time_1")(emb)
 
         def res(h, width, name):
-            options = self.dropout, self.scale_shift_norm, self.norm_groups, self.dtype
+            options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
             block = res_block(width, *options, name=name)
             return block(h, emb, train)
 
         def attend(h, name):
-            return attention_block(self.num_heads, self.norm_groups, self.dtype, name=name)(h)
+            return attention_block(self.num_heads, self.norm, self.dtype, name=name)(h, train)
 
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
@@ -207,5 +215,5 @@ class UNet(nn.Module):
                 )
                 h = conv(h.shape[-1], name=f"up{level}_upsample")(h)
 
-        h = nn.silu(GroupNorm(self.norm_groups, name="out_norm")(h))
+        h = nn.silu(self.norm(train, "out_norm")(h))
         return ZerosConv(self.out_channels, (3, 3), name="out_conv")(h)

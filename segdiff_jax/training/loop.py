@@ -23,7 +23,7 @@ from segdiff_jax.models import init_variables, is_diffusion, make_model, variabl
 from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
-from segdiff_jax.training.steps import diffusion_losses, supervised_losses, train_step
+from segdiff_jax.training.steps import make_losses_fn, train_step
 
 # A run with another value of these would not be the same run.
 FIXED = (
@@ -81,19 +81,9 @@ class Run:
             self._predictor = make_predictor(model, process, sampler, config.seed)
         except ValueError as error:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
-        losses_fn = functools.partial(supervised_losses, model=model)
-        if is_diffusion(model):
-            losses_fn = functools.partial(
-                diffusion_losses,
-                model=model,
-                process=process,
-                weights=process.loss_weights(config.diffusion.weight),
-                recycling=config.diffusion.recycling,
-                timestep_power=config.diffusion.timestep_power,
-            )
         self._step_fn = functools.partial(
             train_step,
-            losses_fn=losses_fn,
+            losses_fn=make_losses_fn(config, model, process),
             tx=tx,
             augment=augment,
             ema_decay=config.train.ema_decay,
@@ -107,10 +97,10 @@ class Run:
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
         if config.train.half_size_share:
             try:
-                half = variables_like(model, size // 2, channels)["params"]
+                half = variables_like(model, size // 2, channels)
             except ValueError as error:
                 raise ValueError(f"train.half_size_share: {error}") from error
-            if half != self._like.params:
+            if half["params"] != self._like.params:
                 raise ValueError(
                     f"train.half_size_share={config.train.half_size_share}: the parameters of "
                     f"{config.model.name} have the size of the image; set 0"

@@ -1,5 +1,6 @@
 """The training step: pure, and written for one device."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 from jax import Array
+from ml_collections import ConfigDict
 
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
@@ -28,7 +30,8 @@ def diffusion_loss(
     eps: Array,
     keys: Array | None = None,
     recycling: bool = False,
-) -> Array:
+    batch_stats: Any = None,
+) -> tuple[Array, Any]:
     """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
     Args:
@@ -43,14 +46,23 @@ def diffusion_loss(
         recycling: x_t is made of the mask that the network itself predicts from pure noise, as
             when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), at the price of one more
             forward pass.
+        batch_stats: the running statistics of batch norm; None or empty: there are none. With keys,
+            the batch's own are used.
     Returns:
-        f32[B].
+        f32[B], and the running statistics after this batch.
     """
     x_start = process.input_scale * mask
     fold = jax.vmap(jax.random.fold_in, (0, None))
 
     def apply(params, x_t, t, estimate=None):
         inputs = process.network_input(x_t, t, estimate), image, t
+        if batch_stats:
+            variables, train = {"params": params, "batch_stats": batch_stats}, keys is not None
+            output, updates = model.apply(variables, *inputs, train=train, mutable=["batch_stats"])
+            return output, updates["batch_stats"]
+        return apply_without_statistics(params, inputs), batch_stats
+
+    def apply_without_statistics(params, inputs):
         if keys is None or not getattr(model, "dropout", 0.0):
             return model.apply({"params": params}, *inputs, train=False)
 
@@ -62,7 +74,7 @@ def diffusion_loss(
         return jax.vmap(apply_one)(keys, *inputs)
 
     def own_estimate(x_t, t):
-        output = apply(jax.lax.stop_gradient(params), x_t, t)
+        output, _ = apply(jax.lax.stop_gradient(params), x_t, t)
         return process.predict(output, x_t, t).x_start
 
     noisy = x_start
@@ -75,10 +87,10 @@ def diffusion_loss(
     if process.self_conditioning and keys is not None:
         known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))
         estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
-    output = apply(params, x_t, t, estimate)
+    output, updated = apply(params, x_t, t, estimate)
     if process.logits:
-        return bce_dice(output, (mask + 1) / 2)
-    return mse(output, process.target(x_start, t, eps))
+        return bce_dice(output, (mask + 1) / 2), updated
+    return mse(output, process.target(x_start, t, eps)), updated
 
 
 def diffusion_losses(
@@ -102,13 +114,14 @@ def diffusion_losses(
         timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
             more at the noisy end, where sampling starts.
     Returns:
-        f32[B], and `batch_stats` as they came.
+        f32[B], and the batch statistics after this batch.
     """
     u = jax.vmap(jax.random.uniform)(keys[:, 0])
     T = len(process.schedule)
     t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)
     eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 1])
-    losses = diffusion_loss(model, process, params, image, mask, t, eps, keys[:, 2], recycling)
+    inputs = image, mask, t, eps, keys[:, 2], recycling, batch_stats
+    losses, batch_stats = diffusion_loss(model, process, params, *inputs)
     return losses if weights is None else at(weights, t, 1) * losses, batch_stats
 
 
@@ -123,6 +136,23 @@ def supervised_losses(
     variables = {"params": params, "batch_stats": batch_stats}
     logits, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
     return bce_dice(logits, (mask + 1) / 2), updates.get("batch_stats", batch_stats)
+
+
+def make_losses_fn(
+    config: ConfigDict, model: nn.Module, process: Process
+) -> Callable[..., tuple[Array, Any]]:
+    """What `config.objective` minimises, for `train_step`; `process` is of diffusion only."""
+    if config.objective == "supervised":
+        return functools.partial(supervised_losses, model=model)
+    diffusion = config.diffusion
+    return functools.partial(
+        diffusion_losses,
+        model=model,
+        process=process,
+        weights=process.loss_weights(diffusion.weight),
+        recycling=diffusion.recycling,
+        timestep_power=diffusion.timestep_power,
+    )
 
 
 def train_step(

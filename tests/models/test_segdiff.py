@@ -135,6 +135,19 @@ def test_a_new_network_predicts_zero():
     assert float(jnp.std(params["F"]["kernel"])) == pytest.approx((1 / 3 / 9) ** 0.5, rel=0.2)
 
 
+def test_norm_groups_of_zero_is_batch_norm_everywhere():
+    """Each GroupNorm's parameters keep their names, and get running statistics."""
+    grouped, batch = (variables_like(SegDiff(**TINY, norm_groups=g), 16) for g in (32, 0))
+    assert "batch_stats" not in grouped
+    names = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    assert names(batch["params"]) == names(grouped["params"])
+    stats = batch["batch_stats"]["unet"]
+    assert set(stats) == set(batch["params"]["unet"]) & set(stats) and "out_norm" in stats
+    for block, params in batch["params"]["unet"].items():
+        norms = {name for name in params if "norm" in name}
+        assert norms == set(stats.get(block, {})) or block == "out_norm"
+
+
 @pytest.mark.parametrize("size", [(15, 16), (16, 18)])
 def test_sizes_that_do_not_divide_are_named(size):
     model = SegDiff(**TINY | {"channel_mult": (1, 1, 1)})
@@ -156,6 +169,11 @@ def test_sizes_that_do_not_divide_are_named(size):
             "model.channels=48 must be a multiple of model.norm_groups=32",
         ),
         ({"name": "segdiff", "dtype": "float16"}, "model.dtype='float16'"),
+        ({"name": "segdiff", "norm_groups": -1}, "model.channels=128 must be a multiple of"),
+        (
+            {"name": "medsegdiff", "norm_groups": 0, "dropout": 0.1},
+            "model.dropout=0.1 is drawn for each example alone",
+        ),
     ],
 )
 def test_bad_fields_are_named(fields, message):

@@ -12,9 +12,9 @@ from segdiff_jax.data.synthetic_lesions.drawing import draw
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.evaluation.predict import make_predictor
-from segdiff_jax.models import MODELS, init_variables, is_diffusion, make_model
+from segdiff_jax.models import MODELS, init_variables, make_model
 from segdiff_jax.training.state import create_state, make_optimizer
-from segdiff_jax.training.steps import diffusion_losses, supervised_losses, train_step
+from segdiff_jax.training.steps import make_losses_fn, train_step
 from tests.conftest import tiny_overrides
 
 SIZE = 32
@@ -37,11 +37,7 @@ def test_overfits_four_images(name):
     truth = np.stack([resize_mask(255 * np.uint8(mask > 0), SIZE) for _, mask in drawn]) > 127
     batch = {"image": images, "mask": 255 * np.uint8(truth)[..., None], "index": np.arange(4)}
     model, process = make_model(config.model), make_process(config.diffusion)
-    losses_fn = functools.partial(supervised_losses, model=model)
-    if is_diffusion(model):
-        losses_fn = functools.partial(
-            diffusion_losses, model=model, process=process, timestep_power=1 / 3
-        )
+    losses_fn = make_losses_fn(config, model, process)
     tx = make_optimizer(config)
     augment = lambda keys, image, mask: (image.astype("float32"), mask.astype("float32"))
     step = functools.partial(train_step, losses_fn=losses_fn, tx=tx, augment=augment, ema_decay=0.9)

@@ -16,7 +16,7 @@ from segdiff_jax.data.synthetic_lesions.drawing import draw
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer
-from segdiff_jax.training.steps import diffusion_losses, train_step
+from segdiff_jax.training.steps import make_losses_fn, train_step
 from tests.conftest import ROOT, tiny_overrides
 
 STEPS = int(os.environ.get("SEGDIFF_STEPS", 200))
@@ -40,22 +40,14 @@ def test_the_loss_goes_down_without_nan(name, dtype):
     rate = max(1e-3, config.train.learning_rate)  # The full-size network has a smaller one.
     config.train.update(num_steps=STEPS, warmup_steps=20, learning_rate=rate)
     config.model.dtype = dtype
-    process, diffusion = make_process(config.diffusion), config.diffusion
+    process = make_process(config.diffusion)
     model, tx = make_model(config.model), make_optimizer(config)
     pairs = [draw(number, 16)[:2] for number in range(64)]
     images, masks = map(np.stack, zip(*pairs, strict=True))
     masks = masks.reshape(64, 16, 16, 1)
-    losses_fn = functools.partial(
-        diffusion_losses,
-        model=model,
-        process=process,
-        weights=process.loss_weights(diffusion.weight),
-        recycling=diffusion.recycling,
-        timestep_power=diffusion.timestep_power,
-    )
     step = functools.partial(
         train_step,
-        losses_fn=losses_fn,
+        losses_fn=make_losses_fn(config, model, process),
         tx=tx,
         augment=Augmentation(**config.augment),
         ema_decay=0.999,

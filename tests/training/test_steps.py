@@ -48,7 +48,7 @@ def original(golden, golden_state_dict):
     @jax.jit
     def gradient(params, image, mask, t, eps):
         def loss_fn(params):
-            losses = diffusion_loss(model, process, params, image, mask, t, eps)
+            losses, _ = diffusion_loss(model, process, params, image, mask, t, eps)
             return losses.mean(), losses
 
         return jax.grad(loss_fn, has_aux=True)(params)
@@ -312,6 +312,32 @@ def test_batch_statistics_are_those_of_all_devices(problem, supervised_problem):
     assert (np.abs(stats["mean"]) > 1e-3).all() and (np.abs(stats["var"] - 1) > 1e-3).all()
 
 
+def test_batch_norm_of_a_diffusion_model(problem):
+    class Normed(nn.Module):
+        axis_name: str | None = None
+
+        @nn.compact
+        def __call__(self, x_t, image, t, train):
+            h = nn.Conv(4, (3, 3), use_bias=False)(jnp.concatenate([x_t, image], axis=-1))
+            h = nn.BatchNorm(not train, momentum=0.5, axis_name=self.axis_name)(h)
+            return nn.Conv(1, (3, 3))(nn.relu(h))
+
+    arguments, _, batch = problem
+    inputs = jnp.ones((1, 8, 8, 1)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
+    variables = jax.jit(lambda: Normed().init(jax.random.key(0), *inputs))()
+    state = create_state(variables, arguments["tx"])
+    arguments = arguments | {"recycling": True}
+    one = jax.jit(make_step(**arguments | {"model": Normed()}))
+    losses, after = run_steps(one, state, batch)
+    stats = after.batch_stats["BatchNorm_0"]
+    assert (np.abs(stats["mean"]) > 1e-3).all() and (np.abs(stats["var"] - 1) > 1e-3).all()
+    four = make_step(**arguments | {"model": Normed(parallel.AXIS)}, axis_name=parallel.AXIS)
+    pmapped = parallel.pmap_train_step(four)
+    four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
+    np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
+    assert_trees_close(four, after, rtol=1e-4)
+
+
 def test_gates_are_frozen_for_the_first_steps(problem, supervised_problem):
     step, state = supervised_problem
     frozen = jax.jit(step(frozen_gate_steps=2))
@@ -349,7 +375,7 @@ def test_mse_scores_what_the_network_predicts(prediction, target):
     image = jnp.zeros((2, 4, 4, 3))
     with pytest.raises(AssertionError, match="shape"):
         mse(jnp.zeros((2, 4, 4, 2)), eps)
-    losses = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
+    losses, _ = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
     abar = process.schedule.alphas_cumprod[[3, 90], None, None, None]
     v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * 0.3 * mask
     expected = np.mean((0.25 - {"eps": eps, "mask": mask, "v": v}[target]) ** 2, axis=(1, 2, 3))
@@ -381,7 +407,7 @@ def test_recycling_noises_the_mask_predicted_from_pure_noise(example):
     image, mask, t, eps, keys = example
     model = Recorder()
     process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
-    losses = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
+    losses, _ = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
     (x_T, last), (x_t, told) = model.calls[:2]
     assert (last == 99).all() and abs(x_T.mean()) < 0.2 and abs(x_T.std() - 1) < 0.1
     np.testing.assert_array_equal(told, t)
@@ -429,7 +455,8 @@ def test_the_extra_pass_has_no_gradient(example):
 
     def recycled(p):
         image = jnp.zeros((4, 8, 8, 3))
-        return diffusion_loss(Scaled(), process, p, image, mask, t, eps, keys, True).mean()
+        losses, _ = diffusion_loss(Scaled(), process, p, image, mask, t, eps, keys, True)
+        return losses.mean()
 
     value, gradient = jax.value_and_grad(recycled)(0.4)
     np.testing.assert_allclose(value, loss(0.4, 0.4), rtol=1e-5)
