@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import isic2016_64
 
+# Of the paper's 64 to 1024 channels, a quarter: the best on validation after the same time.
 SUPERVISED = {
-    "unet": {"name": "unet", "channels": (64, 128, 256, 512, 1024), "norm": "batch"},
+    "unet": {"name": "unet", "channels": (16, 32, 64, 128, 256), "norm": "batch"},
     "medt": {"name": "medt", "variant": "medt"},
 }
 MODELS = ("segdiff", "medsegdiff", *SUPERVISED)

@@ -121,10 +121,17 @@ def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
     assert "+ train.py" in (tmp_path / "unet-seed2" / "train.log").read_text()
 
 
-def test_a_failed_training_stops_the_comparison(tmp_path):
-    with pytest.raises(runs.subprocess.CalledProcessError):
-        Comparison(tmp_path, 1).train(1, 1, ["--config.nosuch=1"])
+def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
+    results = tmp_path / "results.md"
+    results.write_text("<!-- begin: tools.compare -->\n<!-- end: tools.compare -->\n")
+    command = ["compare", f"--out={tmp_path}", f"--results={results}", "--config.nosuch=1"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(
+        SystemExit, match=r"error: training segdiff from seed 0 failed; .*train.log"
+    ):
+        compare.main()
     assert "nosuch" in (tmp_path / "segdiff-seed0" / "train.log").read_text()
+    assert not (tmp_path / "medt-seed0" / "train.log").exists()
 
 
 def test_a_run_of_another_config_is_not_continued(tmp_path):

@@ -23,7 +23,7 @@ PARAMETERS = {
     "compare:medsegdiff": 1_674_193,
     "compare:medt": 1_382_337,
     "compare:segdiff": 1_327_377,
-    "compare:unet": 31_037_633,
+    "compare:unet": 1_942_577,
     "default": 3_405_345,
     "isic2016": 159_838_209,
     "isic2016_128": 3_514_817,

@@ -8,6 +8,7 @@ goes on, so it can be stopped at any time. Options that are not listed here are 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import jax
@@ -158,7 +159,10 @@ def main() -> None:
     insert(results, "Being made.")  # Its mistakes show now, not after hours.
     jax.config.update("jax_compilation_cache_dir", ".cache/xla")
     comparison = Comparison(Path(options.out), options.seeds)
-    comparison.train(options.minutes, options.side_by_side, flags)
+    try:
+        comparison.train(options.minutes, options.side_by_side, flags)
+    except ChildProcessError as error:
+        sys.exit(f"error: {error}")
     seconds = comparison.seconds(MAIN + MORE)
     draw(comparison, seconds, results.with_name("compare.svg"))
     text = report(comparison, seconds) + "\n\n![IoU against the time of an image](compare.svg)"

@@ -8,9 +8,10 @@ import os
 import queue
 import re
 import statistics
+import subprocess
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import jax
@@ -82,10 +83,15 @@ class Comparison:
         }
 
     def train(self, minutes: float, side_by_side: int, flags: list[str]) -> None:
-        """Trains all that is not trained, so many at a time, each on its share of the cores."""
+        """Trains all that is not trained, so many at a time, each on its share of the cores.
+
+        Raises:
+            ChildProcessError: naming the log of a training that failed; no other is begun then.
+        """
         lanes = queue.SimpleQueue()
         for cores in np.array_split(sorted(os.sched_getaffinity(0)), side_by_side):
-            lanes.put(("taskset", "-c", ",".join(map(str, cores))))
+            pinned = ("taskset", "-c", ",".join(map(str, cores)))
+            lanes.put(pinned if side_by_side > 1 else ())
 
         def train(key: tuple[str, int]) -> None:
             (model, seed), run, lane = key, self.runs[key], lanes.get()
@@ -94,13 +100,20 @@ class Comparison:
             try:
                 with open(run.workdir / "train.log", "a") as log:
                     run.train(f"configs/compare.py:{model}", fields, flags, log, lane)
+            except subprocess.CalledProcessError as error:
+                raise ChildProcessError(
+                    f"training {model} from seed {seed} failed; {run.workdir}/train.log says why"
+                ) from error
             finally:
                 lanes.put(lane)
 
         with ThreadPoolExecutor(side_by_side) as pool:
-            jobs = pool.map(train, self.runs)
-            for _ in tqdm(jobs, "training", len(self.runs), unit="run"):
-                pass
+            jobs = [pool.submit(train, key) for key in self.runs]
+            try:
+                for job in tqdm(as_completed(jobs), "training", len(jobs), unit="run"):
+                    job.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def seeds(self, row: Row) -> list[int]:
         """Those from which all of the row's models are trained."""
@@ -112,7 +125,6 @@ class Comparison:
         """The row's models, as sample.py loads them."""
 
         def change(config: ConfigDict) -> None:
-            # No field that the model does not read.
             set_fields(config.sampler, list(row.sampler))
 
         folders = (self.runs[model, seed].workdir for model in row.models)
