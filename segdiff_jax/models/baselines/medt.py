@@ -13,12 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 VARIANTS = ("axial", "gated", "logo", "medt")
-GATES = (
-    0.1,
-    0.1,
-    1.0,
-    0.1,
-)  # At the start: of the positions of q and of k, of v, of v's positions.
+GATES = (0.1, 0.1, 1.0, 0.1)  # At the start: of q's and of k's positions, of v, of v's positions.
 PATCHES = 4  # A side; the local branch sees each patch alone.
 
 
