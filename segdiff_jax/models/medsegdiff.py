@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.norms import Norm
 from segdiff_jax.models.rrdb import Conv
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.models.unet import Norm, ResBlock
+from segdiff_jax.models.unet import ResBlock
 
 
 class FFParser(nn.Module):

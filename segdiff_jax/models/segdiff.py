@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.norms import Norm, make_norm
 from segdiff_jax.models.rrdb import Conv, RRDBNet
-from segdiff_jax.models.unet import Norm, UNet, make_norm
+from segdiff_jax.models.unet import UNet
 
 
 class SegDiff(nn.Module):

@@ -12,26 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.norms import Norm
 from segdiff_jax.models.rrdb import KERNEL_INIT, Conv
 
 Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
-Norm = Callable[[bool, str], nn.Module]
-
-
-def make_norm(groups: int, axis_name: str | None = None) -> Norm:
-    """(train, name) -> a norm, in float32 whatever the compute dtype.
-
-    Args:
-        groups: of GroupNorm; 0: batch norm.
-        axis_name: of the devices over which batch statistics are averaged in training, if any.
-    """
-    if groups:
-        group_norm = functools.partial(nn.GroupNorm, groups, use_fast_variance=False)
-        return lambda train, name: group_norm(epsilon=1e-5, dtype=jnp.float32, name=name)
-    batch_norm = functools.partial(nn.BatchNorm, momentum=0.9, axis_name=axis_name)
-    return lambda train, name: batch_norm(not train, dtype=jnp.float32, name=name)
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
@@ -58,7 +44,7 @@ class ResBlock(nn.Module):
         channels: of the output.
         scale_shift_norm: the timestep scales and shifts the second norm instead of being added
             before it.
-        norm: see `make_norm`.
+        norm: see `norms.make_norm`.
     """
 
     channels: int
@@ -121,7 +107,7 @@ class UNet(nn.Module):
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
         out_channels: 1, or 2 with a learned variance.
-        norm: see `make_norm`.
+        norm: see `norms.make_norm`.
         remat: recompute each block in the backward pass, for memory.
         dtype: of the computation; parameters, norms and softmax are float32.
     """

@@ -20,7 +20,8 @@ class TrainState:
         step: i32[], updates done.
         params, ema_params: f32 trees, the second a moving average of the first.
         opt_state: of the optimiser.
-        batch_stats: f32 tree, the running statistics of batch norm; empty for models without.
+        batch_stats: f32 tree, the same moving average of the statistics of each batch, for batch
+            norm; empty for models without.
     """
 
     step: Array
@@ -44,14 +45,16 @@ def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) ->
 def apply_gradients(
     state: TrainState,
     grads: Any,
+    batch_stats: Any,
     tx: optax.GradientTransformation,
     ema_decay: float,
     ema_warmup: bool = True,
     rate: Array | float = 1.0,
     gate_rate: Array | float = 1.0,
 ) -> TrainState:
-    """One update of the parameters, `rate` times that of `tx`, and of their moving average.
+    """One update of the parameters, `rate` times that of `tx`, and of the moving averages.
 
+    `batch_stats` are the statistics of this batch alone.
     The gates of gated attention (parameters named "gates") move by `gate_rate` times that.
 
     With `ema_warmup` the decay of update n (counted from 0) is min(ema_decay, (1 + n) / (10 + n)):
@@ -67,9 +70,10 @@ def apply_gradients(
     decay = jnp.asarray(ema_decay, jnp.float32)
     if ema_warmup:
         decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-    return state.replace(
-        step=state.step + 1, params=params, ema_params=ema_params, opt_state=opt_state
+    new = {"params": params, "batch_stats": batch_stats}
+    averaged = optax.incremental_update(new, state.averaged(), 1 - decay)
+    return TrainState(
+        state.step + 1, params, averaged["params"], opt_state, averaged["batch_stats"]
     )
 
 

@@ -46,10 +46,10 @@ def diffusion_loss(
         recycling: x_t is made of the mask that the network itself predicts from pure noise, as
             when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), at the price of one more
             forward pass.
-        batch_stats: the running statistics of batch norm; None or empty: there are none. With keys,
+        batch_stats: the average statistics of batch norm; None or empty: there are none. With keys,
             the batch's own are used.
     Returns:
-        f32[B], and the running statistics after this batch.
+        f32[B], and the statistics of this batch.
     """
     x_start = process.input_scale * mask
     fold = jax.vmap(jax.random.fold_in, (0, None))
@@ -114,7 +114,7 @@ def diffusion_losses(
         timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
             more at the noisy end, where sampling starts.
     Returns:
-        f32[B], and the batch statistics after this batch.
+        f32[B], and the statistics of this batch.
     """
     u = jax.vmap(jax.random.uniform)(keys[:, 0])
     T = len(process.schedule)
@@ -131,7 +131,7 @@ def supervised_losses(
     """BCE + Dice of the log odds that `model` makes of the image.
 
     Returns:
-        f32[B], and the batch statistics after this batch.
+        f32[B], and the statistics of this batch.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     logits, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
@@ -187,7 +187,7 @@ def train_step(
         soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
             over one half.
         microbatches: gradients are averaged over this many slices of the batch, for memory; batch
-            norm takes the statistics of each slice.
+            norm takes the statistics of each slice, which are averaged, too.
         half_size: train on images and masks of half the height and width, which are the means of
             2 x 2 augmented pixels: about four times as fast.
         frozen_gate_steps: updates before the gates of gated attention move.
@@ -197,33 +197,31 @@ def train_step(
     """
     step_key = jax.random.fold_in(key, state.step)
 
-    def loss_fn(params, batch_stats, part):
+    def loss_fn(params, part):
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
         keys = jax.vmap(split)(part["index"])
         image, mask = augment(keys[:, 0], part["image"], part["mask"])
         if half_size:
             image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
-        losses, batch_stats = losses_fn(params, batch_stats, image, mask, keys[:, 1:])
+        losses, batch_stats = losses_fn(params, state.batch_stats, image, mask, keys[:, 1:])
         return losses.mean(), batch_stats
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        (loss, batch_stats), grads = grad_fn(state.params, state.batch_stats, batch)
+        (loss, batch_stats), grads = grad_fn(state.params, batch)
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
-        def add(carry, part):
-            total, batch_stats = carry
-            (loss, batch_stats), grads = grad_fn(state.params, batch_stats, part)
-            return (jax.tree.map(jnp.add, total, (loss, grads)), batch_stats), None
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad_fn(state.params, part)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
-        (total, batch_stats), _ = jax.lax.scan(add, (zeros, state.batch_stats), parts)
-        loss, grads = jax.tree.map(lambda x: x / microbatches, total)
-    if axis_name is not None:
-        loss, grads, batch_stats = jax.lax.pmean((loss, grads, batch_stats), axis_name)
+        zeros = (jnp.float32(0), state.batch_stats), state.params
+        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, zeros), parts)
+        (loss, batch_stats), grads = jax.tree.map(lambda x: x / microbatches, total)
+    if axis_name is not None:  # Batch norm itself averages its statistics.
+        loss, grads = jax.lax.pmean((loss, grads), axis_name)
     metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    state = state.replace(batch_stats=batch_stats)
     gate_rate = jnp.where(state.step < frozen_gate_steps, 0.0, 1.0)
-    return apply_gradients(state, grads, tx, ema_decay, ema_warmup, rate, gate_rate), metrics
+    options = tx, ema_decay, ema_warmup, rate, gate_rate
+    return apply_gradients(state, grads, batch_stats, *options), metrics

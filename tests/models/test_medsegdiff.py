@@ -8,7 +8,7 @@ import pytest
 from segdiff_jax.models import variables_like
 from segdiff_jax.models.medsegdiff import FFParser, ImageLevel, MedSegDiff
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.models.unet import make_norm
+from segdiff_jax.models.norms import make_norm
 from tests.models.test_segdiff import TINY, random_params
 
 

@@ -16,14 +16,23 @@ from segdiff_jax.training.state import (
 )
 
 
-def test_moving_average_warms_up():
-    tx = optax.sgd(1.0)
-    state = create_state({"params": {"w": jnp.zeros(())}}, tx)
-    warm = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.15)
+def test_moving_averages_warm_up():
+    """Of the parameters, which here follow 1, 2, and of each batch's statistics, here 1, 2, too."""
+    tx, zero = optax.sgd(1.0), jnp.zeros(())
+    start = create_state({"params": {"w": zero}, "batch_stats": {"s": zero}}, tx)
+
+    def update(state, number, *options, **more):
+        state = apply_gradients(
+            state, {"w": jnp.array(-1.0)}, {"s": jnp.float32(number)}, tx, *options, **more
+        )
+        assert float(state.batch_stats["s"]) == float(state.ema_params["w"])
+        return state
+
+    warm = update(start, 1, 0.15)
     assert float(warm.ema_params["w"]) == pytest.approx(0.9)  # Decay min(0.15, 1 / 10).
-    warm = apply_gradients(warm, {"w": jnp.array(-1.0)}, tx, 0.15)
+    warm = update(warm, 2, 0.15)
     assert float(warm.ema_params["w"]) == pytest.approx(0.15 * 0.9 + 0.85 * 2)  # Not 2 / 11.
-    cold = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.15, ema_warmup=False)
+    cold = update(start, 1, 0.15, ema_warmup=False)
     assert float(cold.ema_params["w"]) == pytest.approx(0.85)
     assert int(warm.step) == 2 and float(warm.params["w"]) == 2.0
 
@@ -63,7 +72,7 @@ def test_bad_schedule_is_named():
 def test_the_rate_scales_the_update():
     tx = optax.sgd(1.0)
     state = create_state({"params": {"w": jnp.zeros(())}}, tx)
-    half = apply_gradients(state, {"w": jnp.array(-1.0)}, tx, 0.0, rate=0.5)
+    half = apply_gradients(state, {"w": jnp.array(-1.0)}, {}, tx, 0.0, rate=0.5)
     assert float(half.params["w"]) == 0.5
 
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.norms import batch_norm
+
 VARIANTS = ("axial", "gated", "logo", "medt")
 GATES = (0.1, 0.1, 1.0, 0.1)  # At the start: of q's and of k's positions, of v, of v's positions.
 PATCHES = 4  # A side; the local branch sees each patch alone.
@@ -201,7 +203,7 @@ class MedT(nn.Module):
 
         Args:
             image: f32[B, H, W, 3], normalised; the tables of positions have its size.
-            train: normalise by the batch's own statistics and update the running ones.
+            train: normalise by the statistics of the batch, and update them, see `batch_norm`.
         Returns:
             f32[B, H, W, 1].
         Raises:
@@ -239,13 +241,6 @@ def join_patches(patches: Array) -> Array:
     _, height, width, channels = patches.shape
     grid = patches.reshape(-1, PATCHES, PATCHES, height, width, channels).swapaxes(2, 3)
     return grid.reshape(-1, PATCHES * height, PATCHES * width, channels)
-
-
-def batch_norm(train: bool, axis_name: str | None) -> functools.partial:
-    """Batch norm by the batch's statistics in training and by the running ones else."""
-    return functools.partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=axis_name
-    )
 
 
 conv_without_bias = functools.partial(

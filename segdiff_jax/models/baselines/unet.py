@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.norms import batch_norm
+
 PADDINGS = ("same", "valid")
 NORMS = ("batch", "group", "none")
 
@@ -40,7 +42,7 @@ class RonnebergerUNet(nn.Module):
 
         Args:
             image: f32[B, H, W, 3], normalised.
-            train: normalise by the batch's own statistics and update the running ones.
+            train: normalise by the statistics of the batch, and update them, see `batch_norm`.
         Returns:
             f32[B, H, W, 1].
         Raises:
@@ -68,9 +70,7 @@ class RonnebergerUNet(nn.Module):
         """The network itself: "valid" makes 388 x 388 log odds of a 572 x 572 image."""
         dtype = jnp.dtype(self.dtype)
         norms = {
-            "batch": lambda h: nn.BatchNorm(
-                not train, momentum=0.9, dtype=jnp.float32, axis_name=self.axis_name
-            )(h),
+            "batch": lambda h: batch_norm(train, self.axis_name)()(h),
             "group": lambda h: nn.GroupNorm(min(32, h.shape[-1] // 2), dtype=jnp.float32)(h),
             "none": lambda h: h,
         }
