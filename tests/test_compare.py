@@ -3,12 +3,16 @@
 import csv
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from configs import default
+from segdiff_jax.models import make_model
 from tools import compare, runs
-from tools.comparison import MAIN, MORE, SPLITS, Comparison
+from tools import comparison as comparison_module
+from tools.comparison import MAIN, MORE, SPLITS, Comparison, Row
 from tools.runs import Run
 
 IDS = [f"ISIC_{i}" for i in range(4)]
@@ -25,6 +29,7 @@ def write_csv(path, rows):
 def comparison(tmp_path):
     """Two seeds; a row's IoU is 0.5 + its number / 100, + 0.01 of the second seed."""
     comparison = Comparison(tmp_path, 2)
+    comparison.trained = lambda row, seed: SimpleNamespace(settings={"model": row.label})
     for (model, seed), run in comparison.runs.items():
         (run.workdir / "checkpoints" / "last" / f"{100 + seed}").mkdir(parents=True)
         # The first speed includes compiling.
@@ -44,6 +49,7 @@ def comparison(tmp_path):
                     uncertainty["correlation"] = 0.5
                 strata = {"hair": {"yes": {"num_images": 4, "iou": ious.mean()}}}
                 metrics = {"mean": mean, "uncertainty": uncertainty, "strata": strata}
+                metrics |= {"settings": {"model": row.label}, "num_images": len(IDS)}
                 (folder / "metrics.json").write_text(json.dumps(metrics))
     return comparison
 
@@ -53,10 +59,10 @@ def test_tables_hold_what_the_runs_left(comparison, tmp_path):
     lines = compare.report(comparison, seconds).splitlines()
     for line in (
         # Steps 100 and 101; the median speed without the first.
-        "| segdiff | 1,327,377 | 1.73 | 27.0 ± 0.0 | 100 ± 1 |",
-        "| medt | 1,382,337 | 0.27 | 24.0 | 100 |",
-        "| U-Net | 10.0 | 0.505 ± 0.007 | 0.250 ± 0.000 | 0.250 ± 0.000 | 0.250 ± 0.000 |",
-        "| MedT | 30.0 | 0.520 | 0.250 | 0.250 | 0.250 |",
+        "| segdiff | 1,327,377 | 27.0 ± 0.0 | 100 ± 1 |",
+        "| medt | 1,382,337 | 24.0 | 100 |",
+        "| U-Net | 0.35 | 10.0 | 0.505 ± 0.007 | 0.250 ± 0.000 | 0.250 ± 0.000 | 0.250 ± 0.000 |",
+        "| MedT | 0.27 | 30.0 | 0.520 | 0.250 | 0.250 | 0.250 |",
         "| U-Net, mirrored | 0.0150 ± 0.0071 | 0.50 ± 0.00 | 0.0150 ± 0.0071 | 0.50 ± 0.00 |",
         "| MedT | 0.0100 |  | 0.0100 |  |",
     ):
@@ -65,8 +71,10 @@ def test_tables_hold_what_the_runs_left(comparison, tmp_path):
     assert condition.split(" | ")[2:5] == ["0.505 ± 0.007", "0.515 ± 0.007", "0.520"]
     # Of the same seed and image: SegDiff is the fifth after U-Net, mirrored, in every pair.
     pair = "+0.0400 | +0.0400 to +0.0400 | +0.0400, +0.0400"
-    assert f"| SegDiff | {pair} | {pair} |" in lines
-    assert not any(line.startswith("| U-Net, mirrored | +") for line in lines)
+    assert f"| SegDiff minus U-Net, mirrored | {pair} | {pair} |" in lines
+    pair = "+0.0300 | +0.0300 to +0.0300 | +0.0300, +0.0300"
+    assert f"| SegDiff + U-Net minus SegDiff | {pair} | {pair} |" in lines
+    assert not any(line.startswith("| U-Net, mirrored minus") for line in lines)
     compare.draw(comparison, seconds, tmp_path / "plot.svg")
     assert "SegDiff + U-Net" in (tmp_path / "plot.svg").read_text()
 
@@ -80,11 +88,13 @@ def test_differences_are_paired(comparison):
             lines = [{"id": i, "iou": x} for i, x in zip(IDS, ious, strict=True)]
             write_csv(comparison.folder(row, split, seed) / "metrics.csv", lines)
     line = compare.difference_table(comparison).splitlines()[2]
-    assert line.startswith("| U-Net | +0.1000 | +0.0000 to +0.3000 | +0.1000, +0.1000 |")
+    assert line.startswith(
+        "| U-Net minus U-Net, mirrored | +0.1000 | +0.0000 to +0.3000 | +0.1000, +0.1000 |"
+    )
 
 
 def test_flop_of_the_unet_are_those_of_its_convolutions():
-    parameters, gflop = compare.parameters_and_gflop("unet")
+    gflop = compare.gflop_an_image(Row("", ("unet",), ("flips=false",)))
     widths = compare.compare.get_config("unet").model.channels
     taps = lambda size: (3 * size - 2) ** 2  # Of a 3x3 convolution, but for the padding.
     macs, before = 0, 3
@@ -96,7 +106,48 @@ def test_flop_of_the_unet_are_those_of_its_convolutions():
             macs += 4 * width * above * size**2 + (2 + 1) * above**2 * taps(2 * size)
         before = width
     assert gflop == pytest.approx(2 * macs / 1e9, rel=0.01)
-    assert parameters > 9 * widths[-1] ** 2
+    mirrored, both = Row("", ("unet",)), Row("", ("unet", "segdiff"))
+    assert compare.gflop_an_image(mirrored) == pytest.approx(4 * gflop)
+    # The image and its mirror images are encoded once, and denoised 5 times in each vote.
+    segdiff = compare.gflop_of_methods(
+        make_model(compare.compare.get_config("segdiff").model), 64, 1
+    )
+    expected = 4 * gflop + 4 * segdiff["encode_image"] + 4 * 5 * segdiff["denoise"]
+    assert compare.gflop_an_image(both) == pytest.approx(expected)
+
+
+def test_an_ensemble_of_one_model_is_of_two_seeds(comparison, tmp_path):
+    members = lambda *args: [run.workdir.name for run in comparison.members(*args)]
+    twice = Row("", ("unet", "segdiff", "unet"))
+    assert comparison.seeds(twice) == [0, 1]
+    assert members(twice, 0) == ["unet-seed0", "segdiff-seed0", "unet-seed1"]
+    assert members(twice, 1) == ["unet-seed1", "segdiff-seed1", "unet-seed0"]
+    assert comparison.seeds(Row("", ("unet", "medt"))) == [0]
+    assert comparison.seeds(Row("", ("medt", "medt"))) == []
+    assert {row.label for row in MORE} - {row.label for row in Comparison(tmp_path, 1).rows} == {
+        "U-Net + U-Net"
+    }
+
+
+def test_scores_of_other_settings_are_made_anew(comparison, monkeypatch):
+    row = MAIN[0]
+    assert comparison.metrics(row, "test", 0)["num_images"] == 4
+    asked = []
+    monkeypatch.setattr(comparison_module, "load_source", lambda *args: asked.append(args) or [])
+    monkeypatch.setattr(comparison_module, "native_examples", lambda *args: [])
+    monkeypatch.setattr(comparison_module, "evaluate", lambda *args: None)
+    data = default.get_config().data
+    changed = SimpleNamespace(
+        settings={"model": "other"},
+        config=SimpleNamespace(data=data),
+        predictor=None,
+        variables=None,
+    )
+    comparison.trained = lambda row, seed: changed
+    comparison.metrics(row, "test", 0)
+    assert not asked  # Known in this process.
+    comparison.metrics(row, "test", 1)
+    assert [args[:2] for args in asked] == [(data.dataset, "test")]
 
 
 def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
@@ -123,7 +174,7 @@ def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
 
 def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
     results = tmp_path / "results.md"
-    results.write_text("<!-- begin: tools.compare -->\n<!-- end: tools.compare -->\n")
+    results.write_text("<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\n")
     command = ["compare", f"--out={tmp_path}", f"--results={results}", "--config.nosuch=1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(
@@ -131,7 +182,9 @@ def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
     ):
         compare.main()
     assert "nosuch" in (tmp_path / "segdiff-seed0" / "train.log").read_text()
-    assert not (tmp_path / "medt-seed0" / "train.log").exists()
+    assert not (tmp_path / "unet-seed0" / "train.log").exists()
+    marks = "<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\n"
+    assert results.read_text() == marks  # Kept until there is something new.
 
 
 def test_a_run_of_another_config_is_not_continued(tmp_path):
@@ -150,3 +203,13 @@ def test_text_goes_between_the_marks(tmp_path):
     path.write_text("nothing")
     with pytest.raises(ValueError, match=r"results\.md has no lines"):
         compare.insert(path, "text")
+
+
+@pytest.mark.parametrize("count", [0, 999])
+def test_so_many_trainings_cannot_be_side_by_side(count, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "results.md"
+    path.write_text("<!-- begin: tools.compare -->\n<!-- end: tools.compare -->\n")
+    monkeypatch.setattr("sys.argv", ["compare", f"--results={path}", f"--side_by_side={count}"])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert f"--side_by_side={count}: at least 1" in capsys.readouterr().err

@@ -20,7 +20,7 @@ NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 NAMES.remove("compare")
 NAMES += [f"compare:{model}" for model in compare.MODELS]
 PARAMETERS = {
-    "compare:medsegdiff": 1_674_193,
+    "compare:medsegdiff": 1_770_961,
     "compare:medt": 1_382_337,
     "compare:segdiff": 1_327_377,
     "compare:unet": 1_942_577,

@@ -8,6 +8,8 @@ goes on, so it can be stopped at any time. Options that are not listed here are 
 """
 
 import argparse
+import functools
+import os
 import sys
 from pathlib import Path
 
@@ -15,11 +17,15 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from flax import linen as nn
 
 from configs import compare
+from segdiff_jax.command import set_fields
+from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.metrics import bootstrap_interval
-from segdiff_jax.models import is_diffusion, make_model
-from tools.comparison import BASELINE, MAIN, MORE, SPLITS, Comparison, Row
+from segdiff_jax.evaluation.predict import make_predictor
+from segdiff_jax.models import is_diffusion, make_model, variables_like
+from tools.comparison import BASELINE, DIFFUSION, ENSEMBLE, MAIN, SPLITS, Comparison, Row
 from tools.runs import cell, table
 
 SCORES = {
@@ -36,7 +42,7 @@ def report(comparison: Comparison, seconds: dict[Row, float]) -> str:
     for split, name in SPLITS.items():
         parts += [f"Scores, {name}:", score_table(comparison, split, seconds)]
     parts += ["IoU by condition, stand-in test:", condition_table(comparison)]
-    parts += [f"IoU minus that of {BASELINE.label}, image by image:", difference_table(comparison)]
+    parts += ["Differences of the IoU, image by image:", difference_table(comparison)]
     parts += ["Uncertainty:", uncertainty_table(comparison)]
     return "\n\n".join(parts)
 
@@ -45,31 +51,52 @@ def model_table(comparison: Comparison) -> str:
     """Size and speed of each network."""
     lines = []
     for model in compare.MODELS:
-        parameters, gflop = parameters_and_gflop(model)
+        config = compare.get_config(model)
+        params = variables_like(make_model(config.model), config.data.image_size)["params"]
+        parameters = sum(x.size for x in jax.tree.leaves(params))
         speeds, steps = comparison.training(model)
-        lines.append([model, f"{parameters:,}", f"{gflop:.2f}", cell(speeds, 1), cell(steps, 0)])
-    return table("model | parameters | GFLOP a pass | images/s in training | steps", lines)
+        lines.append([model, f"{parameters:,}", cell(speeds, 1), cell(steps, 0)])
+    return table("model | parameters | images/s in training | steps", lines)
 
 
-def parameters_and_gflop(model: str) -> tuple[int, float]:
-    """Of one pass over one image; a multiplication and an addition are 2, as XLA counts them."""
-    config = compare.get_config(model)
-    network, size = make_model(config.model), config.data.image_size
-    inputs = [jnp.zeros((1, size, size, 3))]
+def gflop_an_image(row: Row) -> float:
+    """Of all passes of all models; a multiplication and an addition are 2, as XLA counts them."""
+    total = 0.0
+    for model in row.models:
+        config = compare.get_config(model)
+        set_fields(config.sampler, list(row.sampler))
+        network, process = make_model(config.model), make_process(config.diffusion)
+        passes = make_predictor(network, process, config.sampler, config.seed).passes
+        flop = gflop_of_methods(network, config.data.image_size, process.input_channels)
+        total += sum(count * flop[method] for method, count in passes.items())
+    return total
+
+
+@functools.cache
+def gflop_of_methods(network: nn.Module, size: int, mask_channels: int) -> dict[str, float]:
+    """GFLOP of one pass over one image, by the method of the network."""
+    variables = variables_like(network, size, mask_channels)
+    x_t, image = (jnp.zeros((1, size, size, c)) for c in (mask_channels, 3))
+    inputs = {"__call__": (image,)}
     if is_diffusion(network):
-        inputs = [jnp.zeros((1, size, size, 1)), *inputs, jnp.zeros((1,), jnp.int32)]
-    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), *inputs))
-    flop = jax.jit(network.apply).lower(variables, *inputs).cost_analysis()["flops"]
-    return sum(x.size for x in jax.tree.leaves(variables["params"])), flop / 1e9
+        encode = functools.partial(network.apply, method="encode_image")
+        features = jax.eval_shape(encode, variables, image)
+        inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
+    gflop = {}
+    for method, args in inputs.items():
+        program = jax.jit(functools.partial(network.apply, method=method))
+        gflop[method] = program.lower(variables, *args).cost_analysis()["flops"] / 1e9
+    return gflop
 
 
 def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -> str:
-    """Mean scores of every way to predict, and its time."""
+    """Mean scores of every way to predict, and its cost."""
     lines = []
-    for row in MAIN + MORE:
+    for row in comparison.rows:
         numbers = [cell(comparison.scores(row, split, "mean", score)) for score in SCORES]
-        lines.append([row.label, f"{1000 * seconds[row]:.1f}", *numbers])
-    return table(" | ".join(["", "ms an image", *SCORES.values()]), lines)
+        cost = f"{gflop_an_image(row):.2f}", f"{1000 * seconds[row]:.1f}"
+        lines.append([row.label, *cost, *numbers])
+    return table(" | ".join(["", "GFLOP an image", "ms an image", *SCORES.values()]), lines)
 
 
 def condition_table(comparison: Comparison) -> str:
@@ -84,17 +111,18 @@ def condition_table(comparison: Comparison) -> str:
 
 
 def difference_table(comparison: Comparison) -> str:
-    """The mean difference from `BASELINE`, and its paired bootstrap interval over the images."""
+    """Mean differences, and their paired bootstrap intervals over the images."""
+    pairs = [(row, BASELINE) for row in comparison.rows if row != BASELINE]
     lines = []
-    for row in MAIN + MORE:
-        line = [row.label]
+    for row, reference in [*pairs, (ENSEMBLE, DIFFUSION)]:
+        line = [f"{row.label} minus {reference.label}"]
         for split in SPLITS:
-            ours, theirs = comparison.ious(row, split), comparison.ious(BASELINE, split)
-            pairs = ours - theirs[: len(ours)]
-            low, high = bootstrap_interval(pairs.mean(axis=0))
-            by_seed = ", ".join(f"{difference:+.4f}" for difference in pairs.mean(axis=1))
-            line += [f"{pairs.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", by_seed]
-        lines += [line] if row != BASELINE else []
+            ours, theirs = comparison.ious(row, split), comparison.ious(reference, split)
+            differences = ours - theirs[: len(ours)]
+            low, high = bootstrap_interval(differences.mean(axis=0))
+            by_seed = ", ".join(f"{difference:+.4f}" for difference in differences.mean(axis=1))
+            line += [f"{differences.mean():+.4f}", f"{low:+.4f} to {high:+.4f}", by_seed]
+        lines.append(line)
     columns = [
         column for name in SPLITS.values() for column in (name, "95% interval", "seed by seed")
     ]
@@ -104,7 +132,7 @@ def difference_table(comparison: Comparison) -> str:
 def uncertainty_table(comparison: Comparison) -> str:
     """Calibration error, and the rank correlation of the votes' disagreement with 1 - IoU."""
     lines = []
-    for row in MAIN + MORE:
+    for row in comparison.rows:
         numbers = []
         for split in SPLITS:
             of = lambda name, row=row, split=split: comparison.scores(
@@ -121,9 +149,9 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     colours = dict(zip(compare.MODELS, ("C0", "C1", "C2", "C3"), strict=True))
     figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 5), layout="constrained")
     for axis, (split, name) in zip(axes, SPLITS.items(), strict=True):
-        for row in MAIN + MORE:
+        for row in comparison.rows:
             place = 1000 * seconds[row], np.mean(comparison.scores(row, split, "mean", "iou"))
-            colour = colours[row.models[0]] if len(row.models) == 1 else "black"
+            colour = colours[row.models[0]] if len(set(row.models)) == 1 else "black"
             axis.plot(*place, "o", color=colour)
             offset = {"xytext": (5, 4), "textcoords": "offset points"}
             axis.annotate(row.label, place, fontsize=7, color=colour, **offset)
@@ -134,8 +162,8 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     plt.close(figure)
 
 
-def insert(path: Path, text: str) -> None:
-    """Puts the text between the marks of a Markdown file.
+def insert(path: Path, text: str | None) -> None:
+    """Puts the text between the marks of a Markdown file; None: only looks for the marks.
 
     Raises:
         ValueError: if the marks are missing.
@@ -144,7 +172,8 @@ def insert(path: Path, text: str) -> None:
     before, _, rest = path.read_text().partition(begin)
     if end not in rest:
         raise ValueError(f"{path} has no lines {begin} and {end} to write between")
-    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    if text is not None:
+        path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
 
 
 def main() -> None:
@@ -156,14 +185,16 @@ def main() -> None:
     parser.add_argument("--results", default="docs/results.md", help="what the tables go into")
     options, flags = parser.parse_known_args()
     results = Path(options.results)
-    insert(results, "Being made.")  # Its mistakes show now, not after hours.
+    insert(results, None)  # Its mistakes show now, not after hours.
+    if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
+        parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
     jax.config.update("jax_compilation_cache_dir", ".cache/xla")
     comparison = Comparison(Path(options.out), options.seeds)
     try:
         comparison.train(options.minutes, options.side_by_side, flags)
     except ChildProcessError as error:
         sys.exit(f"error: {error}")
-    seconds = comparison.seconds(MAIN + MORE)
+    seconds = comparison.seconds(comparison.rows)
     draw(comparison, seconds, results.with_name("compare.svg"))
     text = report(comparison, seconds) + "\n\n![IoU against the time of an image](compare.svg)"
     insert(results, text)

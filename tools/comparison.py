@@ -9,7 +9,9 @@ import queue
 import re
 import statistics
 import subprocess
+import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -36,7 +38,7 @@ class Row:
     """One way to predict.
 
     Attributes:
-        models: whose probabilities are averaged.
+        models: whose probabilities are averaged; of the same model twice, from two seeds.
         sampler: the fields of config.sampler that change.
         max_seeds: as it takes time, at most so many seeds are scored.
     """
@@ -67,8 +69,9 @@ MAIN = (
 MORE = (
     Row("SegDiff, 1 vote", ("segdiff",), ("flips=false", "votes=1"), 1),
     Row("SegDiff, 9 votes, not mirrored", ("segdiff",), ("flips=false", "votes=9"), 1),
+    Row("U-Net + U-Net", ("unet", "unet")),
 )
-BASELINE = MAIN[1]
+BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
 
 
 class Comparison:
@@ -88,12 +91,14 @@ class Comparison:
         Raises:
             ChildProcessError: naming the log of a training that failed; no other is begun then.
         """
-        lanes = queue.SimpleQueue()
+        lanes, failed = queue.SimpleQueue(), threading.Event()
         for cores in np.array_split(sorted(os.sched_getaffinity(0)), side_by_side):
             pinned = ("taskset", "-c", ",".join(map(str, cores)))
             lanes.put(pinned if side_by_side > 1 else ())
 
         def train(key: tuple[str, int]) -> None:
+            if failed.is_set():
+                return
             (model, seed), run, lane = key, self.runs[key], lanes.get()
             fields = {"seed": seed, "train.max_minutes": minutes}
             run.workdir.mkdir(parents=True, exist_ok=True)
@@ -101,6 +106,7 @@ class Comparison:
                 with open(run.workdir / "train.log", "a") as log:
                     run.train(f"configs/compare.py:{model}", fields, flags, log, lane)
             except subprocess.CalledProcessError as error:
+                failed.set()
                 raise ChildProcessError(
                     f"training {model} from seed {seed} failed; {run.workdir}/train.log says why"
                 ) from error
@@ -115,10 +121,23 @@ class Comparison:
             finally:
                 pool.shutdown(cancel_futures=True)
 
+    @property
+    def rows(self) -> list[Row]:
+        """Those whose models are trained from as many seeds as it takes."""
+        return [row for row in MAIN + MORE if self.seeds(row)]
+
     def seeds(self, row: Row) -> list[int]:
         """Those from which all of the row's models are trained."""
-        known = range(row.max_seeds)
-        return [seed for seed in known if all((model, seed) in self.runs for model in row.models)]
+        counts = Counter(model for model, _ in self.runs)
+        if any(counts[model] < times for model, times in Counter(row.models).items()):
+            return []
+        return list(range(min(row.max_seeds, *(counts[model] for model in row.models))))
+
+    def members(self, row: Row, seed: int) -> list[Run]:
+        """The runs of the row's models; of the same model again, from the next seed."""
+        counts = Counter(model for model, _ in self.runs)
+        seeds = (seed + row.models[:i].count(model) for i, model in enumerate(row.models))
+        return [self.runs[m, s % counts[m]] for m, s in zip(row.models, seeds, strict=True)]
 
     @functools.cache  # noqa: B019, which is for objects that come and go
     def trained(self, row: Row, seed: int) -> Trained:
@@ -127,7 +146,7 @@ class Comparison:
         def change(config: ConfigDict) -> None:
             set_fields(config.sampler, list(row.sampler))
 
-        folders = (self.runs[model, seed].workdir for model in row.models)
+        folders = (run.workdir for run in self.members(row, seed))
         return ensemble_of([load_trained(path, default.get_config(), change) for path in folders])
 
     def folder(self, row: Row, split: str, seed: int) -> Path:
@@ -136,16 +155,16 @@ class Comparison:
 
     @functools.cache  # noqa: B019
     def metrics(self, row: Row, split: str, seed: int) -> dict:
-        """The contents of metrics.json."""
-        out = self.folder(row, split, seed)
-        if not (out / "metrics.json").exists():
-            trained = self.trained(row, seed)
+        """The contents of metrics.json, which is made anew if other settings made it."""
+        out, trained = self.folder(row, split, seed), self.trained(row, seed)
+        path, settings = out / "metrics.json", json.loads(json.dumps(trained.settings))
+        if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
             records = load_source(data.dataset, split, data.dir, data.manual_dir)
             examples = native_examples(records, data.image_size, data.colour_constancy)
             sources = trained.predictor, trained.variables, examples, len(records)
             evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
-        return json.loads((out / "metrics.json").read_text())
+        return json.loads(path.read_text())
 
     def scores(self, row: Row, split: str, *path: str) -> list[float]:
         """One number of metrics.json, of every seed; NaN where it is not known."""

@@ -36,7 +36,10 @@ class Predictor:
 
     Attributes:
         batch_size: most images of one call, a multiple of the number of devices.
+        passes: by method of the network, how often it runs for one image.
     """
+
+    passes: dict[str, int]
 
     def __init__(self, sampler: ConfigDict, samples: int):
         """Checks what all kinds read of `sampler`; `samples` of an image are made at once."""
@@ -103,6 +106,7 @@ class DiffusionPredictor(Predictor):
         super().__init__(sampler, self._chunk)
         self._seed = seed
         self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
+        self.passes = {"encode_image": self._flips, "denoise": sampler.votes * sampler.steps}
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
         self._sample = parallel.pmap_map(
             functools.partial(sample_votes, model, process, step_fn), 3
@@ -128,6 +132,7 @@ class SupervisedPredictor(Predictor):
         """As `make_predictor`."""
         flips = len(FLIPS) if sampler.flips else 1
         super().__init__(sampler, flips)
+        self.passes = {"__call__": flips}
         self._segment = parallel.pmap_map(functools.partial(segment, model, flips), 1)
 
     def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ BINS = 15
 
 
 def vote_disagreement(samples: np.ndarray) -> float | None:
-    """One minus the mean IoU of every two votes' masks; two empty masks have IoU 1.
+    """One minus the mean IoU of every two votes' masks, cut at 0; two empty masks have IoU 1.
 
     Args:
         samples: f32[V, H, W], masks of -1 and +1 as sampled.
@@ -41,10 +41,10 @@ def calibration_bins(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def calibration_error(bins: Sequence[np.ndarray]) -> float:
-    """Expected calibration error of the pixels (Guo et al. 2017, arXiv 1706.04599, eq. 5).
+    """Expected calibration error of the pixels (as Guo et al. 2017, arXiv 1706.04599, eq. 5).
 
-    sum_b n_b |mean probability - share of lesion| over ranges b of the probability of lesion. Each
-    image counts once, whatever its size.
+    sum_b n_b |mean probability - share of lesion| over ranges b of the probability of lesion, where
+    theirs are of the confidence in the predicted class. Each image counts once, whatever its size.
 
     Args:
         bins: f64[3, 15] of each image, from `calibration_bins`.

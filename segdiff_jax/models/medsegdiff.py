@@ -4,6 +4,7 @@ Wu et al. 2022 (MedSegDiff, arXiv 2211.00611), sections 3.2 and 3.3, on SegDiff'
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -16,15 +17,18 @@ from segdiff_jax.models.unet import ResBlock
 class FFParser(nn.Module):
     """A learned factor for each frequency and channel: F^-1[A * F[m]] (section 3.3).
 
-    A, of the size of the real Fourier transform of the input, starts at 1: the identity.
+    A is complex, as in the authors' code; "map" f32[H, W // 2 + 1, C, 2] holds its real and
+    imaginary parts. It starts at 1, the identity.
     """
 
     @nn.compact
     def __call__(self, m: Array) -> Array:
         """dtype[B, H, W, C] -> f32[B, H, W, C]."""
         spectrum = jnp.fft.rfft2(m.astype(jnp.float32), axes=(1, 2), norm="ortho")
-        attentive_map = self.param("map", nn.initializers.ones, spectrum.shape[1:])
-        return jnp.fft.irfft2(attentive_map[None] * spectrum, m.shape[1:3], (1, 2), norm="ortho")
+        ones = lambda _, shape: jnp.zeros(shape).at[..., 0].set(1.0)
+        real, imaginary = jnp.moveaxis(self.param("map", ones, (*spectrum.shape[1:], 2)), -1, 0)
+        spectrum = jax.lax.complex(real, imaginary)[None] * spectrum
+        return jnp.fft.irfft2(spectrum, m.shape[1:3], (1, 2), norm="ortho")
 
 
 class ImageLevel(nn.Module):

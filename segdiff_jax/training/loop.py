@@ -264,12 +264,12 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     """Prints the config fields that changed since the checkpoint.
 
     Raises:
-        ValueError: if one of `FIXED` did.
+        ValueError: if one of `FIXED` did, but for fields that the run did not know yet.
     """
     before, now = flatten(before), flatten(now)
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
-    if any(name.startswith(FIXED) for name in changed):
+    if any(name in before and name.startswith(FIXED) for name in changed):
         raise ValueError(
             f"{workdir} holds a run with another config; give it another --workdir, or the same "
             "config:\n  " + "\n  ".join(lines)

@@ -7,8 +7,8 @@ import pytest
 
 from segdiff_jax.models import variables_like
 from segdiff_jax.models.medsegdiff import FFParser, ImageLevel, MedSegDiff
-from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.norms import make_norm
+from segdiff_jax.models.segdiff import SegDiff
 from tests.models.test_segdiff import TINY, random_params
 
 
@@ -16,18 +16,21 @@ from tests.models.test_segdiff import TINY, random_params
 def test_a_map_of_ones_is_the_identity(size):
     m = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
     variables = FFParser().init(jax.random.key(0), m)
-    assert variables["params"]["map"].shape == (size[0], size[1] // 2 + 1, 3)
+    assert variables["params"]["map"].shape == (size[0], size[1] // 2 + 1, 3, 2)
     np.testing.assert_allclose(FFParser().apply(variables, m), m, atol=1e-5)
 
 
-def test_the_map_scales_each_frequency_of_each_channel():
+def test_the_map_scales_and_shifts_each_frequency_of_each_channel():
     x = np.arange(8)
     slow, fast = (np.cos(2 * np.pi * k * x / 8) for k in (1, 3))
     m = jnp.asarray(np.stack([slow + fast] * 2, axis=-1)[None, None].repeat(8, 1), jnp.float32)
-    attentive_map = np.ones((8, 5, 2), np.float32)
-    attentive_map[:, 3, 0], attentive_map[:, 1, 1] = 0.5, 0
-    out = FFParser().apply({"params": {"map": jnp.asarray(attentive_map)}}, m)
-    np.testing.assert_allclose(out[0, 0], np.stack([slow + fast / 2, fast], -1), atol=1e-5)
+    attentive_map = np.ones((8, 5, 2), np.complex64)
+    attentive_map[:, 3, 0], attentive_map[:, 1, 1] = 0.5, 2j
+    parts = jnp.asarray(np.stack([attentive_map.real, attentive_map.imag], axis=-1))
+    out = FFParser().apply({"params": {"map": parts}}, m)
+    shifted = np.cos(2 * np.pi * x / 8 + np.pi / 2)
+    expected = np.stack([slow + fast / 2, 2 * shifted + fast], axis=-1)
+    np.testing.assert_allclose(out[0, 0], expected, atol=1e-5)
 
 
 def test_the_masks_features_gate_the_images():
@@ -84,4 +87,4 @@ def test_maps_have_the_size_of_the_image_at_each_level():
         levels = variables_like(MedSegDiff(**TINY), size)["params"]
         for level in (0, 1):
             shape = levels[f"image_levels_{level}"]["ff_parser"]["map"].shape
-            assert shape == (size // 2**level, size // 2**level // 2 + 1, 32)
+            assert shape == (size // 2**level, size // 2**level // 2 + 1, 32, 2)

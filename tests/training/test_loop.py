@@ -15,7 +15,7 @@ from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.training import loop
-from segdiff_jax.training.loop import train
+from segdiff_jax.training.loop import report_changes, train
 from segdiff_jax.training.state import create_state, make_optimizer
 
 
@@ -108,6 +108,14 @@ def test_another_model_or_data_is_refused(six_steps, section, field, value):
     message = rf"{re.escape(str(workdir))} holds a run with another config.*{section}\.{field}: "
     with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
         train(config, str(workdir))
+
+
+def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):
+    before = {"model": {"name": "segdiff"}}
+    report_changes(before, {"model": {"name": "segdiff", "norm_groups": 32}}, tmp_path)
+    assert "model.norm_groups: None before, 32 now" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"model\.name: 'segdiff' before, 'unet' now"):
+        report_changes(before, {"model": {"name": "unet"}, "objective": "supervised"}, tmp_path)
 
 
 def test_the_time_limit_ends_a_run_like_a_finished_one(tiny_config, tmp_path, capsys):

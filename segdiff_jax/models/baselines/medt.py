@@ -27,7 +27,8 @@ class AxialAttention(nn.Module):
 
         y_i = sum_j softmax_j(q_i k_j + g_1 q_i r^q_ij + g_2 k_j r^k_ij) (g_3 v_j + g_4 r^v_ij)
 
-    Batch norms follow q, k, v, each of the three similarities and each of the two sums.
+    Batch norms follow q, k, v, each of the three similarities and each of the two sums: they undo
+    the scale of the gates, but for their epsilon, as in the authors' code.
 
     Attributes:
         channels: of the output, a multiple of 2 `groups`; q and k have half as many, v as many.
@@ -171,6 +172,8 @@ class AxialUNet(nn.Module):
 
 class MedT(nn.Module):
     """The Medical Transformer and what its paper compares it with; the defaults are the paper's.
+
+    Batch norms of the local branch see all patches at once; the authors go through them in turn.
 
     Attributes:
         variant: "axial" is one branch of axial attention; "gated" has gates on its positions;
