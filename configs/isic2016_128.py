@@ -11,6 +11,7 @@ from configs import isic2016_64
 def get_config():
     config = isic2016_64.get_config()
     config.data.image_size = 128
+    config.model.channels = 32
     config.model.channel_mult = (1, 1, 2, 2, 4)
     config.model.attention_resolutions = (8, 16)
     config.model.rrdb_width = 32

@@ -27,7 +27,7 @@ def test_a_row_is_a_config(row):
 
 
 def test_the_rows_are_the_configs():
-    """`paper` is isic2016_64_paper.py on another network, `soft_masks` isic2016_64.py."""
+    """`paper` is isic2016_64_paper.py on another network, `batch_norm` isic2016_64.py."""
 
     def fields(config, *sections):
         flat = flatten(json.loads(config.to_json()))
@@ -42,7 +42,7 @@ def test_the_rows_are_the_configs():
     recipe = *recipe, "train.optimizer", "train.learning_rate", "train.schedule"
     assert fields(row("paper"), *recipe) == fields(isic2016_64_paper.get_config(), *recipe)
     recipe = *recipe, "model.", "augment."
-    assert fields(row("soft_masks"), *recipe) == fields(isic2016_64.get_config(), *recipe)
+    assert fields(row("batch_norm"), *recipe) == fields(isic2016_64.get_config(), *recipe)
 
 
 def test_a_run_of_another_row_is_not_taken_for_this_one(tmp_path, monkeypatch):

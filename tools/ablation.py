@@ -48,6 +48,11 @@ ARTEFACTS = {
 X0 = {"diffusion.prediction": "x0", "diffusion.loss": "bce_dice"}
 SCALE = {"diffusion.input_scale": 0.3, "diffusion.normalise_input": True}
 MUON = {"train.schedule": "cosine", "train.optimizer": "muon", "train.learning_rate": 0.005}
+BATCH_NORM = {
+    "model.norm_groups": 0, "model.channels": 16, "model.channel_mult": (1, 1, 2, 4, 4),
+    "model.attention_resolutions": (), "model.rrdb_width": 8, "model.rrdb_growth": 4,
+    "diffusion.timestep_power": 0.1,
+}  # fmt: skip
 SMALL = {"model.channel_mult": (1, 1, 2, 2), "model.rrdb_width": 16, "model.rrdb_growth": 8}
 # Row -> the row that it starts from, what it changes, and its seeds.
 ROWS = {
@@ -62,6 +67,7 @@ ROWS = {
     "dark_corners": ("small", {"augment.vignette": 0.15, "augment.frame": 0.05}, 3),
     "artefacts": ("dark_corners", {f"augment.{k}": v for k, v in ARTEFACTS.items()}, 1),
     "soft_masks": ("dark_corners", {"data.soft_masks": True}, 1),
+    "batch_norm": ("soft_masks", BATCH_NORM, 1),
     "more_data": ("dark_corners", {"data.extra_datasets": ("isic/2017",)}, 1),
 }
 STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)

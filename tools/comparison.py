@@ -40,13 +40,11 @@ class Row:
     Attributes:
         models: whose probabilities are averaged; of the same model twice, from two seeds.
         sampler: the fields of config.sampler that change.
-        max_seeds: as it takes time, at most so many seeds are scored.
     """
 
     label: str
     models: tuple[str, ...]
     sampler: tuple[str, ...] = ()
-    max_seeds: int = 3
 
     @property
     def folder(self) -> str:
@@ -54,21 +52,22 @@ class Row:
         return re.sub(r"\W+", "-", self.label.lower()).strip("-")
 
 
+MIRRORED = ("flips=true", "steps=1", "votes=4")
 ONCE = ("flips=false", "steps=1", "votes=1")
 MAIN = (
     Row("U-Net", ("unet",), ("flips=false",)),
     Row("U-Net, mirrored", ("unet",)),
     Row("MedT", ("medt",), ("flips=false",)),
     Row("MedT, mirrored", ("medt",)),
-    Row("SegDiff, 1 step", ("segdiff",), ONCE),
-    Row("SegDiff", ("segdiff",)),
-    Row("MedSegDiff, 1 step", ("medsegdiff",), ONCE),
-    Row("MedSegDiff", ("medsegdiff",)),
-    Row("SegDiff + U-Net", ("segdiff", "unet")),
+    Row("SegDiff, 1 vote", ("segdiff",), ONCE),
+    Row("SegDiff", ("segdiff",), MIRRORED),
+    Row("MedSegDiff, 1 vote", ("medsegdiff",), ONCE),
+    Row("MedSegDiff", ("medsegdiff",), MIRRORED),
+    Row("SegDiff + U-Net", ("segdiff", "unet"), MIRRORED),
 )
 MORE = (
-    Row("SegDiff, 1 vote", ("segdiff",), ("flips=false", "votes=1"), 1),
-    Row("SegDiff, 9 votes, not mirrored", ("segdiff",), ("flips=false", "votes=9"), 1),
+    Row("SegDiff, 5 steps", ("segdiff",), ("steps=5",)),
+    Row("SegDiff, 9 votes, not mirrored", ("segdiff",), ("flips=false", "steps=1", "votes=9")),
     Row("U-Net + U-Net", ("unet", "unet")),
 )
 BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
@@ -131,7 +130,7 @@ class Comparison:
         counts = Counter(model for model, _ in self.runs)
         if any(counts[model] < times for model, times in Counter(row.models).items()):
             return []
-        return list(range(min(row.max_seeds, *(counts[model] for model in row.models))))
+        return list(range(min(counts[model] for model in row.models)))
 
     def members(self, row: Row, seed: int) -> list[Run]:
         """The runs of the row's models; of the same model again, from the next seed."""
