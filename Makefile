@@ -23,7 +23,7 @@ slow: $(VENV)/dev  ## The slow tests.
 ISIC ?= ../shared/data/isic2016
 SIDE_BY_SIDE ?= 1
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-compare: $(VENV)/dev  ## Train every model for 30 minutes, several times; write docs/results.md.
+compare: $(VENV)/dev  ## Train every model for 30 minutes, two of them three times; write docs/results.md.
 	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir=$(ISIC)
 
 lint: $(VENV)/dev

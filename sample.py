@@ -19,7 +19,9 @@ from segdiff_jax.trained import ensemble_of, load_trained
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Workdir of train.py, whose best checkpoint is used; several: their mean."
 )
-CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "Other checkpoints: folders of a step.")
+CHECKPOINT = flags.DEFINE_multi_string(
+    "checkpoint", [], "Others: folders of a step; --workdir is then only where to write."
+)
 SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set to segment.")
 IMAGES = flags.DEFINE_string("images", None, "Folder of images to segment instead of a split.")
 MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the result.")
@@ -43,10 +45,18 @@ def change_sampling(config: ConfigDict) -> None:
     config.seed = config.seed if SEED.value is None else SEED.value
 
 
+def run_name(path: str) -> str:
+    """The workdir's name, of a checkpoint in it, too."""
+    parts = os.path.abspath(path).split(os.sep)
+    return parts[parts.index("checkpoints") - 1 if "checkpoints" in parts else -1]
+
+
 def main() -> None:
-    paths = CHECKPOINT.value or WORKDIR.value  # With both, the workdir is where to write.
+    paths = CHECKPOINT.value or WORKDIR.value
     if not paths:
         raise ValueError("give --workdir or --checkpoint")
+    if CHECKPOINT.value and len(WORKDIR.value) > 1:
+        raise ValueError("beside --checkpoint, give one --workdir: where to write")
     if MASKS.value and not IMAGES.value:
         raise ValueError("--masks needs --images")
     load = functools.partial(load_trained, defaults=default.get_config(), change=change_sampling)
@@ -60,7 +70,8 @@ def main() -> None:
         what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
     if ARTEFACT.value:
         what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"
-    name = f"ensemble_{name}" if len(paths) > 1 else f"samples_{name}"
+    others = "_".join(run_name(path) for path in paths[1:])
+    name = f"ensemble_{others}_{name}" if others else f"samples_{name}"
     out = OUT.value or os.path.join([*WORKDIR.value, "."][0], name)
     examples = native_examples(records, data.image_size, data.colour_constancy, ARTEFACT.value)
     settings = {"data": what} | trained.settings

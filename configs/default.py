@@ -1,5 +1,7 @@
 """Every field with its meaning and default; the other files change what differs.
 
+Those of the section model are SegDiff's; compare.py has the other models'.
+
 python train.py --config=configs/default.py --workdir=runs/default
 
 Any field can be given on the command line: `--config.train.batch_size=8`.

@@ -13,17 +13,13 @@ MISTAKES = (ValueError, OSError, FloatingPointError)
 
 
 def run_command(command: Callable[[], None]) -> None:
-    """Parses the flags and runs `command`; a mistake ends with a sentence, not a traceback.
-
-    Compiled programs are kept between runs, in JAX_COMPILATION_CACHE_DIR or .cache/xla.
-    """
+    """Parses the flags and runs `command`; a mistake ends with a sentence, not a traceback."""
     logging.set_verbosity(logging.WARNING)
 
     def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument {argv[1]!r}")
-        cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
-        jax.config.update("jax_compilation_cache_dir", cache)
+        keep_compiled_programs()
         try:
             command()
         except MISTAKES as error:
@@ -34,6 +30,12 @@ def run_command(command: Callable[[], None]) -> None:
             sys.exit("\nstopped; train.py goes on from its last checkpoint")
 
     app.run(main, flags_parser=_parse)
+
+
+def keep_compiled_programs() -> None:
+    """For later runs, in JAX_COMPILATION_CACHE_DIR or .cache/xla."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
 
 
 def set_fields(config: ConfigDict, settings: list[str]) -> None:
@@ -68,5 +70,5 @@ def _parse(argv: list[str]) -> list[str]:
         fields = [a for a in argv if a.startswith("--config.")]
         sys.exit(
             f"error: {error}: --config or one of {' '.join(fields) or 'its fields'} does not fit; "
-            "configs/default.py has every field"
+            "configs/default.py has every field, configs/compare.py those of other models"
         )

@@ -5,6 +5,7 @@ import json
 import os
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,6 +33,8 @@ def comparison(tmp_path):
     comparison.trained = lambda row, seed: SimpleNamespace(settings={"model": row.label})
     for (model, seed), run in comparison.runs.items():
         (run.workdir / "checkpoints" / "last" / f"{100 + seed}").mkdir(parents=True)
+        config = compare.compare.get_config(model)
+        (run.workdir / "config.json").write_text(config.to_json())
         # The first speed includes compiling.
         speeds = [0.5, 20 + len(model), 20 + len(model), 90]
         write_csv(run.workdir / "metrics.csv", [{"images_per_second": s} for s in speeds])
@@ -94,8 +97,9 @@ def test_differences_are_paired(comparison):
 
 
 def test_flop_of_the_unet_are_those_of_its_convolutions():
-    gflop = compare.gflop_an_image(Row("", ("unet",), ("flips=false",)))
-    widths = compare.compare.get_config("unet").model.channels
+    configs = compare.compare.get_config
+    gflop = compare.gflop_an_image(Row("", ("unet",), ("flips=false",)), configs)
+    widths = configs("unet").model.channels
     taps = lambda size: (3 * size - 2) ** 2  # Of a 3x3 convolution, but for the padding.
     macs, before = 0, 3
     for level, width in enumerate(widths):
@@ -107,13 +111,11 @@ def test_flop_of_the_unet_are_those_of_its_convolutions():
         before = width
     assert gflop == pytest.approx(2 * macs / 1e9, rel=0.01)
     mirrored, both = Row("", ("unet",)), Row("", ("unet", "segdiff"), ("steps=5",))
-    assert compare.gflop_an_image(mirrored) == pytest.approx(4 * gflop)
+    assert compare.gflop_an_image(mirrored, configs) == pytest.approx(4 * gflop)
     # The image and its mirror images are encoded once, and denoised at each step of each vote.
-    segdiff = compare.gflop_of_methods(
-        make_model(compare.compare.get_config("segdiff").model), 64, 1
-    )
+    segdiff = compare.gflop_of_methods(make_model(configs("segdiff").model), 64, 1)
     expected = 4 * gflop + 4 * segdiff["encode_image"] + 4 * 5 * segdiff["denoise"]
-    assert compare.gflop_an_image(both) == pytest.approx(expected)
+    assert compare.gflop_an_image(both, configs) == pytest.approx(expected)
 
 
 def test_an_ensemble_of_one_model_is_of_two_seeds(comparison, tmp_path):
@@ -172,7 +174,20 @@ def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
     assert "+ train.py" in (tmp_path / "unet-seed2" / "train.log").read_text()
 
 
+def test_a_run_of_another_config_stops_the_comparison(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: commands.append(command))
+    comparison = Comparison(tmp_path, 1)
+    folder = comparison.runs["segdiff", 0].workdir  # The first.
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"train": {"max_minutes": 16}}))
+    with pytest.raises(ValueError, match=r"segdiff-seed0/config.json has another train.max_min"):
+        comparison.train(30, 1, [])
+    assert not commands
+
+
 def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     results = tmp_path / "results.md"
     results.write_text("<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\n")
     command = ["compare", f"--out={tmp_path}", f"--results={results}", "--config.nosuch=1"]
@@ -189,7 +204,7 @@ def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
 
 def test_a_run_of_another_config_is_not_continued(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
-    with pytest.raises(SystemExit, match="has another seed: move its folder away"):
+    with pytest.raises(ValueError, match="has another seed: move its folder away"):
         Run(tmp_path, only_print=False).train("configs/compare.py:unet", {"seed": 0}, [])
 
 

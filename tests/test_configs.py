@@ -11,7 +11,7 @@ import pytest
 
 from configs import compare, default
 from segdiff_jax.data.augment import Augmentation
-from segdiff_jax.models import make_model, variables_like
+from segdiff_jax.models import MODELS, make_model, variables_like
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.training.loop import flatten, train
 from tests.conftest import ROOT, tiny_overrides
@@ -55,6 +55,13 @@ def test_two_steps(name, tiny_config, tmp_path):
     train(config, str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 2
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("name", compare.SUPERVISED)
+def test_every_field_of_a_supervised_model_can_be_set(name):
+    """The command line refuses what the config does not have."""
+    fields = MODELS[name].__dataclass_fields__.keys() - {"parent", "axis_name"}
+    assert compare.SUPERVISED[name].keys() == fields
 
 
 @pytest.mark.parametrize("name", NAMES)

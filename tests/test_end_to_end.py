@@ -167,7 +167,7 @@ def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
     both = [f"--workdir={workdir}", f"--workdir={unet}", "--split=test"]
     run("sample.py", f"--workdir={workdir}", "--split=test", f"--out={unet / 'diffusion'}")
     out, _ = run("sample.py", *both)
-    folder = workdir / "ensemble_test"
+    folder = workdir / f"ensemble_{unet.name}_test"
     assert str(folder / "report.html") in out
     mean = (probabilities(unet / "diffusion") + probabilities(unet / "samples_test")) / 2
     # Clipping at the network's size, then enlarging, is not quite enlarging, then clipping.
@@ -176,6 +176,8 @@ def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
     assert settings["model"] == "segdiff + unet" and settings["1. steps"] == 2
     _, err = run("sample.py", *both, "--set=threshold=2", status=1)
     assert "sampler.threshold=2" in err
+    _, err = run("sample.py", *both, f"--checkpoint={unet / 'checkpoints' / 'last'}", status=1)
+    assert "beside --checkpoint, give one --workdir" in err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ interrupted training goes on. Options that are not listed here are train.py's.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,7 +149,10 @@ def main() -> None:
     if options.rows is None:
         options.rows = [] if options.sampling_of else list(ROWS)
     if options.rows:
-        print_rows(options, flags)
+        try:
+            print_rows(options, flags)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
     if options.sampling_of:
         print_sampling(Run(Path(options.sampling_of), options.only_print))
 

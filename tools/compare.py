@@ -2,15 +2,17 @@
 
 python -m tools.compare --minutes=30 --config.data.manual_dir=FOLDER
 
-trains each from several seeds, samples the validation and the test split, and writes tables and a
-plot of IoU against seconds. What was trained or scored before is kept, and an interrupted training
-goes on, so it can be stopped at any time. Options that are not listed here are train.py's.
+trains each, SegDiff and the U-Net from several seeds, samples the validation and the test split,
+and writes tables and a plot of IoU against seconds. What was trained or scored before is kept, and
+an interrupted training goes on, so it can be stopped at any time. Options that are not listed here
+are train.py's.
 """
 
 import argparse
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -18,9 +20,10 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from configs import compare
-from segdiff_jax.command import set_fields
+from segdiff_jax.command import keep_compiled_programs, set_fields
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.evaluation.predict import make_predictor
@@ -51,7 +54,7 @@ def model_table(comparison: Comparison) -> str:
     """Size and speed of each network."""
     lines = []
     for model in compare.MODELS:
-        config = compare.get_config(model)
+        config = comparison.config(model)
         params = variables_like(make_model(config.model), config.data.image_size)["params"]
         parameters = sum(x.size for x in jax.tree.leaves(params))
         speeds, steps = comparison.training(model)
@@ -59,11 +62,15 @@ def model_table(comparison: Comparison) -> str:
     return table("model | parameters | images/s in training | steps", lines)
 
 
-def gflop_an_image(row: Row) -> float:
-    """Of all passes of all models; a multiplication and an addition are 2, as XLA counts them."""
+def gflop_an_image(row: Row, config_of: Callable[[str], ConfigDict]) -> float:
+    """Of all passes of all models; a multiplication and an addition are 2, as XLA counts them.
+
+    Args:
+        config_of: a model, by its name.
+    """
     total = 0.0
     for model in row.models:
-        config = compare.get_config(model)
+        config = config_of(model)
         set_fields(config.sampler, list(row.sampler))
         network, process = make_model(config.model), make_process(config.diffusion)
         passes = make_predictor(network, process, config.sampler, config.seed).passes
@@ -94,7 +101,7 @@ def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -
     lines = []
     for row in comparison.rows:
         numbers = [cell(comparison.scores(row, split, "mean", score)) for score in SCORES]
-        cost = f"{gflop_an_image(row):.2f}", f"{1000 * seconds[row]:.1f}"
+        cost = f"{gflop_an_image(row, comparison.config):.2f}", f"{1000 * seconds[row]:.1f}"
         lines.append([row.label, *cost, *numbers])
     return table(" | ".join(["", "GFLOP an image", "ms an image", *SCORES.values()]), lines)
 
@@ -188,11 +195,11 @@ def main() -> None:
     insert(results, None)  # Its mistakes show now, not after hours.
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
-    jax.config.update("jax_compilation_cache_dir", ".cache/xla")
+    keep_compiled_programs()
     comparison = Comparison(Path(options.out), options.seeds)
     try:
         comparison.train(options.minutes, options.side_by_side, flags)
-    except ChildProcessError as error:
+    except (ChildProcessError, ValueError) as error:
         sys.exit(f"error: {error}")
     seconds = comparison.seconds(comparison.rows)
     draw(comparison, seconds, results.with_name("compare.svg"))

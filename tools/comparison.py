@@ -89,6 +89,7 @@ class Comparison:
 
         Raises:
             ChildProcessError: naming the log of a training that failed; no other is begun then.
+            ValueError: if the folder of a run holds another one.
         """
         lanes, failed = queue.SimpleQueue(), threading.Event()
         for cores in np.array_split(sorted(os.sched_getaffinity(0)), side_by_side):
@@ -104,8 +105,10 @@ class Comparison:
             try:
                 with open(run.workdir / "train.log", "a") as log:
                     run.train(f"configs/compare.py:{model}", fields, flags, log, lane)
-            except subprocess.CalledProcessError as error:
+            except BaseException as error:
                 failed.set()
+                if not isinstance(error, subprocess.CalledProcessError):
+                    raise
                 raise ChildProcessError(
                     f"training {model} from seed {seed} failed; {run.workdir}/train.log says why"
                 ) from error
@@ -119,6 +122,11 @@ class Comparison:
                     job.result()
             finally:
                 pool.shutdown(cancel_futures=True)
+
+    @functools.cache  # noqa: B019, which is for objects that come and go
+    def config(self, model: str) -> ConfigDict:
+        """Of the model's first run."""
+        return ConfigDict(json.loads((self.runs[model, 0].workdir / "config.json").read_text()))
 
     @property
     def rows(self) -> list[Row]:
@@ -138,7 +146,7 @@ class Comparison:
         seeds = (seed + row.models[:i].count(model) for i, model in enumerate(row.models))
         return [self.runs[m, s % counts[m]] for m, s in zip(row.models, seeds, strict=True)]
 
-    @functools.cache  # noqa: B019, which is for objects that come and go
+    @functools.cache  # noqa: B019
     def trained(self, row: Row, seed: int) -> Trained:
         """The row's models, as sample.py loads them."""
 
@@ -191,7 +199,7 @@ class Comparison:
             if name == model:
                 with open(run.workdir / "metrics.csv", newline="") as file:
                     logged = [row["images_per_second"] for row in csv.DictReader(file)]
-                speeds.append(statistics.median(float(x) for x in logged[1:] if x))
+                speeds.append(statistics.median(float(x) for x in logged[1:] or logged if x))
                 steps.append(run.steps())
         return speeds, steps
 

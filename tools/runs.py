@@ -37,13 +37,15 @@ class Run:
             flags: more of train.py.
             log: where its output goes.
             prefix: of the command.
+        Raises:
+            ValueError: if the workdir holds a run with other values of `fields`.
         """
         path = self.workdir / "config.json"
         known = flatten(json.loads(path.read_text())) if path.exists() else {}
         wanted = json.loads(json.dumps(fields))
         other = [name for name in wanted if known.get(name, wanted[name]) != wanted[name]]
         if other and not self._only_print:
-            sys.exit(f"error: {path} has another {', '.join(other)}: move its folder away")
+            raise ValueError(f"{path} has another {', '.join(other)}: move its folder away")
         fields = [f"--config.{name}={value}" for name, value in fields.items()]
         command = "train.py", f"--workdir={self.workdir}", f"--config={config}", *fields, *flags
         self._script(command, log, prefix)

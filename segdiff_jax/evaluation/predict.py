@@ -36,13 +36,12 @@ class Predictor:
 
     Attributes:
         batch_size: most images of one call, a multiple of the number of devices.
-        passes: by method of the network, how often it runs for one image.
+        passes: by method of the network, how often it runs for one image; of an ensemble, none.
     """
 
-    passes: dict[str, int]
-
-    def __init__(self, sampler: ConfigDict, samples: int):
+    def __init__(self, sampler: ConfigDict, samples: int, passes: dict[str, int]):
         """Checks what all kinds read of `sampler`; `samples` of an image are made at once."""
+        self.passes = passes
         check_choice(sampler, "ensemble", ENSEMBLES)
         check_positive(sampler, "max_batch")
         if not 0 < sampler.threshold < 1:
@@ -103,10 +102,10 @@ class DiffusionPredictor(Predictor):
         # The votes of a chunk, such that the chunks are alike; the images fill it up.
         chunks = -(-sampler.votes // sampler.max_batch)
         self._votes, self._chunk = sampler.votes, -(-sampler.votes // chunks)
-        super().__init__(sampler, self._chunk)
         self._seed = seed
         self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
-        self.passes = {"encode_image": self._flips, "denoise": sampler.votes * sampler.steps}
+        passes = {"encode_image": self._flips, "denoise": sampler.votes * sampler.steps}
+        super().__init__(sampler, self._chunk, passes)
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
         self._sample = parallel.pmap_map(
             functools.partial(sample_votes, model, process, step_fn), 3
@@ -131,8 +130,7 @@ class SupervisedPredictor(Predictor):
     def __init__(self, model: nn.Module, sampler: ConfigDict):
         """As `make_predictor`."""
         flips = len(FLIPS) if sampler.flips else 1
-        super().__init__(sampler, flips)
-        self.passes = {"__call__": flips}
+        super().__init__(sampler, flips, {"__call__": flips})
         self._segment = parallel.pmap_map(functools.partial(segment, model, flips), 1)
 
     def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
@@ -154,7 +152,7 @@ class EnsemblePredictor(Predictor):
             members: for images of the same size.
             sampler: its threshold is taken.
         """
-        super().__init__(sampler, 1)
+        super().__init__(sampler, 1, {})
         self._members, self._ensemble = members, "mean"
         self.batch_size = min(member.batch_size for member in members)
 

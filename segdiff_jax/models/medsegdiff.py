@@ -72,8 +72,9 @@ class MedSegDiff(SegDiff):
 
     def setup(self):
         super().setup()
+        level_of = nn.remat(ImageLevel, static_argnums=(4,)) if self.remat else ImageLevel
         self.image_levels = [
-            ImageLevel(
+            level_of(
                 mult * self.channels,
                 level > 0,
                 self.dropout,

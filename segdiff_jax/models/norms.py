@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from flax import linen as nn
 
-Norm = Callable[[bool, str], nn.Module]
+Norm = Callable[[bool, str | None], nn.Module]
 
 
 def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:

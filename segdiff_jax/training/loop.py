@@ -19,7 +19,7 @@ from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import make_predictor
-from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
+from segdiff_jax.models import MODELS, init_variables, is_diffusion, make_model, variables_like
 from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
@@ -264,8 +264,12 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     """Prints the config fields that changed since the checkpoint.
 
     Raises:
-        ValueError: if one of `FIXED` did, but for fields that the run did not know yet.
+        ValueError: if one of `FIXED` did, but for fields that the run did not know yet; of the
+            network's, it knew the default.
     """
+    fields = MODELS[now["model"]["name"]].__dataclass_fields__
+    defaults = {name: fields[name].default for name in now["model"].keys() & fields.keys()}
+    before = before | {"model": json.loads(json.dumps(defaults)) | before["model"]}
     before, now = flatten(before), flatten(now)
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]

@@ -115,8 +115,9 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     "adamw" is AdamW (Loshchilov and Hutter 2019). "muon" is, for kernels, Muon (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): the averaged gradient with its singular values brought to
     about 1, times 0.2 sqrt(max(n, m)), so that it moves as far as AdamW does (Liu et al. 2025,
-    arXiv 2502.16982, eq. 4); a convolution is an (h w C_in) x C_out matrix. Biases and norms get
-    AdamW with Nesterov momentum.
+    arXiv 2502.16982, eq. 4); a convolution is an (h w C_in) x C_out matrix. All other
+    parameters (biases, norms, maps of FF-Parsers, tables of positions, gates) get AdamW with
+    Nesterov momentum.
 
     Its own rate is 1, for `apply_gradients` to multiply by `learning_rate`.
 

@@ -8,6 +8,7 @@ import pytest
 
 from segdiff_jax.models import init_variables, make_model, variables_like
 from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.medsegdiff import MedSegDiff
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import timestep_embedding
 
@@ -95,13 +96,13 @@ def test_bfloat16_computes_close_to_float32(tiny):
 def test_remat_changes_neither_output_nor_gradient(tiny):
     _, inputs, _ = tiny
     fields = TINY | {"channel_mult": (1,), "attention_resolutions": (1,), "rrdb_blocks": 1}
-    params = random_params(SegDiff(**fields))
+    params = random_params(MedSegDiff(**fields))
 
     def gradient(model):
         loss = lambda params: jnp.sum(model.apply({"params": params}, *inputs) ** 2)
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    plain, remat = gradient(SegDiff(**fields)), gradient(SegDiff(**fields, remat=True))
+    plain, remat = gradient(MedSegDiff(**fields)), gradient(MedSegDiff(**fields, remat=True))
     difference = jax.tree.map(jnp.subtract, plain, remat)
     assert float(optax.tree.norm(plain)) > 1
     assert float(optax.tree.norm(difference) / optax.tree.norm(plain)) < 1e-5

@@ -113,7 +113,10 @@ def test_another_model_or_data_is_refused(six_steps, section, field, value):
 def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):
     before = {"model": {"name": "segdiff"}}
     report_changes(before, {"model": {"name": "segdiff", "norm_groups": 32}}, tmp_path)
-    assert "model.norm_groups: None before, 32 now" in capsys.readouterr().out
+    report_changes(before, {"model": {"name": "segdiff"}, "objective": "diffusion"}, tmp_path)
+    assert capsys.readouterr().out == "config.objective: None before, 'diffusion' now\n"
+    with pytest.raises(ValueError, match=r"model\.norm_groups: 32 before, 8 now"):
+        report_changes(before, {"model": {"name": "segdiff", "norm_groups": 8}}, tmp_path)
     with pytest.raises(ValueError, match=r"model\.name: 'segdiff' before, 'unet' now"):
         report_changes(before, {"model": {"name": "unet"}, "objective": "supervised"}, tmp_path)
 

@@ -17,6 +17,7 @@ from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
+from segdiff_jax.models import init_variables, is_diffusion, make_model
 from segdiff_jax.models.import_torch import (
     config_from_torch,
     params_from_torch,
@@ -170,8 +171,8 @@ def on_all_devices(state):
     return parallel.replicate(jax.tree.map(jnp.copy, state))
 
 
-def assert_trees_close(a, b, rtol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-6), a, b)
+def assert_trees_close(a, b, rtol=1e-5, atol=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
 
 
 @pytest.fixture(scope="module")
@@ -271,15 +272,13 @@ def test_the_step_is_traced_once(problem):
 
 @pytest.fixture(scope="module")
 def supervised_problem(problem):
-    """(step function's arguments, a state) of a network with batch norm and gates, by its axis."""
+    """(step function, a state) of a network with batch norm and gates."""
 
     class Gated(nn.Module):
-        axis_name: str | None = None
-
         @nn.compact
         def __call__(self, image, train=False):
             h = nn.Conv(4, (3, 3), use_bias=False)(image)  # Whose gradient would be rounding.
-            h = nn.BatchNorm(not train, momentum=0.0, axis_name=self.axis_name)(h)
+            h = nn.BatchNorm(not train, momentum=0.0)(h)
             gates = self.param("gates", nn.initializers.ones, (4,))
             return nn.Conv(1, (3, 3))(gates.reshape(1, 1, 1, 4) * nn.relu(h))
 
@@ -288,54 +287,44 @@ def supervised_problem(problem):
     state = create_state(jax.jit(lambda: Gated().init(jax.random.key(0), image))(), tx)
     shared = {name: arguments[name] for name in ("tx", "augment", "ema_decay")}
 
-    def step(axis_name=None, **changes):
-        losses_fn = functools.partial(supervised_losses, model=Gated(axis_name))
-        more = {"losses_fn": losses_fn, "axis_name": axis_name, **changes}
-        return functools.partial(train_step, **shared, **more)
+    def step(**changes):
+        losses_fn = functools.partial(supervised_losses, model=Gated())
+        return functools.partial(train_step, losses_fn=losses_fn, **shared, **changes)
 
     return step, state
 
 
-def test_batch_statistics_are_those_of_all_devices(problem, supervised_problem):
-    step, state = supervised_problem
-    batch = problem[2]
+SEGDIFF = {"name": "segdiff", "channels": 8, "channel_mult": [1], "num_res_blocks": 1}
+SEGDIFF |= {"attention_resolutions": [], "norm_groups": 0}
+SEGDIFF |= {"rrdb_blocks": 1, "rrdb_width": 4, "rrdb_growth": 2}
+UNET, MEDT = {"name": "unet", "channels": [4, 8]}, {"name": "medt", "blocks": [1, 1]}
+
+
+@pytest.mark.parametrize("fields", [UNET, MEDT, SEGDIFF], ids=lambda fields: fields["name"])
+def test_batch_statistics_are_those_of_all_devices(problem, fields):
+    arguments, _, batch = problem
     # Devices whose images differ: without the average over devices, so would the statistics.
-    batch = batch | {
-        "image": batch["image"] // np.arange(1, 9, dtype=np.uint8)[:, None, None, None]
-    }
+    dark = np.arange(1, 9, dtype=np.uint8)[:, None, None, None]
+    batch = batch | {"image": batch["image"] // dark}
+    tx = optax.sgd(0.1)  # Adam would blow up what rounding leaves of a bias before batch norm.
+    shared = {name: arguments[name] for name in ("augment", "ema_decay")} | {"tx": tx}
+
+    def step(axis_name=None):
+        model = make_model(fields, axis_name)
+        losses_fn = functools.partial(supervised_losses, model=model)
+        if is_diffusion(model):
+            options = {"process": arguments["process"], "recycling": True}
+            losses_fn = functools.partial(diffusion_losses, model=model, **options)
+        return functools.partial(train_step, losses_fn=losses_fn, axis_name=axis_name, **shared)
+
+    state = jax.jit(lambda: create_state(init_variables(make_model(fields), 0, 8), tx))()
     losses, one = run_steps(jax.jit(step()), state, batch)
     pmapped = parallel.pmap_train_step(step(parallel.AXIS))
     four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
-    np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
-    assert_trees_close(four, one, rtol=1e-4)
-    stats = one.batch_stats["BatchNorm_0"]
-    assert (np.abs(stats["mean"]) > 1e-3).all() and (np.abs(stats["var"] - 1) > 1e-3).all()
-
-
-def test_batch_norm_of_a_diffusion_model(problem):
-    class Normed(nn.Module):
-        axis_name: str | None = None
-
-        @nn.compact
-        def __call__(self, x_t, image, t, train):
-            h = nn.Conv(4, (3, 3), use_bias=False)(jnp.concatenate([x_t, image], axis=-1))
-            h = nn.BatchNorm(not train, momentum=0.0, axis_name=self.axis_name)(h)
-            return nn.Conv(1, (3, 3))(nn.relu(h))
-
-    arguments, _, batch = problem
-    inputs = jnp.ones((1, 8, 8, 1)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
-    variables = jax.jit(lambda: Normed().init(jax.random.key(0), *inputs))()
-    state = create_state(variables, arguments["tx"])
-    arguments = arguments | {"recycling": True}
-    one = jax.jit(make_step(**arguments | {"model": Normed()}))
-    losses, after = run_steps(one, state, batch)
-    stats = after.batch_stats["BatchNorm_0"]
-    assert (np.abs(stats["mean"]) > 1e-3).all() and (np.abs(stats["var"] - 1) > 1e-3).all()
-    four = make_step(**arguments | {"model": Normed(parallel.AXIS)}, axis_name=parallel.AXIS)
-    pmapped = parallel.pmap_train_step(four)
-    four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
-    np.testing.assert_allclose(four_losses, losses, rtol=1e-5)
-    assert_trees_close(four, after, rtol=1e-4)
+    np.testing.assert_allclose(four_losses, losses, rtol=1e-4)
+    assert_trees_close(four, one, rtol=1e-3, atol=1e-4)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.batch_stats, state.batch_stats)
+    assert max(jax.tree.leaves(moved)) > 0.1
 
 
 def test_gates_are_frozen_for_the_first_steps(problem, supervised_problem):

@@ -105,7 +105,8 @@ class AxialBlock(nn.Module):
         h = nn.relu(norm(name="norm_down")(conv(self.channels, name="conv_down")(x)))
         h = jnp.swapaxes(attend(name="height")(jnp.swapaxes(h, 1, 2), train), 1, 2)
         h = attend(name="width")(h, train)
-        strides = (self.stride, self.stride)
+        # XLA on CPU has wrong gradients of poolings whose window is larger than the image.
+        strides = tuple(min(self.stride, side) for side in x.shape[1:3])
         if self.stride > 1:
             h = nn.avg_pool(h, strides, strides, padding="SAME", count_include_pad=False)
         h = norm(name="norm_up")(conv(2 * self.channels, name="conv_up")(nn.relu(h)))

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from segdiff_jax.models.norms import batch_norm
+from segdiff_jax.models.norms import make_norm
 
 PADDINGS = ("same", "valid")
 NORMS = ("batch", "group", "none")
@@ -35,6 +35,12 @@ class RonnebergerUNet(nn.Module):
         for field, choices in (("padding", PADDINGS), ("norm", NORMS)):
             if getattr(self, field) not in choices:
                 raise ValueError(f"model.{field}={getattr(self, field)!r}: choose one of {choices}")
+        odd = [width for width in self.channels if width % groups_of(width)]
+        if self.norm == "group" and odd:
+            raise ValueError(
+                f"model.channels={self.channels}: {odd[0]} is no multiple of its "
+                f"{groups_of(odd[0])} groups; choose another, or model.norm='batch'"
+            )
         super().__post_init__()
 
     def __call__(self, image: Array, train: bool = False) -> Array:
@@ -69,11 +75,13 @@ class RonnebergerUNet(nn.Module):
     def segment(self, x: Array, train: bool) -> Array:
         """The network itself: "valid" makes 388 x 388 log odds of a 572 x 572 image."""
         dtype = jnp.dtype(self.dtype)
-        norms = {
-            "batch": lambda h: batch_norm(train, self.axis_name)()(h),
-            "group": lambda h: nn.GroupNorm(min(32, h.shape[-1] // 2), dtype=jnp.float32)(h),
-            "none": lambda h: h,
-        }
+
+        def normalised(h: Array) -> Array:
+            if self.norm == "none":
+                return h
+            groups = groups_of(h.shape[-1]) if self.norm == "group" else 0
+            return make_norm(groups, self.axis_name)(train, None)(h)
+
         conv = functools.partial(
             nn.Conv,
             kernel_size=(3, 3),
@@ -85,8 +93,8 @@ class RonnebergerUNet(nn.Module):
 
         def convs(h: Array, width: int, name: str) -> Array:
             for i in range(2):
-                h = norms[self.norm](conv(width, name=f"{name}_conv{i}")(h))
-                h = nn.relu(h).astype(dtype)
+                h = conv(width, name=f"{name}_conv{i}")(h)
+                h = nn.relu(normalised(h)).astype(dtype)
             return h
 
         skips = []
@@ -100,6 +108,11 @@ class RonnebergerUNet(nn.Module):
             x = jnp.concatenate([centre(skips.pop(), x.shape[1:3]), x], axis=-1)
             x = convs(x, width, f"up{level}")
         return nn.Conv(1, (1, 1), name="out_conv")(x.astype(jnp.float32))
+
+
+def groups_of(width: int) -> int:
+    """How many groups of channels "group" normalises."""
+    return max(1, min(32, width // 2))
 
 
 def input_size(size: int, poolings: int) -> int:
