@@ -66,9 +66,9 @@ def test_tables_show_what_is_there(tmp_path, monkeypatch, capsys):
         (run / "checkpoints" / "last" / "123").mkdir(parents=True)
         write_metrics(run / "validation-steps=5-votes=1-sampler=ddim", iou, 0.1)
         write_metrics(run / "test-steps=5-votes=1-sampler=ddim", 0.25, 0.125)
-    write_metrics(run / "validation-steps=5-votes=1-sampler=ddim-set=flips=False", 0.6, 0.1)
+    write_metrics(run / "validation-steps=1-votes=1-sampler=ddim-set=flips=False", 0.6, 0.1)
     write_metrics(run / "validation-steps=20-votes=1-sampler=dpm_solver_pp_2m", 0.75, 0.1)
-    write_metrics(run / "validation-steps=5-votes=9-sampler=ddim-set=flips=True", 0.7, 0.1)
+    write_metrics(run / "validation-steps=1-votes=9-sampler=ddim-set=flips=True", 0.7, 0.1)
     arguments = ["--only_print", f"--out={tmp_path}", f"--sampling_of={run}"]
     monkeypatch.setattr("sys.argv", ["ablation", *arguments, "--rows", "noisy", "x0"])
     ablation.main()

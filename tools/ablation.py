@@ -131,7 +131,7 @@ def print_sampling(run: Run) -> None:
     lines = [[str(n), *(of(steps=n, sampler=solver) for solver in SOLVERS)] for n in STEPS]
     print(table("steps | DDIM | DPM-Solver++(2M)", lines), flush=True)
     flips = "flips=False", "flips=True"  # Both said: the run's own config may have either.
-    lines = [[str(n), *(of(votes=n, set=flip) for flip in flips)] for n in VOTES]
+    lines = [[str(n), *(of(steps=1, votes=n, set=flip) for flip in flips)] for n in VOTES]
     print(table("votes | validation | of mirror images", lines), flush=True)
 
 
