@@ -273,7 +273,8 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     before, now = flatten(before), flatten(now)
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
-    if any(name in before and name.startswith(FIXED) for name in changed):
+    unread = "diffusion." if now.get("objective") == "supervised" else ()
+    if any(n in before and n.startswith(FIXED) and not n.startswith(unread) for n in changed):
         raise ValueError(
             f"{workdir} holds a run with another config; give it another --workdir, or the same "
             "config:\n  " + "\n  ".join(lines)

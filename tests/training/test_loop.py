@@ -117,6 +117,12 @@ def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):
     assert capsys.readouterr().out == "config.objective: None before, 'diffusion' now\n"
     with pytest.raises(ValueError, match=r"model\.norm_groups: 32 before, 8 now"):
         report_changes(before, {"model": {"name": "segdiff", "norm_groups": 8}}, tmp_path)
+    noisier = {"diffusion": {"timestep_power": 0.5}, "model": {"name": "unet"}}
+    noisiest = {"diffusion": {"timestep_power": 0.1}, "model": {"name": "unet"}}
+    report_changes(noisier, noisiest | {"objective": "supervised"}, tmp_path)
+    assert "timestep_power: 0.5 before, 0.1 now" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"timestep_power: 0.5 before, 0.1 now"):
+        report_changes(noisier, noisiest, tmp_path)
     with pytest.raises(ValueError, match=r"model\.name: 'segdiff' before, 'unet' now"):
         report_changes(before, {"model": {"name": "unet"}, "objective": "supervised"}, tmp_path)
 
