@@ -123,9 +123,8 @@ class Comparison:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    @functools.cache  # noqa: B019, which is for objects that come and go
     def config(self, model: str) -> ConfigDict:
-        """Of the model's first run."""
+        """Of the model's first run, a new one each time."""
         return ConfigDict(json.loads((self.runs[model, 0].workdir / "config.json").read_text()))
 
     @property
@@ -146,7 +145,7 @@ class Comparison:
         seeds = (seed + row.models[:i].count(model) for i, model in enumerate(row.models))
         return [self.runs[m, s % counts[m]] for m, s in zip(row.models, seeds, strict=True)]
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019, which is for objects that come and go
     def trained(self, row: Row, seed: int) -> Trained:
         """The row's models, as sample.py loads them."""
 
