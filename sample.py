@@ -14,7 +14,7 @@ from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.samplers import STEPS as SOLVERS
 from segdiff_jax.evaluation.evaluate import evaluate, native_examples
 from segdiff_jax.evaluation.outputs import format_metrics
-from segdiff_jax.trained import ensemble_of, load_trained
+from segdiff_jax.trained import ensemble_of, load_trained, run_name
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Workdir of train.py, whose best checkpoint is used; several: their mean."
@@ -43,12 +43,6 @@ def change_sampling(config: ConfigDict) -> None:
     config.sampler.update({k: flag.value for k, flag in given.items() if flag.value is not None})
     set_fields(config.sampler, SET.value)
     config.seed = config.seed if SEED.value is None else SEED.value
-
-
-def run_name(path: str) -> str:
-    """The workdir's name, of a checkpoint in it, too."""
-    parts = os.path.abspath(path).split(os.sep)
-    return parts[parts.index("checkpoints") - 1 if "checkpoints" in parts else -1]
 
 
 def main() -> None:

@@ -86,3 +86,9 @@ def ensemble_of(members: Sequence[Trained]) -> Trained:
     settings = {f"{i}. {k}": v for i, m in enumerate(members, 1) for k, v in m.settings.items()}
     settings = {"model": " + ".join(m.settings["model"] for m in members)} | settings
     return Trained(first.config, predictor, [member.variables for member in members], settings)
+
+
+def run_name(path: str) -> str:
+    """The workdir's name, of a checkpoint in it, too."""
+    parts = Path(path).absolute().parts
+    return parts[parts.index("checkpoints") - 1 if "checkpoints" in parts else -1]
