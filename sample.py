@@ -1,6 +1,5 @@
 """Segments images with a trained model: python sample.py --workdir=runs/isic --split=test."""
 
-import functools
 import os
 
 from absl import flags
@@ -19,9 +18,7 @@ from segdiff_jax.trained import ensemble_of, load_trained, run_name
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Workdir of train.py, whose best checkpoint is used; several: their mean."
 )
-CHECKPOINT = flags.DEFINE_multi_string(
-    "checkpoint", [], "Others: folders of a step; --workdir is then only where to write."
-)
+CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "Others; --workdir is where to write.")
 SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set to segment.")
 IMAGES = flags.DEFINE_string("images", None, "Folder of images to segment instead of a split.")
 MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the result.")
@@ -53,8 +50,7 @@ def main() -> None:
         raise ValueError("beside --checkpoint, give one --workdir: where to write")
     if MASKS.value and not IMAGES.value:
         raise ValueError("--masks needs --images")
-    load = functools.partial(load_trained, defaults=default.get_config(), change=change_sampling)
-    trained = ensemble_of([load(path) for path in paths])
+    trained = ensemble_of([load_trained(p, default.get_config(), change_sampling) for p in paths])
     data = trained.config.data
     if IMAGES.value:
         records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
