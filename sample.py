@@ -18,7 +18,7 @@ from segdiff_jax.trained import ensemble_of, load_trained, run_name
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Workdir of train.py, whose best checkpoint is used; several: their mean."
 )
-CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "Others; --workdir is where to write.")
+CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "Step folders; --workdir: where to write.")
 SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set to segment.")
 IMAGES = flags.DEFINE_string("images", None, "Folder of images to segment instead of a split.")
 MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the result.")

@@ -169,8 +169,8 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     plt.close(figure)
 
 
-def insert(path: Path, text: str | None) -> None:
-    """Puts the text between the marks of a Markdown file; None: only looks for the marks.
+def around_marks(path: Path) -> tuple[str, str]:
+    """What a Markdown file holds up to the first mark, and from the second one on.
 
     Raises:
         ValueError: if the marks are missing.
@@ -179,8 +179,13 @@ def insert(path: Path, text: str | None) -> None:
     before, _, rest = path.read_text().partition(begin)
     if end not in rest:
         raise ValueError(f"{path} has no lines {begin} and {end} to write between")
-    if text is not None:
-        path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}")
+    return before + begin, end + rest.partition(end)[2]
+
+
+def insert(path: Path, text: str) -> None:
+    """Puts the text between the marks of a Markdown file, see `around_marks`."""
+    before, after = around_marks(path)
+    path.write_text(f"{before}\n\n{text}\n\n{after}")
 
 
 def main() -> None:
@@ -192,7 +197,7 @@ def main() -> None:
     parser.add_argument("--results", default="docs/results.md", help="what the tables go into")
     options, flags = parser.parse_known_args()
     results = Path(options.results)
-    insert(results, None)  # Its mistakes show now, not after hours.
+    around_marks(results)  # Its mistakes show now, not after hours.
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
     keep_compiled_programs()

@@ -83,6 +83,7 @@ class Comparison:
             for model, count in SEEDS.items()
             if seed < count
         }
+        self._counts = Counter(model for model, _ in self.runs)
 
     def train(self, minutes: float, side_by_side: int, flags: list[str]) -> None:
         """Trains all that is not trained, so many at a time, each on its share of the cores.
@@ -134,16 +135,14 @@ class Comparison:
 
     def seeds(self, row: Row) -> list[int]:
         """Those from which all of the row's models are trained."""
-        counts = Counter(model for model, _ in self.runs)
-        if any(counts[model] < times for model, times in Counter(row.models).items()):
+        if any(self._counts[model] < times for model, times in Counter(row.models).items()):
             return []
-        return list(range(min(counts[model] for model in row.models)))
+        return list(range(min(self._counts[model] for model in row.models)))
 
     def members(self, row: Row, seed: int) -> list[Run]:
         """The runs of the row's models; of the same model again, from the next seed."""
-        counts = Counter(model for model, _ in self.runs)
         seeds = (seed + row.models[:i].count(model) for i, model in enumerate(row.models))
-        return [self.runs[m, s % counts[m]] for m, s in zip(row.models, seeds, strict=True)]
+        return [self.runs[m, s % self._counts[m]] for m, s in zip(row.models, seeds, strict=True)]
 
     @functools.cache  # noqa: B019, which is for objects that come and go
     def trained(self, row: Row, seed: int) -> Trained:

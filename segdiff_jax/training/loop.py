@@ -25,14 +25,13 @@ from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
 from segdiff_jax.training.steps import make_losses_fn, train_step
 
-# A run with another value of these would not be the same run.
+# A run with another value of these, or of a diffusion model's diffusion, would not be the same run.
 FIXED = (
     "data.dataset",
     "data.extra_datasets",
     "data.image_size",
     "data.colour_constancy",
     "data.soft_masks",
-    "diffusion.",
     "model.",
     "objective",
     "seed",
@@ -273,8 +272,8 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     before, now = flatten(before), flatten(now)
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
-    unread = "diffusion." if now.get("objective") == "supervised" else ()
-    if any(n in before and n.startswith(FIXED) and not n.startswith(unread) for n in changed):
+    fixed = FIXED if now.get("objective") == "supervised" else (*FIXED, "diffusion.")
+    if any(name in before and name.startswith(fixed) for name in changed):
         raise ValueError(
             f"{workdir} holds a run with another config; give it another --workdir, or the same "
             "config:\n  " + "\n  ".join(lines)

@@ -300,8 +300,13 @@ SEGDIFF |= {"rrdb_blocks": 1, "rrdb_width": 4, "rrdb_growth": 2}
 UNET, MEDT = {"name": "unet", "channels": [4, 8]}, {"name": "medt", "blocks": [1, 1]}
 
 
-@pytest.mark.parametrize("fields", [UNET, MEDT, SEGDIFF], ids=lambda fields: fields["name"])
-def test_batch_statistics_are_those_of_all_devices(problem, fields):
+# MedT's norms of norms, here of single pixels, blow up rounding.
+@pytest.mark.parametrize(
+    "fields, rtol, atol",
+    [(UNET, 1e-4, 1e-6), (SEGDIFF, 1e-4, 1e-6), (MEDT, 1e-3, 1e-4)],
+    ids=["unet", "segdiff", "medt"],
+)
+def test_batch_statistics_are_those_of_all_devices(problem, fields, rtol, atol):
     arguments, _, batch = problem
     # Devices whose images differ: without the average over devices, so would the statistics.
     dark = np.arange(1, 9, dtype=np.uint8)[:, None, None, None]
@@ -321,8 +326,8 @@ def test_batch_statistics_are_those_of_all_devices(problem, fields):
     losses, one = run_steps(jax.jit(step()), state, batch)
     pmapped = parallel.pmap_train_step(step(parallel.AXIS))
     four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
-    np.testing.assert_allclose(four_losses, losses, rtol=1e-4)
-    assert_trees_close(four, one, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(four_losses, losses, rtol=rtol / 10)
+    assert_trees_close(four, one, rtol, atol)
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), one.batch_stats, state.batch_stats)
     assert max(jax.tree.leaves(moved)) > 0.1
 
