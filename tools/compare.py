@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from adjustText import adjust_text
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -156,15 +157,16 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     colours = dict(zip(compare.MODELS, ("C0", "C1", "C2", "C3"), strict=True))
     figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 5), layout="constrained")
     for axis, (split, name) in zip(axes, SPLITS.items(), strict=True):
+        labels = []
         for row in comparison.rows:
             place = 1000 * seconds[row], np.mean(comparison.scores(row, split, "mean", "iou"))
             colour = colours[row.models[0]] if len(set(row.models)) == 1 else "black"
             axis.plot(*place, "o", color=colour)
-            offset = {"xytext": (5, 4), "textcoords": "offset points"}
-            axis.annotate(row.label, place, fontsize=7, color=colour, **offset)
+            labels.append(axis.text(*place, row.label, fontsize=8, color=colour))
         axis.set(xscale="log", xlabel="milliseconds an image", ylabel="mean IoU", title=name)
         axis.grid(alpha=0.3)
-        axis.margins(x=0.3, y=0.1)
+        axis.margins(x=0.2, y=0.1)
+        adjust_text(labels, expand=(1.1, 1.7), ax=axis, arrowprops={"arrowstyle": "-", "lw": 0.5})
     figure.savefig(path)
     plt.close(figure)
 
