@@ -33,6 +33,8 @@ PARAMETERS = {
 }
 # test_loop.py trains the first, and the second is isic2016_64.
 TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]
+SLOW = ("compare:medt", "compare:medsegdiff", "isic2016_128")  # to compile
+TRAINED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TRAINED]
 
 
 def get(name):
@@ -51,7 +53,8 @@ def test_parameter_count(name):
 def test_two_steps(name, tiny_config, tmp_path):
     config, data = tiny_overrides(get(name)), tiny_config().data
     config.data.update(dataset=data.dataset, manual_dir=data.manual_dir, dir=data.dir)
-    config.validation.every = 0  # test_loop.py validates; here it would compile for each.
+    # test_loop.py does both; here it would compile them for each.
+    config.validation.every, config.train.half_size_share = 0, 0.0
     train(config, str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 2
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
