@@ -64,7 +64,9 @@ def get_config() -> ConfigDict:
     model.rrdb_width = 32  # channels of G
     model.rrdb_growth = 16  # channels that each convolution of G adds
     model.rrdb_scan = False  # one compiled block: compiles faster, slow to train on CPU
-    model.remat = False  # recompute in the backward pass, for memory
+    model.rrdb_remat = False  # compute G again in the backward pass, for memory
+    model.remat_resolutions = ()  # likewise the levels of these downsampling factors
+    model.attention = "xla"  # or cudnn, on GPUs with bfloat16
     model.dtype = "float32"  # or bfloat16, of the computation; parameters stay float32
 
     config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py

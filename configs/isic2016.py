@@ -2,7 +2,7 @@
 
 python train.py --config=configs/isic2016.py --workdir=runs/isic2016
 
-Machine: not trained yet, meant for a GPU; train.microbatches and model.remat save memory.
+Machine: not trained yet, meant for a GPU; model.remat_resolutions saves memory.
 Time: not measured. Score: not measured.
 """
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.convolution import Conv
 from segdiff_jax.models.norms import Norm
-from segdiff_jax.models.rrdb import Conv
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import ResBlock
 
@@ -72,9 +72,9 @@ class MedSegDiff(SegDiff):
 
     def setup(self):
         super().setup()
-        level_of = nn.remat(ImageLevel, static_argnums=(4,)) if self.remat else ImageLevel
+        remat = nn.remat(ImageLevel, static_argnums=(4,))
         self.image_levels = [
-            level_of(
+            (remat if 2**level in self.remat_resolutions else ImageLevel)(
                 mult * self.channels,
                 level > 0,
                 self.dropout,
@@ -87,4 +87,5 @@ class MedSegDiff(SegDiff):
 
     def denoise(self, x_t: Array, features: Array, t: Array, train: bool = False) -> Array:
         """D(E^x(F(x_t), t) + E^I(features, x_t, t), t); see `SegDiff.denoise`."""
+        features = jnp.repeat(features, len(x_t) // len(features), axis=0)
         return self.unet(self.F(x_t), t, train, features, self.image_levels)

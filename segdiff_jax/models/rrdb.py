@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-Conv = functools.partial(nn.Conv, kernel_size=(3, 3), padding=1, kernel_init=KERNEL_INIT)
+from segdiff_jax.models.convolution import Conv
+
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
 

@@ -4,15 +4,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.convolution import Conv
 from segdiff_jax.models.norms import Norm, make_norm
-from segdiff_jax.models.rrdb import Conv, RRDBNet
+from segdiff_jax.models.rrdb import RRDBNet
 from segdiff_jax.models.unet import UNet
 
 
 class SegDiff(nn.Module):
     """F, G, E and D put together; the defaults are the paper's network for 256 px.
 
-    Attributes are explained in `RRDBNet`, `UNet` and, `norm_groups` and `axis_name`, `make_norm`.
+    Attributes are explained in `RRDBNet`, `UNet` and, `norm_groups` and `axis_name`, `make_norm`;
+    `rrdb_remat` is the first one's `remat`.
 
     Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError.
     `dtype` is "float32" or "bfloat16"; parameters are float32 either way.
@@ -31,13 +33,25 @@ class SegDiff(nn.Module):
     rrdb_width: int = 64
     rrdb_growth: int = 32
     rrdb_scan: bool = False
-    remat: bool = False
+    rrdb_remat: bool = False
+    remat_resolutions: tuple[int, ...] = ()
+    attention: str = "xla"
     dtype: str = "float32"
     axis_name: str | None = None
 
     def setup(self):
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+        if self.attention not in ("xla", "cudnn"):
+            raise ValueError(f"model.attention={self.attention!r}: choose 'xla' or 'cudnn'")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError("model.attention='cudnn' needs model.dtype='bfloat16'")
+        levels = [2**level for level in range(len(self.channel_mult))]
+        if not set(self.remat_resolutions) <= set(levels):
+            raise ValueError(
+                f"model.remat_resolutions={tuple(self.remat_resolutions)}: the factors of the "
+                f"levels are {levels}"
+            )
         dtype = jnp.dtype(self.dtype)
         self.F = Conv(self.channels, dtype=dtype)
         self.G = RRDBNet(
@@ -46,7 +60,7 @@ class SegDiff(nn.Module):
             self.rrdb_width,
             self.rrdb_growth,
             self.rrdb_scan,
-            self.remat,
+            self.rrdb_remat,
             dtype,
         )
         self.unet = UNet(
@@ -59,7 +73,8 @@ class SegDiff(nn.Module):
             self.scale_shift_norm,
             self.out_channels,
             self.make_norm(),
-            self.remat,
+            tuple(self.remat_resolutions),
+            self.attention,
             dtype,
         )
 
@@ -92,13 +107,15 @@ class SegDiff(nn.Module):
 
         Args:
             x_t: f32[B, H, W, 1], the noisy mask.
-            features: dtype[B, H, W, channels], from `encode_image`.
-            t: i32[B] or f32[B], timesteps of the training chain, not rescaled.
+            features: dtype[N, H, W, channels], from `encode_image`, each of B / N masks in a row.
+            t: i32[B] or f32[B], timesteps of the training chain, not rescaled; of length 1, of all.
             train: apply dropout (needs a "dropout" key).
         Returns:
             f32[B, H, W, out_channels].
         """
-        return self.unet(self.F(x_t) + features, t, train)
+        h = self.F(x_t)
+        masks = h.reshape(len(features), -1, *h.shape[1:]) + features[:, None]
+        return self.unet(masks.reshape(h.shape), t, train)
 
     def __call__(self, x_t: Array, image: Array, t: Array, train: bool = False) -> Array:
         """`denoise` of `encode_image`; shapes as there."""

@@ -12,12 +12,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.convolution import KERNEL_INIT, Conv, UpsampleConv, ZerosConv
 from segdiff_jax.models.norms import Norm
-from segdiff_jax.models.rrdb import KERNEL_INIT, Conv
 
 Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
-ZerosConv = functools.partial(nn.Conv, padding=1, kernel_init=nn.initializers.zeros)
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
@@ -67,7 +66,7 @@ class ResBlock(nn.Module):
         else:
             h = norm(h + emb)
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
-        h = ZerosConv(self.channels, (3, 3), dtype=self.dtype, name="conv_out")(h)
+        h = ZerosConv(self.channels, dtype=self.dtype, name="conv_out")(h)
         if x.shape[-1] != self.channels:
             x = Dense(self.channels, dtype=self.dtype, name="skip")(x)
         return x + h
@@ -76,11 +75,15 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Self-attention over all positions, plus the input.
 
-    q, k and v lie head by head ([head][q|k|v][channel]), and q and k are each scaled by ch^-1/4.
+    q, k and v lie head by head ([head][q|k|v][channel]); the softmax is float32.
+
+    Attributes:
+        implementation: of `jax.nn.dot_product_attention`, "xla" or "cudnn".
     """
 
     heads: int
     norm: Norm
+    implementation: str = "xla"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -91,10 +94,8 @@ class AttentionBlock(nn.Module):
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
         q, k, v = jnp.moveaxis(qkv, 3, 0)
-        scale = (channels // self.heads) ** -0.25
-        logits = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale)
-        weights = nn.softmax(logits.astype(jnp.float32), axis=-1).astype(self.dtype)
-        h = jnp.einsum("bhts,bshc->bthc", weights, v).reshape(batch, height, width, channels)
+        h = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        h = h.reshape(batch, height, width, channels)
         return x + ZerosDense(channels, dtype=self.dtype, name="proj")(h)
 
 
@@ -108,7 +109,9 @@ class UNet(nn.Module):
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
         out_channels: 1, or 2 with a learned variance.
         norm: see `norms.make_norm`.
-        remat: recompute each block in the backward pass, for memory.
+        remat_resolutions: downsampling factors of the levels whose blocks are computed again in the
+            backward pass, for memory.
+        attention: see `AttentionBlock`.
         dtype: of the computation; parameters, norms and softmax are float32.
     """
 
@@ -121,7 +124,8 @@ class UNet(nn.Module):
     scale_shift_norm: bool
     out_channels: int
     norm: Norm
-    remat: bool
+    remat_resolutions: tuple[int, ...]
+    attention: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -137,7 +141,7 @@ class UNet(nn.Module):
 
         Args:
             h: dtype[B, H, W, channels].
-            t: f32[B] or i32[B].
+            t: f32[B] or i32[B]; of length 1, of all.
             image: dtype[B, H, W, channels], features of the image, for `image_levels`.
             image_levels: an image encoder beside E, one function a level or none: (its features of
                 the level before, h of this level, the embedding of t, train) -> its features of
@@ -153,53 +157,49 @@ class UNet(nn.Module):
                 f"image size {h.shape[1]} x {h.shape[2]} must be divisible by {multiple}: "
                 f"model.channel_mult has {len(self.channel_mult)} levels"
             )
-        res_block = nn.remat(ResBlock, static_argnums=(3,)) if self.remat else ResBlock
-        attention_block = (
-            nn.remat(AttentionBlock, static_argnums=(2,)) if self.remat else AttentionBlock
-        )
-        conv = functools.partial(Conv, dtype=self.dtype)
-
         emb = timestep_embedding(t, self.channels)
         emb = nn.silu(Dense(4 * self.channels, name="time_0")(emb))
         emb = Dense(4 * self.channels, name="time_1")(emb)
 
-        def res(h, width, name):
-            options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
-            block = res_block(width, *options, name=name)
-            return block(h, emb, train)
+        def block_of(block, level, num_args):
+            remat = 2**level in self.remat_resolutions
+            return nn.remat(block, static_argnums=(num_args,)) if remat else block
 
-        def attend(h, name):
-            return attention_block(self.num_heads, self.norm, self.dtype, name=name)(h, train)
+        def res(h, width, level, name):
+            options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
+            return block_of(ResBlock, level, 3)(width, *options, name=name)(h, emb, train)
+
+        def attend(h, level, name):
+            options = self.num_heads, self.norm, self.attention, self.dtype
+            return block_of(AttentionBlock, level, 2)(*options, name=name)(h, train)
 
         skips = [h]
         for level, mult in enumerate(self.channel_mult):
             for i in range(self.num_res_blocks):
-                h = res(h, mult * self.channels, f"down{level}_res{i}")
+                h = res(h, mult * self.channels, level, f"down{level}_res{i}")
                 if 2**level in self.attention_resolutions:
-                    h = attend(h, f"down{level}_attention{i}")
+                    h = attend(h, level, f"down{level}_attention{i}")
                 skips.append(h)
             if image_levels:
                 image = image_levels[level](image, h, emb, train)
                 skips[-1] = h + image
             if level < len(self.channel_mult) - 1:
-                h = conv(h.shape[-1], strides=2, name=f"down{level}_downsample")(h)
+                name = f"down{level}_downsample"
+                h = Conv(h.shape[-1], strides=2, dtype=self.dtype, name=name)(h)
                 skips.append(h)
 
-        h = res(skips[-1], h.shape[-1], "middle_res0")
-        h = attend(h, "middle_attention")
-        h = res(h, h.shape[-1], "middle_res1")
+        h = res(skips[-1], h.shape[-1], level, "middle_res0")
+        h = attend(h, level, "middle_attention")
+        h = res(h, h.shape[-1], level, "middle_res1")
 
         for level, mult in reversed(list(enumerate(self.channel_mult))):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res(h, mult * self.channels, f"up{level}_res{i}")
+                h = res(h, mult * self.channels, level, f"up{level}_res{i}")
                 if 2**level in self.attention_resolutions:
-                    h = attend(h, f"up{level}_attention{i}")
+                    h = attend(h, level, f"up{level}_attention{i}")
             if level:
-                h = jax.image.resize(
-                    h, (h.shape[0], 2 * h.shape[1], 2 * h.shape[2], h.shape[3]), "nearest"
-                )
-                h = conv(h.shape[-1], name=f"up{level}_upsample")(h)
+                h = UpsampleConv(h.shape[-1], self.dtype, name=f"up{level}_upsample")(h)
 
         h = nn.silu(self.norm(train, "out_norm")(h))
-        return ZerosConv(self.out_channels, (3, 3), name="out_conv")(h)
+        return ZerosConv(self.out_channels, name="out_conv")(h)

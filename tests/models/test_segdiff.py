@@ -23,6 +23,9 @@ TINY = {
 }
 
 
+REMAT = {"rrdb_remat": True, "remat_resolutions": (1,)}
+
+
 def nhwc(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
@@ -102,7 +105,7 @@ def test_remat_changes_neither_output_nor_gradient(tiny):
         loss = lambda params: jnp.sum(model.apply({"params": params}, *inputs) ** 2)
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    plain, remat = gradient(MedSegDiff(**fields)), gradient(MedSegDiff(**fields, remat=True))
+    plain, remat = gradient(MedSegDiff(**fields)), gradient(MedSegDiff(**fields, **REMAT))
     difference = jax.tree.map(jnp.subtract, plain, remat)
     assert float(optax.tree.norm(plain)) > 1
     assert float(optax.tree.norm(difference) / optax.tree.norm(plain)) < 1e-5
@@ -115,6 +118,28 @@ def test_scanned_blocks_are_the_same_network(tiny):
     stacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
     output = apply(SegDiff(**TINY, rrdb_scan=True), params | {"G": stacked}, inputs)
     np.testing.assert_allclose(output, expected, atol=1e-4)
+
+
+def test_several_masks_of_an_image_share_its_features_and_all_share_one_timestep(tiny):
+    params, (x_t, image, _), _ = tiny
+    for model in (SegDiff(**TINY), MedSegDiff(**TINY)):
+        if isinstance(model, MedSegDiff):
+            params = random_params(model)
+        masks = jnp.concatenate([x_t, -x_t, 2 * x_t])
+        denoise = jax.jit(
+            lambda *args, model=model, params=params: model.apply(
+                {"params": params}, *args, method="denoise"
+            )
+        )
+        features = jax.jit(
+            lambda model=model, params=params: model.apply(
+                {"params": params}, image, method="encode_image"
+            )
+        )()
+        output = denoise(masks, features, jnp.array([3.0]))
+        repeated = denoise(masks, jnp.repeat(features, 3, axis=0), jnp.full(6, 3.0))
+        np.testing.assert_allclose(output, repeated, rtol=1e-5, atol=1e-5)
+        assert float(jnp.abs(output[0] - output[3]).max()) > 0.1
 
 
 def test_dropout_needs_training_and_a_key(tiny):
@@ -170,6 +195,15 @@ def test_sizes_that_do_not_divide_are_named(size):
             "model.channels=48 must be a multiple of model.norm_groups=32",
         ),
         ({"name": "segdiff", "dtype": "float16"}, "model.dtype='float16'"),
+        ({"name": "segdiff", "attention": "flash"}, "model.attention='flash': choose 'xla' or"),
+        (
+            {"name": "segdiff", "attention": "cudnn"},
+            "model.attention='cudnn' needs model.dtype='bfloat16'",
+        ),
+        (
+            {"name": "segdiff", "channel_mult": (1, 1), "remat_resolutions": (1, 4)},
+            r"model.remat_resolutions=\(1, 4\): the factors of the levels are \[1, 2\]",
+        ),
         ({"name": "segdiff", "norm_groups": -1}, "model.channels=128 must be a multiple of"),
         (
             {"name": "medsegdiff", "norm_groups": 0, "dropout": 0.1},
