@@ -117,5 +117,6 @@ def get_config() -> ConfigDict:
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
     sampler.threshold = 0.5  # of the probability above which a pixel is lesion
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
+    sampler.max_memory = 0.0  # GiB of a device, for which they are made fewer; 0: what is free
 
     return config.lock()  # A misspelt field in another file is an error.

@@ -4,7 +4,10 @@ State stays a plain tree, not stacked over devices: it enters with in_axes=None 
 out_axes=None. Batches are split by `shard`.
 """
 
+import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,9 +25,36 @@ def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=(0,))
 
 
-def pmap_map(fn: Callable[..., Any], num_sharded: int) -> Callable[..., Any]:
-    """(params, *`num_sharded` sharded trees) -> sharded results, without communication."""
-    return jax.pmap(fn, AXIS, in_axes=(None, *[0] * num_sharded), out_axes=0)
+def pmap_map(
+    fn: Callable[..., Any], num_sharded: int, num_whole: int = 1, donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """(*`num_whole` trees, *`num_sharded` sharded ones) -> sharded results, no communication.
+
+    The arguments of the numbers `donate` give their memory to the results.
+    """
+    in_axes = (None,) * num_whole + (0,) * num_sharded
+    return jax.pmap(fn, AXIS, in_axes=in_axes, out_axes=0, donate_argnums=donate)
+
+
+def program_bytes(fn: Callable[..., Any], *args: Any) -> int:
+    """The memory of a device that a pmapped function takes for such arguments; compiles it."""
+    memory = fn.lower(*args).compile().memory_analysis()
+    if memory is None:
+        return 0
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+
+
+def free_bytes() -> float:
+    """The memory that a device has free; infinity where that is not known."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    meminfo = Path("/proc/meminfo")
+    if jax.default_backend() != "cpu" or not meminfo.exists():
+        return math.inf
+    kib = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
+    return 1024 * int(kib[1]) / jax.local_device_count() if kib else math.inf
 
 
 def shard(tree: Any, batch_name: str = "batch") -> Any:

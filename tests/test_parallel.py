@@ -27,3 +27,16 @@ def test_map_runs_on_every_device():
 
 def test_round_up():
     assert [parallel.round_up(n) for n in (1, 4, 5)] == [4, 4, 8]
+
+
+def test_a_programs_memory_is_that_of_one_devices_arguments_and_results():
+    x = np.ones((4, 1000), np.float32)
+    program = parallel.pmap_map(lambda factor, x: factor * x, 1)
+    held = parallel.program_bytes(program, np.float32(2), x)
+    assert 8000 <= held <= 9000
+    donated = parallel.pmap_map(lambda factor, x: factor * x, 1, donate=(1,))
+    assert parallel.program_bytes(donated, np.float32(2), x) == held - 4000
+
+
+def test_free_memory_is_each_devices_share():
+    assert 0 < parallel.free_bytes() < 2**44

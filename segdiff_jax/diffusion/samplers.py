@@ -130,18 +130,24 @@ def sample(
     schedule: Schedule,
     step_fn: Callable[..., Array],
     noise_fn: Callable[[Array], Array],
-) -> Array:
+    timesteps: Array | None = None,
+    previous: Array | None = None,
+) -> tuple[Array, Array]:
     """Steps from x_T back to x_0 through every step of the schedule, in one `lax.scan`.
+
+    A chain may be walked in parts, each going on from what the part before returned.
 
     Args:
         denoise_fn: (x_t, t, previous) -> Prediction, where previous is the x_start of the step
             before, zero at first.
-        x_T: f32[B, H, W, C], standard normal.
+        x_T: f32[B, H, W, C], standard normal; of a later part, where the one before ended.
         schedule: the chain to walk, usually respaced.
         step_fn: one of `STEPS`, with its options bound.
         noise_fn: t -> f32[B, H, W, C], see `gaussian_noise`.
+        timesteps: i32[N], descending, the steps of this part; None: all.
+        previous: f32[B, H, W, C], the x_start of the step before; None: zero.
     Returns:
-        f32[B, H, W, C], x_0.
+        f32[B, H, W, C] each: x_0, or where the part ends, and the x_start of the last step.
     """
 
     def body(carry, t):
@@ -150,6 +156,8 @@ def sample(
         x_s = step_fn(schedule, prediction, x_t, t, noise_fn(t), previous)
         return (x_s, prediction.x_start), None
 
-    timesteps = jnp.arange(len(schedule), dtype=jnp.int32)[::-1]
-    (x_0, _), _ = jax.lax.scan(body, (x_T, jnp.zeros_like(x_T)), timesteps)
-    return x_0
+    if timesteps is None:
+        timesteps = jnp.arange(len(schedule), dtype=jnp.int32)[::-1]
+    if previous is None:
+        previous = jnp.zeros_like(x_T)
+    return jax.lax.scan(body, (x_T, previous), timesteps)[0]

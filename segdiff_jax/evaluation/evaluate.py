@@ -107,7 +107,8 @@ def evaluate(
     with tqdm(total=total, desc="sampling", unit="image") as progress:
         for group, valid in padded_batches(examples, batch_size(predictor, total)):
             images = np.stack([example["input"] for example in group])
-            samples = predictor(variables, images, [example["id"] for example in group])
+            show = lambda share: progress.set_postfix_str(f"batch {share:.0%}")
+            samples = predictor(variables, images, [example["id"] for example in group], show)
             for i in np.flatnonzero(valid):
                 case, row = _finish(predictor, folder, group[i], samples[:, i])
                 cases.append(case)

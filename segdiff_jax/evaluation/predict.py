@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -21,13 +21,10 @@ from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.ensemble import ENSEMBLES, to_mask
 from segdiff_jax.models import is_diffusion
 
-# Of the two axes before the channels, or of a mask; each is its own inverse.
-FLIPS = (
-    lambda x: x,
-    lambda x: jnp.flip(x, -2),
-    lambda x: jnp.flip(x, -3),
-    lambda x: jnp.flip(x, (-3, -2)),
-)
+# The axes of an image or mask along which each of its mirror images is flipped.
+FLIPS = (), (1,), (0,), (0, 1)
+# In one program, between which progress is shown; more would be no faster.
+MOST_STEPS = 10
 SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
 
 
@@ -49,13 +46,20 @@ class Predictor:
         self._ensemble, self._threshold = sampler.ensemble, sampler.threshold
         self.batch_size = parallel.round_up(1) * max(1, sampler.max_batch // samples)
 
-    def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    def __call__(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
         """Samples every image.
 
         Args:
             variables: of the network.
             images: u8[B, S, S, 3], B a multiple of the number of devices.
             ids: B names; an image's noise follows from the seed, its name and the vote alone.
+            progress: called with the share of the work that is done, now and then.
         Returns:
             f32[V, B, S, S], where clean masks are -1 or +1.
         """
@@ -68,7 +72,10 @@ class Predictor:
 
 
 class DiffusionPredictor(Predictor):
-    """Denoises masks, the image encoded once, votes folded into the batch."""
+    """Denoises masks, the image encoded once, votes folded into the batch.
+
+    There is one program for the first so many steps of a chain, the next ones and so on.
+    """
 
     def __init__(
         self,
@@ -99,29 +106,97 @@ class DiffusionPredictor(Predictor):
         process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
         options = {"ddim": {"eta": sampler.eta}, "ddpm": {"variance": sampler.variance}}
         step_fn = functools.partial(STEPS[sampler.name], **options.get(sampler.name, {}))
-        # The votes of a chunk, such that the chunks are alike; the images fill it up.
-        chunks = -(-sampler.votes // sampler.max_batch)
-        self._votes, self._chunk = sampler.votes, -(-sampler.votes // chunks)
+        # The votes of a chunk; the images fill it up.
+        self._votes, self._chunk = sampler.votes, even_part(sampler.votes, sampler.max_batch)
         self._seed = seed
         self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
         passes = {"encode_image": self._flips, "denoise": sampler.votes * sampler.steps}
         super().__init__(sampler, self._chunk, passes)
+        if sampler.max_memory < 0:
+            raise ValueError(f"sampler.max_memory={sampler.max_memory} must be at least 0")
+        self._max_bytes, self._fitting = sampler.max_memory * 2**30, {}
+        self._steps, self._scale = sampler.steps, process.input_scale
+        self._part = max(n for n in range(1, MOST_STEPS + 1) if sampler.steps % n == 0)
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
-        self._sample = parallel.pmap_map(
-            functools.partial(sample_votes, model, process, step_fn), 3
-        )
+        self._begin = parallel.pmap_map(begin, 2, num_whole=0)
+        run = functools.partial(advance, model, process, step_fn, self._part)
+        self._advance = parallel.pmap_map(run, 5, num_whole=2, donate=(5, 6))
 
-    def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
-        """As `Predictor.__call__`; V is `sampler.votes`."""
-        features = self._encode(variables, parallel.shard(images))
-        samples = []
-        for start in range(0, self._votes, self._chunk):
-            votes = np.arange(start, start + self._chunk)
-            keys = example_keys(self._seed, ids, votes)
-            flips = np.broadcast_to(votes % self._flips, keys.shape)
-            masks = self._sample(variables, features, parallel.shard(keys), parallel.shard(flips))
-            samples.append(np.moveaxis(parallel.unshard(masks), 1, 0))
-        return np.concatenate(samples)[: self._votes]
+    def __call__(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
+        """As `Predictor.__call__`; V is `sampler.votes`.
+
+        Raises:
+            ValueError: if not even one sample a device fits into `sampler.max_memory`.
+        """
+        if len(images) not in self._fitting:
+            self._fitting[len(images)] = self._fit(variables, images, ids)
+        size, chunk = self._fitting[len(images)]
+        samples = np.empty((self._votes, *images.shape[:3]), np.float32)
+        sizes, chunks = range(0, len(images), size), range(0, self._votes, chunk)
+        parts, done = len(sizes) * len(chunks) * (self._steps // self._part), 0
+        for start in sizes:
+            # Where they do not divide, the last ones are some of those before, the same again.
+            start = min(start, len(images) - size)
+            batch = slice(start, start + size)
+            features = self._encode(variables, parallel.shard(images[batch]))
+            for first in chunks:
+                votes = self._votes_from(first, chunk)
+                *inputs, x_t, previous = self._inputs(features, ids[batch], votes)
+                for t in range(self._steps - 1, -1, -self._part):
+                    state = x_t, previous
+                    x_t, previous = self._advance(variables, np.int32(t), *inputs, *state)
+                    jax.block_until_ready(x_t)
+                    done += 1
+                    progress(done / parts)
+                masks = parallel.unshard(x_t) / self._scale
+                masks = masks.reshape(size, chunk, *masks.shape[1:3])
+                wanted = votes < self._votes
+                masks = mirrored_back(masks[:, wanted], votes[wanted] % self._flips)
+                samples[votes[wanted], batch] = masks
+        return samples
+
+    def _votes_from(self, first: int, chunk: int) -> np.ndarray:
+        """The numbers of a chunk's votes; those of a mirror image in a row, where they divide."""
+        votes = np.arange(first, first + chunk)
+        return votes if chunk % self._flips else votes.reshape(-1, self._flips).T.reshape(-1)
+
+    def _inputs(self, features: Array, ids: Sequence[str], votes: np.ndarray) -> tuple[Any, ...]:
+        """What `_advance` takes after the variables at the start of a chain."""
+        keys = parallel.shard(example_keys(self._seed, ids, votes))
+        flips = np.broadcast_to(np.int32(votes % self._flips), keys.shape)
+        return features, keys, flips, *self._begin(features, keys)
+
+    def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int]:
+        """Images and votes to denoise together, halved until the programs fit into memory."""
+        size, chunk = len(images), self._chunk
+        limit = self._max_bytes or parallel.free_bytes()
+        while True:
+            batch = parallel.shard(images[:size])
+            needed = parallel.program_bytes(self._encode, variables, batch)
+            if needed <= limit:
+                features = self._encode(variables, batch)
+                inputs = self._inputs(features, ids[:size], self._votes_from(0, chunk))
+                inputs = variables, np.int32(self._steps - 1), *inputs
+                needed = max(needed, parallel.program_bytes(self._advance, *inputs))
+            smallest = chunk == 1 and size == parallel.round_up(1)
+            # What is free may change: then it is tried.
+            if needed <= limit or (smallest and not self._max_bytes):
+                return size, chunk
+            if smallest:
+                raise ValueError(
+                    f"sampler.max_memory={self._max_bytes / 2**30:g} GiB: one sample takes "
+                    f"{needed / 2**30:.2f} GiB"
+                )
+            if chunk > 1:
+                chunk = even_part(self._votes, -(-chunk // 2))
+            else:
+                size = parallel.round_up(size // 2)
 
 
 class SupervisedPredictor(Predictor):
@@ -133,10 +208,16 @@ class SupervisedPredictor(Predictor):
         super().__init__(sampler, flips, {"__call__": flips})
         self._segment = parallel.pmap_map(functools.partial(segment, model, flips), 1)
 
-    def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    def __call__(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
         """As `Predictor.__call__`; V is the number of mirror images, and `ids` are not read."""
-        masks = self._segment(variables, parallel.shard(images))
-        return np.moveaxis(parallel.unshard(masks), 1, 0)
+        masks = parallel.unshard(self._segment(variables, parallel.shard(images)))
+        return mirrored_back(masks, range(masks.shape[1]))
 
 
 class EnsemblePredictor(Predictor):
@@ -156,14 +237,21 @@ class EnsemblePredictor(Predictor):
         self._members, self._ensemble = members, "mean"
         self.batch_size = min(member.batch_size for member in members)
 
-    def __call__(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+    def __call__(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
         """As `Predictor.__call__`, with one sample a member: 2 p - 1.
 
         `variables` are a sequence of those of each member.
         """
         means = []
-        for member, own in zip(self._members, variables, strict=True):
-            samples = member(own, images, ids)
+        for k, (member, own) in enumerate(zip(self._members, variables, strict=True)):
+            so_far = lambda share, k=k: progress((k + share) / len(self._members))
+            samples = member(own, images, ids, so_far)
             means.append([2 * member.combine(samples[:, i])[0] - 1 for i in range(len(images))])
         return np.array(means, np.float32)
 
@@ -190,6 +278,11 @@ def make_predictor(
     return SupervisedPredictor(model, sampler)
 
 
+def even_part(total: int, most: int) -> int:
+    """The size of the fewest parts of `total` of at most `most` each, such that they are alike."""
+    return -(-total // -(-total // most))
+
+
 def check_choice(sampler: ConfigDict, field: str, choices: Collection[str]) -> None:
     """Raises a ValueError that names the field if its value is none of `choices`."""
     if sampler[field] not in choices:
@@ -214,20 +307,24 @@ def example_keys(seed: int, ids: Sequence[str], votes: Sequence[int]) -> Array:
 
 def mirrored(images: Array, flips: int) -> Array:
     """u8[B, S, S, 3] -> f32[B * flips, S, S, 3], normalised; `flips` is how many of `FLIPS`."""
-    images = jnp.stack([flip(images) for flip in FLIPS[:flips]], axis=1)
-    return normalise_image(images.reshape(-1, *images.shape[2:]))
+    mirrors = jax.vmap(lambda image: jnp.stack([jnp.flip(image, axes) for axes in FLIPS[:flips]]))
+    return normalise_image(mirrors(images).reshape(-1, *images.shape[1:]))
+
+
+def mirrored_back(masks: np.ndarray, flips: Sequence[int]) -> np.ndarray:
+    """f32[B, V, S, S], vote i of the flips[i]-th of `FLIPS` -> f32[V, B, S, S], flipped back."""
+    return np.stack(
+        [[np.flip(mask, FLIPS[k]) for mask in masks[:, i]] for i, k in enumerate(flips)]
+    )
 
 
 def segment(model: nn.Module, flips: int, variables: Any, images: Array) -> Array:
-    """Masks of u8[B, S, S, 3] and of its mirror images, mirrored back: f32[B, flips, S, S].
+    """Masks of u8[B, S, S, 3] and of its mirror images: f32[B, flips, S, S].
 
     They are 2 p - 1 = tanh(logits / 2).
     """
     logits = model.apply(variables, mirrored(images, flips))[..., 0]
-    masks = jnp.tanh(logits / 2).reshape(-1, flips, *logits.shape[1:])
-    return jnp.stack(
-        [flip(masks[:, k, ..., None])[..., 0] for k, flip in enumerate(FLIPS[:flips])], 1
-    )
+    return jnp.tanh(logits / 2).reshape(-1, flips, *logits.shape[1:])
 
 
 def encode(model: nn.Module, flips: int, variables: Any, images: Array) -> Array:
@@ -239,38 +336,49 @@ def encode(model: nn.Module, flips: int, variables: Any, images: Array) -> Array
     return features.reshape(len(images), flips, *features.shape[1:])
 
 
-def sample_votes(
+def begin(features: Array, keys: Array) -> tuple[Array, Array]:
+    """x_T and the estimate before any step, zero: f32[B * V, S, S, 1] each, see `advance`."""
+    x_T = gaussian_noise(keys.reshape(-1), (*features.shape[2:4], 1))(START)
+    return x_T, jnp.zeros_like(x_T)
+
+
+def advance(
     model: nn.Module,
     process: Process,
     step_fn: Any,
+    count: int,
     variables: Any,
+    first: Array,
     features: Array,
     keys: Array,
     flips: Array,
-) -> Array:
-    """Samples masks of a batch, about +-1.
+    x_t: Array,
+    previous: Array,
+) -> tuple[Array, Array]:
+    """So many steps of the chains of a batch.
 
     Args:
+        count: the number of steps.
+        first: i32[], the first step's number in the schedule.
         features: [B, F, S, S, C] of each image's mirror images, from `encode`.
         keys: key[B, V], the noise of each vote.
-        flips: i32[B, V], which of the F each vote sees; the result is mirrored back.
+        flips: i32[B, V], which of the F each vote sees: if V is a multiple of F, the same number of
+            votes each, in order.
+        x_t: f32[B * V, S, S, 1].
+        previous: f32[B * V, S, S, 1], the estimate x_start of the step before.
     Returns:
-        f32[B, V, S, S].
+        The next x_t, after the last step x_0, and the next estimate.
     """
-    votes, size = keys.shape, features.shape[2:4]
-    features = jax.vmap(lambda of_image, which: of_image[which])(features, flips)
+    if keys.shape[1] % features.shape[1]:
+        features = jax.vmap(lambda of_image, which: of_image[which])(features, flips)
     features = features.reshape(-1, *features.shape[2:])
-    noise_fn = gaussian_noise(keys.reshape(-1), (*size, 1))
     timesteps = jnp.asarray(process.schedule.timesteps, jnp.int32)
 
     def denoise_fn(x_t, t, previous):
-        t_model = jnp.broadcast_to(timesteps[t], len(x_t))
         network_input = process.network_input(x_t, t, previous)
-        output = model.apply(variables, network_input, features, t_model, method="denoise")
-        return process.predict(output, x_t, t)
+        inputs = network_input, features, timesteps[t][None]
+        return process.predict(model.apply(variables, *inputs, method="denoise"), x_t, t)
 
-    x_T = noise_fn(START)
-    x_0 = sample(denoise_fn, x_T, process.schedule, step_fn, noise_fn)
-    masks = x_0.reshape(*votes, *size, 1) / process.input_scale
-    which = [flips[..., None, None, None] == k for k in range(len(FLIPS))]
-    return jnp.select(which, [flip(masks) for flip in FLIPS])[..., 0]
+    noise_fn = gaussian_noise(keys.reshape(-1), x_t.shape[1:])
+    steps = first - jnp.arange(count, dtype=jnp.int32)
+    return sample(denoise_fn, x_t, process.schedule, step_fn, noise_fn, steps, previous)

@@ -77,7 +77,7 @@ def run_chain(arrays, networks, name, settings):
 
     # The original draws its noise on the way down from T.
     noise_fn = lambda t: noises[len(schedule) - 1 - t]
-    x_0 = jax.jit(lambda x_T: sample(denoise_fn, x_T, schedule, step_fn, noise_fn))(x_T)
+    x_0 = jax.jit(lambda x_T: sample(denoise_fn, x_T, schedule, step_fn, noise_fn))(x_T)[0]
     return np.moveaxis(np.asarray(x_0), -1, 1), arrays[f"chain/{name}/x_0"]
 
 
@@ -119,7 +119,7 @@ def sample_gaussian(step_fn, spacing="200", count=4096):
     schedule = respace(make_schedule("linear", 1000), space_timesteps(1000, spacing))
     noise_fn = gaussian_noise(jax.random.split(jax.random.key(0), count), (1, 1, 1))
     run = jax.jit(lambda x_T: sample(gaussian_denoiser(schedule), x_T, schedule, step_fn, noise_fn))
-    return np.asarray(run(noise_fn(START)))
+    return np.asarray(run(noise_fn(START))[0])
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def order_error(step_fn, count):
     denoise_fn, std = gaussian_denoiser(schedule), np.sqrt(abar * STD**2 + 1 - abar)
     z = jnp.linspace(-2, 2, 64).reshape(64, 1, 1, 1)
     x_T, x_end = (np.sqrt(abar[i]) * MEAN + std[i] * z for i in (-1, 0))
-    x_0 = jax.jit(lambda x: sample(denoise_fn, x, schedule, step_fn, lambda t: 0.0))(x_T)
+    x_0 = jax.jit(lambda x: sample(denoise_fn, x, schedule, step_fn, lambda t: 0.0))(x_T)[0]
     # The last step, to the clean mask, is the denoiser's estimate for both solvers.
     return np.abs(x_0 - denoise_fn(x_end, 0).x_start).mean()
 
@@ -166,7 +166,7 @@ def test_one_step_of_any_deterministic_solver_is_the_estimate():
     schedule = respace(make_schedule("linear", 100), space_timesteps(100, "trailing1"))
     denoise_fn, x_T = gaussian_denoiser(schedule), jnp.linspace(-2, 2, 5).reshape(5, 1, 1, 1)
     for step_fn in (ddim_step, dpm_solver_pp_2m_step):
-        x_0 = sample(denoise_fn, x_T, schedule, step_fn, lambda t: jnp.zeros_like(x_T))
+        x_0, _ = sample(denoise_fn, x_T, schedule, step_fn, lambda t: jnp.zeros_like(x_T))
         np.testing.assert_allclose(x_0, denoise_fn(x_T, 0).x_start, atol=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_the_estimate_of_the_step_before_is_passed_on():
         return Prediction(previous + 1, x_t)
 
     step_fn = lambda schedule, prediction, x_t, t, noise, previous: prediction.x_start
-    x_0 = sample(denoise_fn, x_T, schedule, step_fn, lambda t: x_T)
+    x_0, _ = sample(denoise_fn, x_T, schedule, step_fn, lambda t: x_T)
     assert x_0.item() == 100
 
 
@@ -193,8 +193,21 @@ def test_scan_equals_a_python_loop():
     x = x_T = noise_fn(jnp.int32(10))
     for t in reversed(range(10)):
         x = ddpm_step(schedule, denoise_fn(x, t), x, jnp.int32(t), noise_fn(jnp.int32(t)))
-    scanned = jax.jit(lambda x: sample(denoise_fn, x, schedule, ddpm_step, noise_fn))(x_T)
+    scanned = jax.jit(lambda x: sample(denoise_fn, x, schedule, ddpm_step, noise_fn))(x_T)[0]
     np.testing.assert_allclose(scanned, x, atol=1e-5)
+
+
+@pytest.mark.parametrize("step_fn", [ddpm_step, dpm_solver_pp_2m_step])
+def test_a_chain_in_parts_is_the_chain_in_one(step_fn):
+    schedule = respace(make_schedule("linear", 100), space_timesteps(100, "10"))
+    denoise_fn = gaussian_denoiser(schedule)
+    noise_fn = gaussian_noise(jax.random.split(jax.random.key(1), 2), (3, 3, 1))
+    run = lambda *part: sample(denoise_fn, part[0], schedule, step_fn, noise_fn, *part[1:])
+    whole = jax.jit(run)(noise_fn(START))
+    first = jax.jit(run)(noise_fn(START), jnp.arange(9, 5, -1))
+    second = jax.jit(run)(first[0], jnp.arange(5, -1, -1), first[1])
+    np.testing.assert_allclose(second, whole, atol=1e-5)
+    assert float(jnp.abs(first[0] - second[0]).max()) > 0.1
 
 
 def test_the_network_is_traced_once():

@@ -61,7 +61,7 @@ class Threshold(Predictor):
         self.batch_size, self.calls = batch_size, []
         self._ensemble, self._threshold = ensemble, threshold
 
-    def __call__(self, params, images, ids):
+    def __call__(self, params, images, ids, progress=None):
         assert params == "params"
         assert images.dtype == np.uint8
         assert images.shape == (len(ids), SIZE, SIZE, 3)
@@ -199,7 +199,7 @@ def test_vote_and_mean_differ_in_their_probability(tmp_path):
     class Weak(Threshold):
         """One vote is certain of a lesion and two are a little against it."""
 
-        def __call__(self, params, images, ids):
+        def __call__(self, params, images, ids, progress=None):
             one = np.ones((1, *images.shape[:3]), np.float32)
             return np.concatenate([one, -0.2 * one, -0.2 * one])
 

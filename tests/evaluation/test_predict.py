@@ -11,6 +11,7 @@ from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
+from segdiff_jax.evaluation import predict as predict_module
 from segdiff_jax.evaluation.predict import (
     DiffusionPredictor,
     EnsemblePredictor,
@@ -23,6 +24,11 @@ SCHEDULE = make_schedule("linear", 100)
 NAMES = [f"ISIC_{i}" for i in range(12)]
 
 
+def for_each(features, x_t):
+    """An image's features, for each of its masks."""
+    return jnp.repeat(features, len(x_t) // len(features), axis=0)
+
+
 class Threshold(nn.Module):
     """Certain, by its logits, that bright pixels are lesion, whatever x_t and t are."""
 
@@ -30,7 +36,7 @@ class Threshold(nn.Module):
         return image[..., :1]
 
     def denoise(self, x_t, features, t):
-        return jnp.where(features > 0, 50.0, -50.0) + 0 * x_t
+        return jnp.where(for_each(features, x_t) > 0, 50.0, -50.0) + 0 * x_t
 
 
 class Noisy(nn.Module):
@@ -40,7 +46,7 @@ class Noisy(nn.Module):
         return image.mean(axis=-1, keepdims=True)
 
     def denoise(self, x_t, features, t):
-        return 0.1 * x_t - 0.05 * features
+        return 0.1 * x_t - 0.05 * for_each(features, x_t)
 
 
 class Clock(nn.Module):
@@ -67,6 +73,7 @@ def sampler(**changes):
             "threshold": 0.5,
             "ensemble": "mean",
             "max_batch": 6,
+            "max_memory": 0.0,
             **changes,
         }
     )
@@ -155,10 +162,10 @@ class Quadrant(nn.Module):
         return jnp.zeros_like(image[..., :1]).at[:, :half, :half].set(image[:, :half, :half, :1])
 
     def denoise(self, x_t, features, t):
-        return features + 0 * x_t
+        return for_each(features, x_t) + 0 * x_t
 
 
-@pytest.mark.parametrize("max_batch", [6, 4, 2])
+@pytest.mark.parametrize("max_batch", [6, 4, 3, 2])
 def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
     config = sampler(votes=6, flips=True, max_batch=max_batch)
     images = images_of(12)
@@ -239,45 +246,43 @@ def test_images_and_votes_fill_a_devices_batch(
     monkeypatch, votes, max_batch, images, chunk, chunks
 ):
     """`images` of one device and `chunk` votes at a time, `chunks` times."""
-    calls = []
-
-    def fake(fn, num_sharded):
-        def encode(params, batch):
-            calls.append(("encode", batch.shape[:2]))
-            return batch
-
-        def sample(params, features, keys, flips):
-            calls.append(("sample", keys.shape))
-            return np.zeros((*keys.shape, SIZE, SIZE), np.float32)
-
-        return {1: encode, 3: sample}[num_sharded]
-
-    monkeypatch.setattr(parallel, "pmap_map", fake)
+    calls = record_calls(monkeypatch)
     predictor = noisy(votes=votes, max_batch=max_batch)
     devices = jax.local_device_count()
     assert predictor.batch_size == devices * images
     size = predictor.batch_size
+    predictor({}, images_of(size), [str(i) for i in range(size)])  # Sees what fits, too.
+    calls.clear()
     samples = predictor({}, images_of(size), [str(i) for i in range(size)])
     assert samples.shape == (votes, size, SIZE, SIZE)
     assert calls == [
         ("encode", (devices, images)),
-        *[("sample", (devices, images, chunk))] * chunks,
+        *[("begin", (devices, images)), ("advance", (devices, images, chunk))] * chunks,
     ]
     assert images * chunk <= max_batch
 
 
-def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
-    calls, traces = [], []
-    pmap_map = parallel.pmap_map
+def record_calls(monkeypatch):
+    """Calls of a predictor's programs: name and leading axes of images, features or keys."""
+    calls, pmap_map = [], parallel.pmap_map
 
-    def counted(fn, num_sharded):
-        mapped = pmap_map(fn, num_sharded)
+    def recorded(fn, *args, **options):
+        program, name = pmap_map(fn, *args, **options), getattr(fn, "func", fn).__name__
 
-        def call(*arguments):
-            calls.append("encode" if num_sharded == 1 else "sample")
-            return mapped(*arguments)
+        def call(*inputs):
+            shape = {"encode": 1, "begin": 0, "advance": 3}[name]
+            calls.append((name, inputs[shape].shape[: 3 if name == "advance" else 2]))
+            return program(*inputs)
 
+        call.lower = program.lower
         return call
+
+    monkeypatch.setattr(parallel, "pmap_map", recorded)
+    return calls
+
+
+def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
+    calls, traces = record_calls(monkeypatch), []
 
     class Traced(Noisy):
         def encode_image(self, image):
@@ -285,15 +290,71 @@ def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
             return super().encode_image(image)
 
         def denoise(self, x_t, features, t):
-            traces.append("denoise")
+            traces.append((x_t.shape[0], features.shape[0], t.shape[0]))
             return super().denoise(x_t, features, t)
 
-    monkeypatch.setattr(parallel, "pmap_map", counted)
-    predictor = DiffusionPredictor(Traced(), Process(SCHEDULE), sampler(votes=4, max_batch=2), 0)
+    config = sampler(votes=4, max_batch=2, steps=20)
+    predictor = DiffusionPredictor(Traced(), Process(SCHEDULE), config, 0)
     for seed in range(3):
+        calls.clear()
         predictor({}, images_of(4, seed), NAMES[:4])
-    assert calls == ["encode", "sample", "sample"] * 3
-    assert traces == ["encode", "denoise"]
+        names = [name for name, _ in calls]
+        if seed:
+            assert names == ["encode", *["begin", "advance", "advance"] * 2]
+    # Two votes of an image share its features, and all the timestep.
+    assert traces == ["encode", (2, 1, 1)]
+
+
+def compilations(caplog):
+    return [r for r in caplog.records if "Compiling" in r.getMessage()]
+
+
+def test_a_chain_in_parts_compiles_once_and_is_the_chain_in_one(monkeypatch, caplog):
+    images, changes = images_of(4), {"votes": 2, "steps": 20, "eta": 1.0, "max_batch": 2}
+    predictor = noisy(**changes)
+    ours = predictor({}, images, NAMES[:4])
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        predictor({}, images_of(4, 1), NAMES[:4])
+    assert not compilations(caplog)
+    monkeypatch.setattr(predict_module, "MOST_STEPS", 20)
+    whole = noisy(**changes)
+    np.testing.assert_allclose(ours, whole({}, images, NAMES[:4]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps, shares", [(20, 2), (7, 1), (11, 11)])
+def test_progress_is_shown_within_the_chain(steps, shares):
+    seen = []
+    predictor = noisy(votes=4, max_batch=2, steps=steps)
+    predictor({}, images_of(4), NAMES[:4], seen.append)
+    np.testing.assert_allclose(seen, np.arange(1, 2 * shares + 1) / (2 * shares))
+
+
+@pytest.mark.parametrize(
+    ("fits", "images", "votes"), [(32, 4, 8), (31, 4, 4), (9, 4, 2), (4, 4, 1), (3, 2, 1)]
+)
+def test_votes_and_then_images_are_halved_until_they_fit(monkeypatch, fits, images, votes):
+    """A sample takes a GiB, and `fits` GiB are free; four images and eight votes a device."""
+    expected = noisy(votes=8, max_batch=32)({}, images_of(16), [*NAMES, *"abcd"])
+    calls = record_calls(monkeypatch)
+
+    def bytes_of(program, *inputs):
+        return 2**30 * (np.prod(inputs[3].shape[1:]) if len(inputs) > 2 else 1)
+
+    monkeypatch.setattr(parallel, "program_bytes", bytes_of)
+    predictor = noisy(votes=8, max_batch=32, max_memory=float(fits))
+    samples = predictor({}, images_of(16), [*NAMES, *"abcd"])
+    np.testing.assert_allclose(samples, expected, rtol=1e-4, atol=1e-4)
+    advances = [shape for name, shape in calls if name == "advance"]
+    assert advances == [(4, images, votes)] * (4 // images * 8 // votes)
+
+
+def test_memory_for_less_than_one_sample_is_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"sampler\.max_memory=1e-06 GiB: one sample takes 0\.00"):
+        noisy(max_memory=1e-6)({}, images_of(4), NAMES[:4])
+    with pytest.raises(ValueError, match=r"sampler\.max_memory=-1\.0 must be at least 0"):
+        noisy(max_memory=-1.0)
+    monkeypatch.setattr(parallel, "free_bytes", lambda: 0)  # It is tried, all the same.
+    assert noisy()({}, images_of(4), NAMES[:4]).shape == (3, 4, SIZE, SIZE)
 
 
 class Left(nn.Module):
