@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
     data.image_size = 64  # pixels; images and masks are resized to a square of this side
     data.colour_constancy = "none"  # or shades_of_gray: the images under white light
     data.soft_masks = False  # a pixel's share of lesion; False: whether that is over one half
-    data.dir = "data"  # the built data set lies here
+    data.dir = "data"  # the built data set lies here, and its resized images
     data.manual_dir = ""  # folder (or folder of folders) of the official archives; "": download
-    data.cache = True  # keep the resized uint8 images in memory after the first epoch
+    data.cache = True  # keep the resized uint8 images in memory and, for later runs, in data.dir
     data.num_threads = 2  # that decode ahead of the training step
 
     config.augment = augment = ConfigDict()  # see segdiff_jax/data/augment.py; 0 or False: off

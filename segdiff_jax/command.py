@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import yaml
@@ -33,9 +34,11 @@ def run_command(command: Callable[[], None]) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """For later runs, in JAX_COMPILATION_CACHE_DIR or .cache/xla."""
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", ".cache/xla")
-    jax.config.update("jax_compilation_cache_dir", cache)
+    """For later runs: in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    ours = str(caches / "segdiff_jax" / "xla")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", ours)
+    jax.config.update("jax_compilation_cache_dir", folder)
 
 
 def set_fields(config: ConfigDict, settings: list[str]) -> None:

@@ -1,9 +1,10 @@
-"""Settings from the command line."""
+"""Settings from the command line, and where compiled programs are kept."""
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from segdiff_jax.command import set_fields
+from segdiff_jax.command import keep_compiled_programs, set_fields
 
 
 def test_fields_are_set_by_yaml():
@@ -27,3 +28,22 @@ def test_a_wrong_setting_is_named(setting, message):
     with pytest.raises(ValueError, match=message):
         set_fields(config, [setting])
     assert config.votes == 5
+
+
+@pytest.mark.parametrize(
+    "variables, folder",
+    [
+        ({"HOME": "/home/a"}, "/home/a/.cache/segdiff_jax/xla"),
+        ({"HOME": "/home/a", "XDG_CACHE_HOME": "/caches"}, "/caches/segdiff_jax/xla"),
+        ({"HOME": "/home/a", "JAX_COMPILATION_CACHE_DIR": "/mine"}, "/mine"),
+    ],
+)
+def test_programs_are_kept_in_the_users_cache_folder(monkeypatch, variables, folder):
+    for name in ("HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    kept = {}
+    monkeypatch.setattr(jax.config, "update", kept.__setitem__)
+    keep_compiled_programs()
+    assert kept["jax_compilation_cache_dir"] == folder

@@ -5,7 +5,11 @@ absent where there is no truth. Reading is Grain's, so its position can be saved
 """
 
 import io
+import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import grain
@@ -13,6 +17,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from segdiff_jax.data.colour import find_colour_constancy
+
+# Of how images and masks are resized: another one makes former files unread.
+RESIZE_VERSION = 1
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -70,9 +77,12 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
 
 
 class ResizedSource:
-    """Random access to resized examples, kept in memory as uint8 after their first use.
+    """Random access to resized examples, kept as uint8 after their first use.
 
     Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1], from 0 to 255, see `resize_mask`.
+
+    They are kept in memory and, once all are there, in a file, from which they are read the next
+    time.
     """
 
     def __init__(
@@ -82,23 +92,31 @@ class ResizedSource:
         cache: bool = True,
         limit: int | None = None,
         colour_constancy: str = "none",
+        data_dir: str | Path | None = None,
     ):
         """Reads nothing yet.
 
         Args:
-            records: what is read.
+            records: what is read; without a `fingerprint`, see `prepare.Records`, not from a file.
             image_size: S.
             cache: whether to keep what was read.
             limit: only the first so many records.
             colour_constancy: applied to the resized images, see `colour.COLOUR_CONSTANCY`.
+            data_dir: where built data sets are kept, and the files in `resized`; None: no file.
         Raises:
             ValueError: if `colour_constancy` is unknown.
         """
         self._correct = find_colour_constancy(colour_constancy)
         self._records, self._size, self._cache = records, image_size, cache
         length = len(records) if limit is None else min(limit, len(records))
-        self._cached = np.zeros((length if cache else 0, image_size, image_size, 4), np.uint8)
-        self._ready = np.zeros(length, bool)
+        shape = length if cache else 0, image_size, image_size, 4
+        self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
+        if cache and length and data_dir is not None and fingerprint:
+            name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
+            self._file = Path(data_dir) / "resized" / name
+        kept = self._file and read_array(self._file, shape)
+        self._cached = np.zeros(shape, np.uint8) if kept is None else kept
+        self._ready = np.full(length, kept is not None)
 
     def __len__(self) -> int:
         return len(self._ready)
@@ -109,9 +127,19 @@ class ResizedSource:
         else:
             both = self._read(index)
             if self._cache:
-                self._cached[index] = both
-                self._ready[index] = True
+                self._keep(index, both)
         return {"image": both[..., :3], "mask": both[..., 3:]}
+
+    def _keep(self, index: int, both: np.ndarray) -> None:
+        with self._lock:  # Several threads read, and one of them writes the file.
+            self._cached[index], self._ready[index] = both, True
+            if self._file is None or not self._ready.all():
+                return
+            path, self._file = self._file, None
+        try:
+            write_array(path, self._cached)
+        except OSError as error:
+            print(f"the resized images are not kept for the next run: {path}: {error}", flush=True)
 
     def _read(self, index: int) -> np.ndarray:
         record = self._records[index]
@@ -119,6 +147,28 @@ class ResizedSource:
         image = self._correct(resize_image(decode_image(record["image"], name), self._size))
         mask = resize_mask(decode_mask(record["mask"], name), self._size)
         return np.concatenate([image, mask[..., None]], axis=-1)
+
+
+def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """u8[shape] from a file, read as it is used; None if it is absent or broken."""
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == shape and array.dtype == np.uint8 else None
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        try:
+            np.save(file, array)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
 def record_id(record: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import fcntl
 import functools
+import hashlib
 import importlib
 import shutil
 from collections.abc import Sequence
@@ -9,15 +10,32 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+
+class Records(Sequence):
+    """Records of one or several sources as one sequence.
+
+    Attributes:
+      fingerprint: another one where the records are others.
+    """
+
+    def __init__(self, records: list[tuple[Sequence[dict], int]], fingerprint: str):
+        self._records, self.fingerprint = records, fingerprint
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        source, i = self._records[index]
+        return source[i]
+
+
 _BUILDERS = {
     "isic": "segdiff_jax.data.isic",
     "synthetic_lesions": "segdiff_jax.data.synthetic_lesions",
 }
 
 
-def load_source(
-    dataset: str, split: str, data_dir: str, manual_dir: str | None = None
-) -> Sequence[dict]:
+def load_source(dataset: str, split: str, data_dir: str, manual_dir: str | None = None) -> Records:
     """A split, for reading in any order; the data set is built first if it is not there.
 
     Args:
@@ -27,8 +45,8 @@ def load_source(
       manual_dir: folder of official archives; None or "": there is none. Where they differ
         from those of the existing build, the data set is built again.
     Returns:
-      A sequence of {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and
-      the mask as encoded in their original files.
+      Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and the
+      mask as encoded in their original files.
     Raises:
       ValueError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
@@ -37,7 +55,7 @@ def load_source(
 
 def load_training_source(
     dataset: str, extra: Sequence[str], data_dir: str, manual_dir: str | None = None
-) -> Sequence[dict]:
+) -> Records:
     """The training split of `dataset`, then the official training images of the `extra` ones.
 
     An extra image whose id is in any split of `dataset` is left out, so that nothing that is
@@ -57,27 +75,15 @@ def load_training_source(
             flush=True,
         )
     known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
-    records = [(source, i) for i in range(len(source))]
+    records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     for name in extra:
         more = _read(_open(name, data_dir, manual_dir, "data.extra_datasets"), "train+validation")
         ids = [record["id"] for record in more]
-        records += [(more, i) for i, id in enumerate(ids) if id not in known]
+        new = [i for i, id in enumerate(ids) if id not in known]
+        records += [(more, i) for i in new]
+        parts += [more.fingerprint, new]
         known.update(ids)
-    return _Records(records)
-
-
-class _Records(Sequence):
-    """Records of several sources as one sequence."""
-
-    def __init__(self, records: list[tuple[Sequence[dict], int]]):
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        source, i = self._records[index]
-        return source[i]
+    return Records(records, _fingerprint(*parts))
 
 
 def _open(
@@ -106,9 +112,17 @@ def _open(
     return builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> Sequence[dict]:
+def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     skip = tfds.decode.SkipDecoding()
-    return builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    fingerprint = _fingerprint(builder.info.full_name, split, files)
+    return Records([(source, i) for i in range(len(source))], fingerprint)
+
+
+def _fingerprint(*what: object) -> str:
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import Checkpoints
-from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
@@ -23,7 +22,7 @@ from segdiff_jax.models import MODELS, init_variables, is_diffusion, make_model,
 from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
-from segdiff_jax.training.steps import make_losses_fn, train_step
+from segdiff_jax.training.steps import make_train_step
 
 # A run with another value of these, or of a diffusion model's diffusion, would not be the same run.
 FIXED = (
@@ -69,7 +68,7 @@ class Run:
         self._settings = json.loads(config.to_json())
         model, process = make_model(config.model, parallel.AXIS), make_process(config.diffusion)
         check_objective(config, is_diffusion(model))
-        tx, augment = make_optimizer(config), Augmentation(**config.augment)
+        tx = make_optimizer(config)
         sampler = config.sampler.copy_and_resolve_references()
         # Its mistakes show now, not at the end.
         make_predictor(model, process, sampler, config.seed)
@@ -80,17 +79,7 @@ class Run:
             self._predictor = make_predictor(model, process, sampler, config.seed)
         except ValueError as error:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
-        self._step_fn = functools.partial(
-            train_step,
-            losses_fn=make_losses_fn(config, model, process),
-            tx=tx,
-            augment=augment,
-            ema_decay=config.train.ema_decay,
-            ema_warmup=config.train.ema_warmup,
-            soft_masks=config.data.soft_masks,
-            microbatches=config.train.microbatches,
-            axis_name=parallel.AXIS,
-        )
+        self._step_fn = make_train_step(config, model, process, tx, parallel.AXIS)
         size, channels = config.data.image_size, process.input_channels
         self._create = lambda: create_state(init_variables(model, config.seed, size, channels), tx)
         self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
@@ -145,7 +134,7 @@ class Run:
 
         where = data.dir, data.manual_dir
         prepare = lambda records, limit=None: ResizedSource(
-            records, data.image_size, data.cache, limit, data.colour_constancy
+            records, data.image_size, data.cache, limit, data.colour_constancy, data.dir
         )
         self._train = prepare(load_training_source(data.dataset, data.extra_datasets, *where))
         validation = load_source(data.dataset, "validation", *where)

@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
+from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
 from segdiff_jax.training.losses import bce_dice, mse
@@ -152,6 +153,27 @@ def make_losses_fn(
         weights=process.loss_weights(diffusion.weight),
         recycling=diffusion.recycling,
         timestep_power=diffusion.timestep_power,
+    )
+
+
+def make_train_step(
+    config: ConfigDict,
+    model: nn.Module,
+    process: Process,
+    tx: optax.GradientTransformation,
+    axis_name: str | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """`train_step` as a config describes it; `half_size` and `frozen_gate_steps` are left open."""
+    return functools.partial(
+        train_step,
+        losses_fn=make_losses_fn(config, model, process),
+        tx=tx,
+        augment=Augmentation(**config.augment),
+        ema_decay=config.train.ema_decay,
+        ema_warmup=config.train.ema_warmup,
+        soft_masks=config.data.soft_masks,
+        microbatches=config.train.microbatches,
+        axis_name=axis_name,
     )
 
 

@@ -171,6 +171,79 @@ def test_source_reads_each_record_once():
             assert example["mask"].shape == (2, 2, 1)
 
 
+def with_fingerprint(fingerprint="f", count=5):
+    records = Records(count, size=(6, 4))
+    records.fingerprint = fingerprint
+    return records
+
+
+def resized(folder, records, size=2, **options):
+    return pipeline.ResizedSource(records, size, data_dir=folder, **options)
+
+
+def test_the_second_start_reads_no_record(tmp_path):
+    first, again = with_fingerprint(), with_fingerprint()
+    source = resized(tmp_path, first)
+    before = [source[i] for i in (4, 0, 1, 3)]
+    assert not list(tmp_path.iterdir())  # Not before all are there.
+    before.append(source[2])
+    assert len(list((tmp_path / "resized").iterdir())) == 1
+    source = resized(tmp_path, again)
+    for i, expected in zip((4, 0, 1, 3, 2), before, strict=True):
+        for name in ("image", "mask"):
+            np.testing.assert_array_equal(source[i][name], expected[name])
+    assert again.reads == []
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "options"),
+    [
+        ("g", {}),
+        ("f", {"size": 3}),
+        ("f", {"limit": 4}),
+        ("f", {"colour_constancy": "shades_of_gray"}),
+        ("f", {"cache": False}),
+        (None, {}),
+    ],
+)
+def test_other_records_or_images_have_another_file(tmp_path, fingerprint, options):
+    source = resized(tmp_path, with_fingerprint())
+    assert [source[i]["image"][0, 0, 0] for i in range(5)] == list(range(5))
+    other = with_fingerprint(fingerprint)
+    source = resized(tmp_path, other, **options)
+    source[3]
+    assert other.reads == [3]
+
+
+def test_a_broken_file_is_written_again(tmp_path):
+    source = resized(tmp_path, with_fingerprint())
+    for i in range(5):
+        source[i]
+    (file,) = (tmp_path / "resized").iterdir()
+    whole = file.read_bytes()
+    for broken in (b"", whole[:40], whole[:-1], b"not an array"):
+        file.write_bytes(broken)
+        records = with_fingerprint()
+        source = resized(tmp_path, records)
+        assert [source[i]["image"][0, 0, 0] for i in range(5)] == list(range(5))
+        assert records.reads == list(range(5))
+        assert file.read_bytes() == whole
+    assert list((tmp_path / "resized").iterdir()) == [file]
+
+
+def test_a_full_disk_costs_the_file_alone(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    source = resized(tmp_path, with_fingerprint())
+    assert [source[i]["image"][0, 0, 0] for i in range(5)] == list(range(5))
+    assert [source[i]["image"][0, 0, 0] for i in range(5)] == list(range(5))
+    output = capsys.readouterr().out
+    assert output.count("not kept for the next run") == 1 and "No space left" in output
+    assert list((tmp_path / "resized").iterdir()) == []
+
+
 def test_source_without_cache_reads_again_and_gives_the_same():
     records = Records(3, size=(7, 5))
     source = pipeline.ResizedSource(records, 3, cache=False)

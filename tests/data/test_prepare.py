@@ -123,6 +123,19 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     assert len(ISIC_2016("train", data_dir)) == 4  # A failed rebuild keeps the former one.
 
 
+def test_the_fingerprint_is_that_of_the_build_and_the_split(tmp_path):
+    manual = tmp_path / "manual"
+    write_2016(manual)
+    fingerprints = [
+        ISIC_2016(split, tmp_path / data, manual).fingerprint
+        for split, data in (("train", "a"), ("train", "a"), ("test", "a"), ("train", "b"))
+    ]
+    assert fingerprints[0] == fingerprints[1]
+    assert len(set(fingerprints)) == 3
+    write_2016(manual, [*IDS, "ISIC_0000004"])
+    assert ISIC_2016("train", tmp_path / "a", manual).fingerprint not in fingerprints
+
+
 def test_a_built_data_set_outlives_its_archives(tmp_path, capsys):
     archives = tmp_path / "archives"
     write_2016(archives)
@@ -205,6 +218,8 @@ def test_extra_training_images_leave_out_every_known_id(tmp_path):
     names = lambda records: sorted(record["id"].decode() for record in records)
     assert names(load_with_extra(tmp_path)) == IDS[:3]
     more = load_with_extra(tmp_path, "isic/2017")
+    assert more.fingerprint != load_with_extra(tmp_path).fingerprint
+    assert more.fingerprint == load_with_extra(tmp_path, "isic/2017").fingerprint
     assert names(more) == [*IDS[:3], *new]
     assert Image.open(io.BytesIO(more[4]["image"])).size == (4, 4)
     with pytest.raises(ValueError, match="data.extra_datasets='isic/2020' is unknown"):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
-from segdiff_jax.training import loop
+from segdiff_jax.training import loop, steps
 from segdiff_jax.training.loop import report_changes, train
 from segdiff_jax.training.state import create_state, make_optimizer
 
@@ -145,13 +145,13 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
     config.train.log_every = 3
     config.train.checkpoint_every = 3
     config.validation.every = 0
-    original = loop.train_step
+    original = steps.train_step
 
     def poisoned(state, batch, key, rate, **arguments):
         state, metrics = original(state, batch, key, rate, **arguments)
         return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    monkeypatch.setattr(steps, "train_step", poisoned)
     with pytest.raises(FloatingPointError, match=r"step 5: .*loss nan; what was saved"):
         train(config, str(tmp_path))
     assert last_state(config, tmp_path)[1]["step"] == 3
@@ -159,13 +159,13 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
 
 
 def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
-    config, steps = tiny_config(), []
+    config, made = tiny_config(), []
     config.diffusion.update(weight="min_snr", recycling=True, timestep_power=0.5)
     config.train.update(ema_decay=0.5, ema_warmup=False, frozen_gate_epochs=1.5)
-    monkeypatch.setattr(loop.parallel, "pmap_train_step", steps.append)
+    monkeypatch.setattr(loop.parallel, "pmap_train_step", made.append)
     with Checkpoints(tmp_path) as checkpoints:
         loop.Run(config, tmp_path).start(checkpoints)
-    keywords = steps[0].keywords
+    keywords = made[0].keywords
     losses = keywords["losses_fn"].keywords
     weights = make_process(config.diffusion).loss_weights("min_snr")
     np.testing.assert_array_equal(losses["weights"], weights)
