@@ -14,6 +14,7 @@ from segdiff_jax.models import make_model
 from tools import compare, runs
 from tools import comparison as comparison_module
 from tools.comparison import MAIN, MORE, SPLITS, Comparison, Row
+from tools.flop import gflop_of_methods
 from tools.runs import Run
 
 IDS = [f"ISIC_{i}" for i in range(4)]
@@ -114,7 +115,7 @@ def test_flop_of_the_unet_are_those_of_its_convolutions():
     mirrored, both = Row("", ("unet",)), Row("", ("unet", "segdiff"), ("steps=5",))
     assert compare.gflop_an_image(mirrored, configs) == pytest.approx(4 * gflop)
     # The image and its mirror images are encoded once, and denoised at each step of each vote.
-    segdiff = compare.gflop_of_methods(make_model(configs("segdiff").model), 64, 1)
+    segdiff = gflop_of_methods(make_model(configs("segdiff").model), 64, 1)
     expected = 4 * gflop + 4 * segdiff["encode_image"] + 4 * 5 * segdiff["denoise"]
     assert compare.gflop_an_image(both, configs) == pytest.approx(expected)
 

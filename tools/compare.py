@@ -9,18 +9,15 @@ are train.py's.
 """
 
 import argparse
-import functools
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from adjustText import adjust_text
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from configs import compare
@@ -28,8 +25,9 @@ from segdiff_jax.command import keep_compiled_programs, set_fields
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.evaluation.predict import make_predictor
-from segdiff_jax.models import is_diffusion, make_model, variables_like
+from segdiff_jax.models import make_model, variables_like
 from tools.comparison import BASELINE, DIFFUSION, ENSEMBLE, MAIN, SPLITS, Comparison, Row
+from tools.flop import gflop_of_methods
 from tools.runs import cell, table
 
 SCORES = {
@@ -78,23 +76,6 @@ def gflop_an_image(row: Row, config_of: Callable[[str], ConfigDict]) -> float:
         flop = gflop_of_methods(network, config.data.image_size, process.input_channels)
         total += sum(count * flop[method] for method, count in passes.items())
     return total
-
-
-@functools.cache
-def gflop_of_methods(network: nn.Module, size: int, mask_channels: int) -> dict[str, float]:
-    """GFLOP of one pass over one image, by the method of the network."""
-    variables = variables_like(network, size, mask_channels)
-    x_t, image = (jnp.zeros((1, size, size, c)) for c in (mask_channels, 3))
-    inputs = {"__call__": (image,)}
-    if is_diffusion(network):
-        encode = functools.partial(network.apply, method="encode_image")
-        features = jax.eval_shape(encode, variables, image)
-        inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
-    gflop = {}
-    for method, args in inputs.items():
-        program = jax.jit(functools.partial(network.apply, method=method))
-        gflop[method] = program.lower(variables, *args).cost_analysis()["flops"] / 1e9
-    return gflop
 
 
 def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -> str:

@@ -75,6 +75,9 @@ class DiffusionPredictor(Predictor):
     """Denoises masks, the image encoded once, votes folded into the batch.
 
     There is one program for the first so many steps of a chain, the next ones and so on.
+
+    Attributes:
+        memory: bytes of a device that the largest program of the last call takes.
     """
 
     def __init__(
@@ -136,7 +139,7 @@ class DiffusionPredictor(Predictor):
         """
         if len(images) not in self._fitting:
             self._fitting[len(images)] = self._fit(variables, images, ids)
-        size, chunk = self._fitting[len(images)]
+        size, chunk, self.memory = self._fitting[len(images)]
         samples = np.empty((self._votes, *images.shape[:3]), np.float32)
         sizes, chunks = range(0, len(images), size), range(0, self._votes, chunk)
         parts, done = len(sizes) * len(chunks) * (self._steps // self._part), 0
@@ -172,8 +175,8 @@ class DiffusionPredictor(Predictor):
         flips = np.broadcast_to(np.int32(votes % self._flips), keys.shape)
         return features, keys, flips, *self._begin(features, keys)
 
-    def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int]:
-        """Images and votes to denoise together, halved until the programs fit into memory."""
+    def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int, int]:
+        """Images and votes to denoise together, halved until it fits into memory, and its bytes."""
         size, chunk = len(images), self._chunk
         limit = self._max_bytes or parallel.free_bytes()
         while True:
@@ -187,7 +190,7 @@ class DiffusionPredictor(Predictor):
             smallest = chunk == 1 and size == parallel.round_up(1)
             # What is free may change: then it is tried.
             if needed <= limit or (smallest and not self._max_bytes):
-                return size, chunk
+                return size, chunk, needed
             if smallest:
                 raise ValueError(
                     f"sampler.max_memory={self._max_bytes / 2**30:g} GiB: one sample takes "

@@ -1,0 +1,203 @@
+"""What the benchmarks share: networks, timing, the machine's peak, tables."""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from configs import default, isic2016, isic2016_64
+from segdiff_jax import parallel
+from segdiff_jax.command import set_fields
+from tools.runs import table
+
+# m1 and m2 are timed in the original, too; docs/speed.md has its figures.
+NETWORKS = ("m1", "m2", "isic2016_64", "paper")
+
+
+def get_config(network: str, settings: Sequence[str] = ()) -> ConfigDict:
+    """The config of one of `NETWORKS`, with settings such as "model.dtype=bfloat16".
+
+    Raises:
+        ValueError: naming a field that does not exist or has another type.
+    """
+    if network == "paper":
+        config = isic2016.get_config()
+    elif network == "isic2016_64":
+        config = isic2016_64.get_config()
+    else:
+        config = default.get_config()
+        isic2016.set_paper_recipe(config)
+        config.model.channels = {"m1": 32, "m2": 64}[network]
+        config.model.channel_mult = (1, 2, 3, 4)
+        config.model.num_res_blocks = 2
+        config.model.rrdb_blocks = {"m1": 2, "m2": 6}[network]
+        config.model.rrdb_width = 64
+        config.model.rrdb_growth = 32
+    for setting in settings:
+        section, _, field = setting.partition(".")
+        if not isinstance(config.get(section), ConfigDict):
+            raise ValueError(f"{setting}: write SECTION.FIELD=VALUE")
+        set_fields(config[section], [field])
+    return config
+
+
+def randomised(tree: Any) -> Any:
+    """Small random arrays instead of shapes, so that no time depends on zeros."""
+    rng = np.random.default_rng(0)
+    draw = lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape), x.dtype)
+    return jax.tree.map(draw, tree)
+
+
+def random_batch(count: int, size: int) -> dict[str, np.ndarray]:
+    """A training batch of noise."""
+    rng = np.random.default_rng(0)
+    image, mask = (rng.integers(0, 256, (count, size, size, c), np.uint8) for c in (3, 1))
+    return {"image": image, "mask": mask, "index": np.arange(count, dtype=np.int32)}
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of a table.
+
+    Attributes:
+        name: what was timed.
+        run: runs it once, to its end; everything is compiled.
+        gflop: of one run, as XLA counts them in the compiled programs (a product and a sum are 2);
+            None: not known.
+        mib: memory that its largest program takes; None: not known.
+        images: of one run.
+        seconds: of each run.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    gflop: float | None = None
+    mib: float | None = None
+    images: int = 1
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+def time_rows(rows: Sequence[Row], repeats: int) -> None:
+    """Runs all rows in turn, so that a machine that slows down slows all of them."""
+    with tqdm(total=repeats * len(rows), desc="timing", unit="run") as progress:
+        for _ in range(repeats):
+            for row in rows:
+                progress.set_postfix_str(row.name)
+                start = time.perf_counter()
+                row.run()
+                row.seconds.append(time.perf_counter() - start)
+                progress.update()
+
+
+def matrix_peak(dtype: str = "float32", repeats: int = 5) -> float:
+    """GFLOP/s of one device in the product of two large square matrices, the best of some runs."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    best = np.inf
+    for _ in range(repeats + 1):  # The first compiles.
+        start = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best / 1e9
+
+
+def program_cost(compiled: Any) -> tuple[float, float]:
+    """GFLOP of a run of a compiled program, and the MiB that it takes."""
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    held += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    return compiled.cost_analysis()["flops"] / 1e9, held / 2**20
+
+
+def speed_table(rows: Sequence[Row], peak: float) -> str:
+    """Median, spread, share of the first row's, and what each makes of the machine's peak.
+
+    Args:
+        peak: GFLOP/s of `matrix_peak`, beside the rows.
+    """
+    lines = []
+    for row in rows:
+        spread = f"{min(row.seconds):.3g} to {max(row.seconds):.3g}"
+        share = row.median / rows[0].median
+        line = [
+            row.name,
+            f"{row.median:.3g}",
+            spread,
+            f"{row.images / row.median:.3g}",
+            f"{share:.3f}",
+        ]
+        if row.gflop is None:
+            line += ["", "", ""]
+        else:
+            speed = row.gflop / row.median
+            line += [f"{row.gflop:.4g}", f"{speed:.0f}", f"{speed / peak:.0%}"]
+        lines.append([*line, "" if row.mib is None else f"{row.mib:.0f}"])
+    head = f"seconds | from ... to | images/s | of {rows[0].name}"
+    return table(f"| {head} | GFLOP | GFLOP/s | of peak | MiB", lines)
+
+
+def machine() -> dict[str, str]:
+    """What figures depend on."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax")]
+    return {
+        "devices": parallel.describe_devices(),
+        "cpu": f"{(names or [platform.processor()])[0]}, {cores} cores",
+        "versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        "settings": os.environ.get("GLIBC_TUNABLES", "") + " " + os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def parser(description: str, network: str | None = "m1") -> argparse.ArgumentParser:
+    """Of the options that benchmarks share; without a network to choose if None."""
+    options = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    options.add_argument("--repeats", type=int, default=3, help="of each row")
+    options.add_argument("--json", help="file for all figures")
+    if network is not None:
+        options.add_argument("--network", choices=NETWORKS, default=network)
+        options.add_argument(
+            "--set", action="append", default=[], help="a field: --set=model.dtype=bfloat16"
+        )
+    return options
+
+
+def finish(options: argparse.Namespace, text: str, figures: dict[str, Any]) -> None:
+    """Prints the table and how it was made; writes the figures where --json says."""
+    figures = {"command": " ".join(["python", "-m", *_command()]), **machine(), **figures}
+    said = [f"{name}: {value}" for name, value in figures.items() if isinstance(value, str)]
+    print("\n".join([*said, "", text]))
+    if options.json:
+        Path(options.json).write_text(json.dumps(figures, indent=2))
+
+
+def _command() -> list[str]:
+    return [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+
+
+def figures_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON."""
+    fields = "name", "seconds", "gflop", "mib"
+    return [{field: getattr(row, field) for field in fields} for row in rows]

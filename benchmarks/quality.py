@@ -1,0 +1,138 @@
+"""IoU against seconds an image, by sampling steps and votes, of a trained model.
+
+python -m benchmarks.quality --workdir=runs/isic --plot=docs/quality.svg
+
+Scores the validation split, sampled as the run's config says but for steps and votes; the first
+votes of an image are the same however many follow, so each number of steps is sampled once. Then
+times all in turn, on one image at a time, beside naive sampling with the most steps and votes,
+which encodes the image at every step and for every vote.
+"""
+
+import argparse
+import functools
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from benchmarks.common import Row, figures_of, finish, parser, random_batch, time_rows
+from benchmarks.sampling import naive_row
+from configs import default
+from segdiff_jax.command import keep_compiled_programs
+from segdiff_jax.data.pipeline import padded_batches
+from segdiff_jax.data.prepare import load_source
+from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.evaluation.ensemble import resize_samples
+from segdiff_jax.evaluation.evaluate import batch_size, native_examples
+from segdiff_jax.evaluation.metrics import segmentation_scores
+from segdiff_jax.models import make_model
+from segdiff_jax.trained import Trained, load_trained
+from tools.runs import table
+
+
+def load(workdir: str, steps: int, votes: int) -> Trained:
+    """The run's best checkpoint, to be sampled so."""
+
+    def change(config: ConfigDict) -> None:
+        config.sampler.update(steps=steps, votes=votes)
+
+    return load_trained(workdir, default.get_config(), change)
+
+
+def ious(trained: Trained, votes: list[int], examples: list[dict]) -> dict[int, float]:
+    """Mean IoU at native size, by the number of votes."""
+    predictor, scores = trained.predictor, {count: [] for count in votes}
+    for group, valid in padded_batches(iter(examples), batch_size(predictor, len(examples))):
+        images = np.stack([example["input"] for example in group])
+        samples = predictor(trained.variables, images, [example["id"] for example in group])
+        for i in np.flatnonzero(valid):
+            truth = group[i]["truth"]
+            native = resize_samples(samples[:, i], truth.shape)
+            for count in votes:
+                _, mask = predictor.combine(native[:count])
+                scores[count].append(segmentation_scores(mask, truth)["iou"])
+    return {count: float(np.mean(of)) for count, of in scores.items()}
+
+
+def timed_row(workdir: str, steps: int, votes: int) -> Row:
+    """One image of noise on each device, as sample.py samples it."""
+    trained = load(workdir, steps, votes)
+    images = random_batch(jax.local_device_count(), trained.config.data.image_size)["image"]
+    ids = [str(i) for i in range(len(images))]
+    run = functools.partial(trained.predictor, trained.variables, images, ids)
+    run()
+    return Row(f"{steps} steps x {votes} votes", run, images=len(images))
+
+
+def draw(rows: dict[tuple[int, int], Row], scores: dict[tuple[int, int], float], path: str) -> None:
+    """A line for each number of votes, a point for each number of steps."""
+    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
+    for votes in sorted({votes for _, votes in rows}):
+        places = [
+            (1000 * row.median / row.images, scores[key], key[0])
+            for key, row in sorted(rows.items())
+            if key[1] == votes
+        ]
+        x, y, steps = zip(*places, strict=True)
+        axis.plot(x, y, "o-", label=f"{votes} votes" if votes > 1 else "1 vote")
+        for place in (0, -1):
+            offset = (0, 6) if votes > 1 else (0, -12)
+            text = f"{steps[place]} steps" if steps[place] > 1 else "1 step"
+            axis.annotate(
+                text, (x[place], y[place]), offset, textcoords="offset points", fontsize=8
+            )
+    axis.set(xscale="log", xlabel="milliseconds an image", ylabel="mean IoU, validation")
+    middle = np.mean(list(scores.values()))
+    axis.set_ylim(min(*scores.values(), middle - 0.01), max(*scores.values(), middle + 0.01))
+    axis.margins(x=0.1, y=0.1)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    options = parser(__doc__, None)
+    options.add_argument("--workdir", required=True, help="of train.py")
+    options.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 25, 100])
+    options.add_argument("--votes", type=int, nargs="+", default=[1, 3, 9])
+    options.add_argument("--limit", type=int, help="only so many images")
+    options.add_argument("--plot", help="file for the picture")
+    options = options.parse_args()
+    keep_compiled_programs()
+    most = max(options.votes)
+    data = load(options.workdir, max(options.steps), most).config.data
+    records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
+    examples = list(native_examples(records, data.image_size, data.colour_constancy))
+    examples, scores = examples[: options.limit], {}
+    for steps in tqdm(options.steps, desc="scoring", unit="number of steps"):
+        of_votes = ious(load(options.workdir, steps, most), options.votes, examples)
+        scores |= {(steps, votes): iou for votes, iou in of_votes.items()}
+    rows = {key: timed_row(options.workdir, *key) for key in tqdm(scores, desc="compiling")}
+    naive = naive_of(options, max(options.steps), most)
+    time_rows([naive, *rows.values()], options.repeats)
+    lines = [[naive.name, "", f"{1000 * naive.median:.4g}", "1.0"]]
+    for key, row in rows.items():
+        seconds = row.median / row.images
+        iou, faster = f"{scores[key]:.4f}", f"{naive.median / seconds:.3g}"
+        lines.append([row.name, iou, f"{1000 * seconds:.4g}", faster])
+    if options.plot:
+        draw(rows, scores, options.plot)
+    figures = {"images": f"{len(examples)} of {data.dataset}, validation"}
+    figures |= {"rows": figures_of([naive, *rows.values()]), "iou": list(scores.values())}
+    head = " | IoU | milliseconds an image | times as fast as naive"
+    finish(options, table(head, lines), figures)
+
+
+def naive_of(options: argparse.Namespace, steps: int, votes: int) -> Row:
+    """Naive sampling by the run's network."""
+    trained = load(options.workdir, steps, votes)
+    config = trained.config
+    args = config, make_model(config.model), make_process(config.diffusion), trained.variables
+    return naive_row(f"naive, {steps} steps x {votes} votes", *args)
+
+
+if __name__ == "__main__":
+    main()
