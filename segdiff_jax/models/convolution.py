@@ -1,6 +1,8 @@
 """3x3 convolutions as all parts of the network use them. NHWC."""
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,36 +13,66 @@ from jax import Array, lax
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def convolve(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
-    """`lax.conv_general_dilated`, but on CPU its gradient is up to twice as fast.
+Pads = Sequence[tuple[int, int]]
+NUMBERS = "NHWC", "HWIO", "NHWC"
+# Of a gradient that is read many times over: it should stay in a core's cache.
+MOST_BYTES = 2**20
 
-    XLA's gradient of a kernel there is slow for images of a batch together: where it pays, it is
-    the sum of those of the images one by one.
+
+def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
+    """`lax.conv_general_dilated`, with `kernel_gradient` where that pays.
 
     Args:
         x: [B, H, W, C_in].
         kernel: [h, w, C_in, C_out].
-        args, options: as there.
+        strides, pads: of height and width.
+        options: as there.
     """
-    conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, *args, **options)
+    conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
     if len(x) == 1 or min(x.shape[1:3]) < 32 or min(kernel.shape[2:]) < 32:
         return conv(x, kernel)
-
-    def kernel_gradient(x, gradient):
-        return jax.linear_transpose(functools.partial(conv, x), kernel)(gradient)[0]
-
-    def one_by_one(x, gradient):
-        return sum(kernel_gradient(x[i, None], gradient[i, None]) for i in range(len(x)))
 
     def backward(saved, gradient):
         x, kernel = saved
         (to_x,) = jax.linear_transpose(lambda x: conv(x, kernel), x)(gradient)
-        to_kernel = {"cpu": one_by_one, "default": kernel_gradient}
-        return to_x, lax.platform_dependent(x, gradient, **to_kernel)
+        return to_x, kernel_gradient(x, kernel, gradient, strides, pads, **options)
 
     fast = jax.custom_vjp(conv)
     fast.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), backward)
     return fast(x, kernel)
+
+
+def kernel_gradient(
+    x: Array, kernel: Array, gradient: Array, strides: Sequence[int], pads: Pads, **options: Any
+) -> Array:
+    """The gradient of a convolution's kernel, on CPU up to four times as fast as XLA's own.
+
+    XLA is slow where it takes the images of a batch together, or many channels of a large image:
+    there it is the sum of those of parts of each image.
+
+    Args:
+        kernel: read for its shape and dtype alone.
+        gradient: [B, H', W', C_out], of what `convolve` gives for the other arguments.
+    """
+
+    def at_once(x, gradient, pads=pads):
+        conv = lambda kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
+        return jax.linear_transpose(conv, kernel)(gradient)[0]
+
+    def by_parts(x, gradient):
+        batch, height, width, channels = gradient.shape
+        rows, row_bytes = height, width * channels * gradient.dtype.itemsize
+        while rows % 2 == 0 and rows * row_bytes > MOST_BYTES:
+            rows //= 2
+        x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
+        seen = strides[0] * (rows - 1) + kernel.shape[0]
+        total = jnp.zeros_like(kernel)
+        for i, row in itertools.product(range(batch), range(0, height, rows)):
+            part = x[i, None, strides[0] * row :][:, :seen]
+            total += at_once(part, gradient[i, None, row : row + rows], ((0, 0), pads[1]))
+        return total
+
+    return lax.platform_dependent(x, gradient, cpu=by_parts, default=at_once)
 
 
 Conv = functools.partial(
@@ -76,8 +108,7 @@ class UpsampleConv(nn.Module):
 
         def pixels(row, column):
             pads = (1 - row, row), (1 - column, column)
-            numbers = "NHWC", "HWIO", "NHWC"
-            return convolve(x, kernels[row, column], (1, 1), pads, dimension_numbers=numbers)
+            return convolve(x, kernels[row, column], (1, 1), pads, dimension_numbers=NUMBERS)
 
         x = x.astype(self.dtype)
         rows = [jnp.stack([pixels(row, 0), pixels(row, 1)], axis=3) for row in (0, 1)]

@@ -7,12 +7,28 @@ Wang et al. 2018 (ESRGAN, arXiv 1809.00219), figure 4, without the upsampling; u
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from segdiff_jax.models.convolution import Conv
+from segdiff_jax.models.convolution import KERNEL_INIT, NUMBERS, Conv, kernel_gradient
 
+SAME = (1, 1), (1, 1)
+same_conv = functools.partial(
+    lax.conv_general_dilated, window_strides=(1, 1), padding=SAME, dimension_numbers=NUMBERS
+)
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
+
+
+class Weights(nn.Module):
+    """A convolution's kernel f32[3, 3, C, features] and bias f32[features]."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[Array, Array]:
+        kernel = self.param("kernel", KERNEL_INIT, (3, 3, channels, self.features))
+        return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class DenseBlock(nn.Module):
@@ -23,11 +39,84 @@ class DenseBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        features = x
-        for i in range(1, 5):
-            grown = leaky_relu(Conv(self.growth, dtype=self.dtype, name=f"conv{i}")(features))
-            features = jnp.concatenate([features, grown], axis=-1)
-        return 0.2 * Conv(x.shape[-1], dtype=self.dtype, name="conv5")(features) + x
+        """f[B, H, W, width] -> dtype[B, H, W, width]."""
+        width, kernels, biases = x.shape[-1], [], []
+        for i in range(5):
+            weights = Weights(self.growth if i < 4 else width, name=f"conv{i + 1}")
+            kernel, bias = weights(width + i * self.growth)
+            kernels.append(kernel.astype(self.dtype))
+            biases.append(bias.astype(self.dtype))
+        return dense_block(x.astype(self.dtype), kernels, biases)
+
+
+@jax.custom_vjp
+def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
+    """What `DenseBlock` computes.
+
+    In its gradient, what several convolutions saw alike is one convolution with all their kernels
+    side by side (the convolution of a concatenation is the sum of the parts' convolutions): as many
+    products, but in fewer and wider calls, and nothing to add up in between.
+
+    Args:
+        x: f[B, H, W, width].
+        kernels: five, f[3, 3, C, growth or, of the last, width].
+        biases: f[growth] or f[width].
+    """
+    return _dense_block(x, kernels, biases)[0]
+
+
+def _dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> tuple[Array, Array]:
+    """The result and all that the last convolution sees."""
+    *inner, last = [
+        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
+    features = x
+    for conv in inner:
+        features = jnp.concatenate([features, leaky_relu(conv(features))], axis=-1)
+    return 0.2 * last(features) + x, features
+
+
+def _forward(
+    x: Array, kernels: list[Array], biases: list[Array]
+) -> tuple[Array, tuple[Array, list[Array]]]:
+    out, features = _dense_block(x, kernels, biases)
+    return out, (features, kernels)
+
+
+def _backward(
+    saved: tuple[Array, list[Array]], gradient: Array
+) -> tuple[Array, list[Array], list[Array]]:
+    features, kernels = saved
+    width, growth = gradient.shape[-1], kernels[0].shape[-1]
+    # What the i-th convolution adds to the features, x at first.
+    parts = [slice(0, width)]
+    parts += [slice(width + i * growth, width + (i + 1) * growth) for i in range(4)]
+
+    def to_part(i, later):
+        """The gradient of a part from those of the results of all convolutions that see it."""
+        kernel = jnp.concatenate([kernel[:, :, parts[i]] for kernel in kernels[i:]], axis=-1)
+        return same_conv(later, kernel[::-1, ::-1].swapaxes(2, 3))
+
+    later = 0.2 * gradient
+    for i in (4, 3, 2, 1):
+        grown = to_part(i, later)
+        grown = jnp.where(features[..., parts[i]] > 0, grown, 0.2 * grown)
+        later = jnp.concatenate([grown, later], axis=-1)
+    to_kernels = [[] for _ in kernels]
+    for i in range(5):
+        seen, of_all = features[..., parts[i]], later[..., i * growth :]
+        like = jnp.zeros((3, 3, seen.shape[-1], of_all.shape[-1]), seen.dtype)
+        wide = kernel_gradient(seen, like, of_all, (1, 1), SAME, dimension_numbers=NUMBERS)
+        edges = [k * growth for k in range(1, 5 - i)]
+        for to_kernel, own in zip(to_kernels[i:], jnp.split(wide, edges, axis=-1), strict=True):
+            to_kernel.append(own)
+    to_biases = jnp.split(later.sum((0, 1, 2)), [k * growth for k in range(1, 5)])
+    to_kernels = [jnp.concatenate(of, axis=2) for of in to_kernels]
+    return to_part(0, later) + gradient, to_kernels, to_biases
+
+
+dense_block.defvjp(_forward, _backward)
 
 
 class RRDB(nn.Module):

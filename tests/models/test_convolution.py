@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from segdiff_jax.models import convolution
 from segdiff_jax.models.convolution import Conv, UpsampleConv
 from segdiff_jax.models.norms import GroupNorm
+from segdiff_jax.models.rrdb import DenseBlock
 
 
 def draw(seed, *shape):
@@ -79,3 +81,31 @@ def test_group_norm_is_that_of_flax(groups):
         output_and_gradient(theirs, {"params": params}, x),
     )
     assert ours.apply({"params": params}, x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
+class Dense(nn.Module):
+    """A dense block by Flax's convolutions and concatenation."""
+
+    growth: int
+
+    @nn.compact
+    def __call__(self, x):
+        features = x
+        for i in range(1, 5):
+            grown = nn.Conv(self.growth, (3, 3), padding=1, name=f"conv{i}")(features)
+            features = jnp.concatenate([features, nn.leaky_relu(grown, 0.2)], axis=-1)
+        return 0.2 * nn.Conv(x.shape[-1], (3, 3), padding=1, name="conv5")(features) + x
+
+
+@pytest.mark.parametrize("most_bytes", [2**20, 500])
+def test_the_dense_block_and_its_gradient(monkeypatch, most_bytes):
+    monkeypatch.setattr(convolution, "MOST_BYTES", most_bytes)  # Parts of two rows, if small.
+    x, ours, theirs = draw(0, 2, 12, 10, 8), DenseBlock(4), Dense(4)
+    shapes = jax.eval_shape(theirs.init, jax.random.key(1), x)
+    own = jax.eval_shape(ours.init, jax.random.key(1), x)
+    assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, shapes)
+    leaves, tree = jax.tree.flatten(shapes)
+    variables = [0.2 * draw(i, *leaf.shape) for i, leaf in enumerate(leaves)]
+    variables = jax.tree.unflatten(tree, variables)
+    expected = output_and_gradient(theirs, variables, x)
+    check_same(output_and_gradient(ours, variables, x), expected)
