@@ -7,6 +7,7 @@ original does. MONAI's DiffusionModelUNet, of the U-Net's size, without an image
 where it is installed (requirements-bench.txt).
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -47,6 +48,7 @@ def naive_row(
     votes, size, steps = config.sampler.votes, config.data.image_size, config.sampler.steps
     T = len(process.schedule)
     schedule = respace(process.schedule, space_timesteps(T, str(steps)))
+    process = dataclasses.replace(process, schedule=schedule, clip=config.sampler.clip)
     respaced = jnp.asarray(schedule.timesteps, jnp.int32)
     noise_fn = gaussian_noise(jax.random.split(jax.random.key(0), votes), (size, size, 1))
 

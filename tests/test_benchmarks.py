@@ -1,0 +1,197 @@
+"""The benchmarks run, count what they say they count, and fail with a sentence."""
+
+import argparse
+import json
+import sys
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import common, compile, input, quality, sampling, training
+from benchmarks.common import Row, get_config, randomised, speed_table, time_rows
+from benchmarks.peers import monai_sampler
+from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.diffusion.samplers import gaussian_noise
+from segdiff_jax.evaluation.predict import DiffusionPredictor, example_keys
+from segdiff_jax.models import make_model, variables_like
+from tests.conftest import tiny_overrides
+from tools.flop import gflop_of_methods
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """benchmarks.get_config gives this, whatever the network."""
+    config = tiny_overrides(get_config("m1"))
+    monkeypatch.setattr(sampling, "get_config", lambda *args: config)
+    monkeypatch.setattr(training, "get_config", lambda *args: config)
+    monkeypatch.setattr(sampling, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(training, "keep_compiled_programs", lambda: None)
+    monkeypatch.setattr(quality, "keep_compiled_programs", lambda: None)
+    for module in (sampling, training):
+        monkeypatch.setattr(module, "matrix_peak", lambda dtype: 100.0)
+    return config
+
+
+def run(monkeypatch, module, tmp_path, *options):
+    """What a benchmark's --json holds."""
+    path = tmp_path / "figures.json"
+    monkeypatch.setattr(sys, "argv", [module.__file__, *options, f"--json={path}"])
+    module.main()
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("network, millions", [("m1", 7.065), ("m2", 26.5), ("paper", 159.8)])
+def test_the_networks_are_of_the_originals_size(network, millions):
+    params = variables_like(make_model(get_config(network).model), 64)["params"]
+    count = sum(x.size for x in jax.tree.leaves(params)) / 1e6
+    assert count == pytest.approx(millions, rel=2e-3)
+
+
+def test_settings_change_the_network_and_mistakes_are_named():
+    config = get_config("m1", ["model.dtype=bfloat16", "model.channels=64"])
+    assert (config.model.dtype, config.model.channels) == ("bfloat16", 64)
+    with pytest.raises(ValueError, match="depth=3: no such field"):
+        get_config("m1", ["model.depth=3"])
+    with pytest.raises(ValueError, match="depth=3: write SECTION.FIELD=VALUE"):
+        get_config("m1", ["depth=3"])
+
+
+def test_rows_are_timed_in_turn():
+    runs = []
+    rows = [Row(name, lambda name=name: runs.append(name)) for name in "ab"]
+    time_rows(rows, 3)
+    assert runs == list("ababab")
+    assert all(len(row.seconds) == 3 and min(row.seconds) > 0 for row in rows)
+
+
+def test_the_table_holds_median_spread_ratio_and_share_of_the_peak():
+    rows = [
+        Row("slow", None, gflop=400.0, mib=1000.4, seconds=[8.0, 5.0, 4.0]),
+        Row("fast", None, images=4, seconds=[1.0]),
+    ]
+    lines = speed_table(rows, peak=160.0).splitlines()
+    assert lines[0] == (
+        "| | seconds | from ... to | images/s | of slow | GFLOP | GFLOP/s | of peak | MiB |"
+    )
+    assert lines[2] == "| slow | 5 | 4 to 8 | 0.2 | 1.000 | 400 | 80 | 50% | 1000 |"
+    assert lines[3] == "| fast | 1 | 1 to 1 | 4 | 0.200 |  |  |  |  |"
+
+
+def test_the_cost_of_a_program_is_counted_by_xla():
+    product = jax.jit(lambda a, b: a @ b)
+    compiled = product.lower(jnp.ones((64, 32)), jnp.ones((32, 16))).compile()
+    gflop, mib = common.program_cost(compiled)
+    assert gflop == pytest.approx(2 * 64 * 32 * 16 / 1e9)
+    assert mib == pytest.approx(4 * (64 * 32 + 32 * 16 + 64 * 16) / 2**20, rel=0.05)
+    assert common.matrix_peak(repeats=1) > 0
+
+
+def test_sampling(tiny, monkeypatch, tmp_path):
+    options = "--votes=4", "--steps=10", "--repeats=1"
+    figures = run(monkeypatch, sampling, tmp_path, *options)
+    flop = gflop_of_methods(make_model(tiny.model), 16, 1)
+    image, mask = flop["encode_image"], flop["denoise"]
+    naive, ours, whole, few = [row["gflop"] for row in figures["rows"]]
+    assert naive == pytest.approx(40 * (image + mask))
+    # One image on each of the four devices.
+    assert ours == whole == pytest.approx(4 * (image + 40 * mask))
+    assert few == pytest.approx(4 * (image + 30 * mask))
+    names = [row["name"] for row in figures["rows"]]
+    assert names[0] == "naive, 4 votes x 10 steps" and names[3] == "ours, 3 votes x 10 steps"
+    command = f"python -m benchmarks.sampling {' '.join(options)} --json="
+    assert figures["command"].startswith(command)
+
+
+def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
+    """By the noise of our predictor's keys, the masks are ours."""
+    tiny.sampler.update(name="ddim", votes=2, steps=4, spacing="uniform", max_batch=2)
+    model, process = make_model(tiny.model), make_process(tiny.diffusion)
+    variables = randomised(variables_like(model, 16, 1))
+    images = np.repeat(common.random_batch(1, 16)["image"], 4, axis=0)
+    predictor = DiffusionPredictor(model, process, tiny.sampler, 0)
+    ours = predictor(variables, images, ["a"] * 4)[:, 0]
+    keys = example_keys(0, ["a"], [0, 1])[0]
+    noise_fn = lambda _, shape: gaussian_noise(keys, shape)
+    monkeypatch.setattr(sampling, "gaussian_noise", noise_fn)
+    naive = sampling.naive_row("naive", tiny, model, process, variables).run()[..., 0]
+    np.testing.assert_allclose(naive / abs(ours).max(), ours / abs(ours).max(), atol=1e-4)
+
+
+def test_training(tiny, monkeypatch, tmp_path):
+    options = "--batches", "1", "--remat", "nothing", "all", "--repeats=1"
+    figures = run(monkeypatch, training, tmp_path, *options)
+    names = [row["name"] for row in figures["rows"]]
+    assert names[:3] == ["step, batch 4", "forward, batch 1", "gradient, batch 1"]
+    assert names[3:] == ["step, batch 4, all again"]
+    step, forward, gradient, again = (row["gflop"] for row in figures["rows"])
+    assert forward == pytest.approx(
+        sum(gflop_of_methods(make_model(tiny.model), 16, 1).values()), rel=0.1
+    )
+    assert 2.5 * forward < gradient < 3.5 * forward
+    assert gradient < step < again
+
+
+def test_compiling_waits_for_the_first_logged_step(tmp_path):
+    assert not compile.has_logged_a_step(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,loss,validation_iou\n1,,0.5\n")
+    assert not compile.has_logged_a_step(tmp_path)
+    (tmp_path / "metrics.csv").write_text("step,loss,validation_iou\n1,0.7,\n")
+    assert compile.has_logged_a_step(tmp_path)
+
+
+def test_a_training_that_fails_says_why(tmp_path):
+    with pytest.raises(ChildProcessError, match="Unknown command line flag"):
+        compile.time_run([], tmp_path / "cache", tmp_path, tmp_path)
+
+
+def test_input(tmp_path):
+    records = input.Photographs(input.photograph(i, (48, 64)) for i in range(2))
+    with Image.open(input.io.BytesIO(records[0]["image"])) as image:
+        assert image.size == (64, 48)
+    options = argparse.Namespace(size=8, batch=2, threads=[1])
+    rows = input.rows_of(records, options, tmp_path)
+    assert [row.images for row in rows] == [2, 2, 200]
+    for row in rows:
+        row.run()
+    assert len(list(tmp_path.rglob("benchmark-2-8-*.npy"))) == 1
+
+
+def test_the_score_of_so_many_votes_is_that_of_the_first_ones():
+    """Two votes of three are right."""
+
+    class Predictor:
+        batch_size = 4
+
+        def __call__(self, variables, images, ids):
+            right = np.where(images[..., 0] > 127, 1.0, -1.0)
+            return np.stack([right, right, -right])
+
+        def combine(self, samples):
+            return None, samples.mean(axis=0) > 0.5  # All must agree.
+
+    truth = np.zeros((16, 16), bool)
+    truth[:8] = True
+    image = np.uint8(255 * np.repeat(truth[::2, ::2, None], 3, axis=-1))
+    examples = [{"id": str(i), "input": image, "truth": truth} for i in range(5)]
+    trained = SimpleNamespace(predictor=Predictor(), variables={})
+    scores = quality.ious(trained, [1, 2, 3], examples)
+    assert scores[1] == scores[2] > 0.8
+    assert scores[3] == 0
+
+
+def test_monai_is_left_out_where_it_is_absent(monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
+    assert monai_sampler(get_config("m1")) is None
+
+
+def test_the_plot_has_a_line_for_each_number_of_votes(tmp_path):
+    keys = [(steps, votes) for steps in (1, 10) for votes in (1, 3)]
+    rows = {key: Row("", None, seconds=[0.01 * key[0] * key[1]]) for key in keys}
+    quality.draw(rows, {key: 0.8 + key[1] / 100 for key in keys}, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    for label in ("1 vote", "3 votes", "1 step", "10 steps"):
+        assert f"<!-- {label} -->" in text
