@@ -29,8 +29,9 @@ def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
 class GroupNorm(nn.Module):
     """Group norm (Wu and He 2018, arXiv 1803.08494), epsilon 1e-5.
 
-    Flax's own, by means over the pixels first and over a group's channels then, which XLA on CPU
-    does several times faster than those over both.
+    Flax's own, but it reads x once for both mean and variance, as distances from the first pixel,
+    so that nothing cancels, and takes means over the pixels first and then over a group's channels:
+    XLA on CPU does that several times faster.
     """
 
     groups: int
@@ -38,17 +39,23 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """[B, H, W, C] -> f32[B, H, W, C]; C is a multiple of `groups`."""
-        x = x.astype(jnp.float32)
         batch, *_, channels = x.shape
+        scale = self.param("scale", nn.initializers.ones, (channels,))[None]
+        bias = self.param("bias", nn.initializers.zeros, (channels,))[None]
 
-        def mean(x):
-            means = x.mean((1, 2)).reshape(batch, self.groups, -1).mean(-1)
-            return jnp.repeat(means, channels // self.groups, -1)[:, None, None]
+        def of_group(x):
+            means = x.reshape(batch, self.groups, -1).mean(-1)
+            return jnp.repeat(means, channels // self.groups, -1)
 
-        scale = self.param("scale", nn.initializers.ones, (channels,))[None, None, None]
-        bias = self.param("bias", nn.initializers.zeros, (channels,))[None, None, None]
-        centred = x - mean(x)
-        return centred * (jax.lax.rsqrt(mean(jnp.square(centred)) + 1e-5) * scale) + bias
+        x = x.astype(jnp.float32)
+        first = jax.lax.stop_gradient(x[:, :1, :1])
+        x, first = x - first, first[:, 0, 0]
+        mean, mean_square = x.mean((1, 2)), jnp.square(x).mean((1, 2))
+        # Of x as it now is, what the group's mean is away from zero.
+        offset = of_group(first + mean) - first
+        variance = of_group(mean_square - offset * (2 * mean - offset))
+        scale = jax.lax.rsqrt(variance + 1e-5) * scale
+        return x * scale[:, None, None] + (bias - offset * scale)[:, None, None]
 
 
 def make_norm(groups: int, axis_name: str | None = None) -> Norm:
