@@ -1,5 +1,6 @@
 """What a training step reads and writes, and the optimiser that a config describes."""
 
+import collections
 import math
 from typing import Any
 
@@ -10,6 +11,8 @@ from flax import struct
 from jax import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
+
+MOST_STACKED = 2**18  # elements of a leaf that is stacked with others
 
 
 @struct.dataclass
@@ -138,18 +141,51 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     else:
         raise ValueError(f"train.optimizer={train.optimizer!r}: choose 'adamw' or 'muon'")
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
-    return optax.chain(clip, optimizer)
+    return on_stacks(optax.chain(clip, optimizer))
 
 
-def _as_matrices(params: Any) -> Any:
-    """Which axes of each kernel are a matrix's rows and columns; None for other parameters.
+def on_stacks(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same updates, computed on `stacks` of the parameters."""
 
-    Axes before the last four, of scanned blocks, count matrices.
+    def init(params: Any) -> Any:
+        return tx.init(stacks(params))
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        new, state = tx.update(stacks(updates), state, stacks(params))
+        rest = {name: iter(stack) for name, stack in new.items()}
+        next_of = lambda path, leaf: next(rest[_stack_name(path, leaf)])
+        return jax.tree_util.tree_map_with_path(next_of, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def stacks(tree: Any) -> dict[str, Array]:
+    """The leaves by their stack: small ones of equal name and shape together, others alone.
+
+    A network has hundreds of small leaves; operations on each of them take long to trace, to
+    compile, to load and, on a CPU, to run.
+    """
+    leaves = collections.defaultdict(list)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaves[_stack_name(path, leaf)].append(leaf)
+    return {name: jnp.stack(of) for name, of in leaves.items()}
+
+
+def _stack_name(path: tuple[Any, ...], leaf: Array) -> str:
+    shape = "x".join(map(str, leaf.shape))
+    owner = "" if leaf.size < MOST_STACKED else jax.tree_util.keystr(path)
+    return f"{path[-1].key} {shape}{owner}"
+
+
+def _as_matrices(stacked: dict[str, Array]) -> dict[str, MuonDimensionNumbers | None]:
+    """Which axes of each stack of kernels are a matrix's rows and columns; None for other stacks.
+
+    All axes before a convolution's four or a dense layer's two count matrices.
     """
 
-    def axes(path, param):
-        if path[-1].key != "kernel":
+    def axes(name, stack):
+        if not name.startswith("kernel "):
             return None
-        return MuonDimensionNumbers(tuple(range(-min(param.ndim, 4), -1)), -1)
+        return MuonDimensionNumbers(tuple(range(-min(stack.ndim - 1, 4), -1)), -1)
 
-    return jax.tree_util.tree_map_with_path(axes, params)
+    return {name: axes(name, stack) for name, stack in stacked.items()}

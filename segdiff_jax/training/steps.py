@@ -16,7 +16,7 @@ from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
 from segdiff_jax.training.losses import bce_dice, mse
-from segdiff_jax.training.state import TrainState, apply_gradients
+from segdiff_jax.training.state import TrainState, apply_gradients, stacks
 
 Batch = dict[str, Array]
 
@@ -243,7 +243,7 @@ def train_step(
         (loss, batch_stats), grads = jax.tree.map(lambda x: x / microbatches, total)
     if axis_name is not None:  # Batch norm itself averages its statistics.
         loss, grads = jax.lax.pmean((loss, grads), axis_name)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(stacks(grads))}
     gate_rate = jnp.where(state.step < frozen_gate_steps, 0.0, 1.0)
     options = tx, ema_decay, ema_warmup, rate, gate_rate
     return apply_gradients(state, grads, batch_stats, *options), metrics
