@@ -97,10 +97,10 @@ class Dense(nn.Module):
         return 0.2 * nn.Conv(x.shape[-1], (3, 3), padding=1, name="conv5")(features) + x
 
 
-@pytest.mark.parametrize("most_bytes", [2**20, 500])
-def test_the_dense_block_and_its_gradient(monkeypatch, most_bytes):
+@pytest.mark.parametrize("growth, most_bytes", [(8, 2**20), (8, 1000), (4, 2**20)])
+def test_the_dense_block_and_its_gradient(monkeypatch, growth, most_bytes):
     monkeypatch.setattr(convolution, "MOST_BYTES", most_bytes)  # Parts of two rows, if small.
-    x, ours, theirs = draw(0, 2, 12, 10, 8), DenseBlock(4), Dense(4)
+    x, ours, theirs = draw(0, 2, 12, 10, 8), DenseBlock(growth), Dense(growth)
     shapes = jax.eval_shape(theirs.init, jax.random.key(1), x)
     own = jax.eval_shape(ours.init, jax.random.key(1), x)
     assert jax.tree.map(jnp.shape, own) == jax.tree.map(jnp.shape, shapes)
