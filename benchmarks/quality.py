@@ -67,28 +67,24 @@ def timed_row(workdir: str, steps: int, votes: int) -> Row:
 
 
 def draw(rows: dict[tuple[int, int], Row], scores: dict[tuple[int, int], float], path: str) -> None:
-    """A line for each number of votes, a point for each number of steps."""
-    figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
-    for votes in sorted({votes for _, votes in rows}):
-        places = [
-            (1000 * row.median / row.images, scores[key], key[0])
-            for key, row in sorted(rows.items())
-            if key[1] == votes
-        ]
-        x, y, steps = zip(*places, strict=True)
+    """A line for each number of votes, a point for each number of steps, which is written at it."""
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    all_votes = sorted({votes for _, votes in rows})
+    for votes in all_votes:
+        of_votes = sorted(key for key in rows if key[1] == votes)
+        x = [1000 * rows[key].median / rows[key].images for key in of_votes]
+        y = [scores[key] for key in of_votes]
         axis.plot(x, y, "o-", label=f"{votes} votes" if votes > 1 else "1 vote")
-        for place in (0, -1):
-            offset = (0, 6) if votes > 1 else (0, -12)
-            text = f"{steps[place]} steps" if steps[place] > 1 else "1 step"
-            axis.annotate(
-                text, (x[place], y[place]), offset, textcoords="offset points", fontsize=8
-            )
+        if votes in (all_votes[0], all_votes[-1]):  # Those between would hide the lines.
+            above = votes == all_votes[0]
+            for place, (steps, _) in zip(zip(x, y, strict=True), of_votes, strict=True):
+                offset = (0, 7) if above else (0, -15)
+                axis.annotate(str(steps), place, offset, textcoords="offset points", ha="center")
     axis.set(xscale="log", xlabel="milliseconds an image", ylabel="mean IoU, validation")
-    middle = np.mean(list(scores.values()))
-    axis.set_ylim(min(*scores.values(), middle - 0.01), max(*scores.values(), middle + 0.01))
-    axis.margins(x=0.1, y=0.1)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_ylim(min(scores.values()) - 0.01, max(scores.values()) + 0.01)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(title="number at a point: steps")
     figure.savefig(path)
     plt.close(figure)
 

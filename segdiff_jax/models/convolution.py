@@ -17,6 +17,7 @@ Pads = Sequence[tuple[int, int]]
 NUMBERS = "NHWC", "HWIO", "NHWC"
 # Of a gradient that is read many times over: it should stay in a core's cache.
 MOST_BYTES = 2**20
+MOST_PARTS = 16  # of the images of a batch: each takes time to compile
 
 
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
@@ -61,16 +62,18 @@ def kernel_gradient(
 
     def by_parts(x, gradient):
         batch, height, width, channels = gradient.shape
+        images = -(-batch // MOST_PARTS)
         rows, row_bytes = height, width * channels * gradient.dtype.itemsize
-        while rows % 2 == 0 and rows * row_bytes > MOST_BYTES:
+        while rows % 2 == 0 and rows > height // 4 and rows * row_bytes > MOST_BYTES:
             rows //= 2
         x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
         seen = strides[0] * (rows - 1) + kernel.shape[0]
-        total = jnp.zeros_like(kernel)
-        for i, row in itertools.product(range(batch), range(0, height, rows)):
-            part = x[i, None, strides[0] * row :][:, :seen]
-            total += at_once(part, gradient[i, None, row : row + rows], ((0, 0), pads[1]))
-        return total
+        total = jnp.zeros(kernel.shape, jnp.float32)
+        for i, row in itertools.product(range(0, batch, images), range(0, height, rows)):
+            of_images = slice(i, i + images)
+            part = x[of_images, strides[0] * row :][:, :seen]
+            total += at_once(part, gradient[of_images, row : row + rows], ((0, 0), pads[1]))
+        return total.astype(kernel.dtype)
 
     return lax.platform_dependent(x, gradient, cpu=by_parts, default=at_once)
 

@@ -107,7 +107,7 @@ def _backward(
     later = 0.2 * gradient
     for i in (4, 3, 2, 1):
         grown = to_part(i, later)
-        grown = jnp.where(features[..., parts[i]] > 0, grown, 0.2 * grown)
+        grown = jnp.where(features[..., parts[i]] >= 0, grown, 0.2 * grown)
         later = jnp.concatenate([grown, later], axis=-1)
     to_kernels = [[] for _ in kernels]
     for i in range(5):

@@ -37,8 +37,10 @@ def check_same(ours, expected):
     )
 
 
+@pytest.mark.parametrize("most_parts", [16, 2])
 @pytest.mark.parametrize("options", [{}, {"strides": 2}], ids=["plain", "strided"])
-def test_the_gradient_image_by_image_is_that_of_the_batch(options):
+def test_the_gradient_by_parts_is_that_of_the_batch(monkeypatch, options, most_parts):
+    monkeypatch.setattr(convolution, "MOST_PARTS", most_parts)
     ours, x = Conv(33, **options), draw(0, 3, 32, 34, 32)
     theirs = nn.Conv(33, (3, 3), padding=1, **options)
     variables = jax.jit(ours.init)(jax.random.key(1), x)

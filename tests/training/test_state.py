@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from configs import default
+from segdiff_jax.training import state as state_module
 from segdiff_jax.training.losses import bce_dice, mse
 from segdiff_jax.training.state import (
     apply_gradients,
@@ -118,6 +119,26 @@ def test_muon_takes_scanned_blocks_one_by_one():
         one = first_update(config, layer(kernels[i]))
         np.testing.assert_allclose(both["kernel"][i], one["kernel"], atol=1e-5)
         np.testing.assert_allclose(both["bias"][i], one["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_updates_of_stacks_are_those_of_each_leaf(optimizer, monkeypatch):
+    monkeypatch.setattr(state_module, "MOST_STACKED", 100)
+    config = default.get_config()
+    config.train.update(optimizer=optimizer, clip_norm=0.0, weight_decay=0.1)
+    draw = lambda seed, *shape: jax.random.normal(jax.random.key(seed), shape)
+    shapes = [(3, 3, 2, 4), (3, 3, 2, 4), (6, 4), (6, 4), (3, 3, 4, 4), (3, 3, 4, 4)]
+    tree = {
+        f"layer{i}": {"kernel": draw(i, *shape), "bias": draw(10 + i, shape[-1])}
+        for i, shape in enumerate(shapes)
+    }
+    together = first_update(config, tree)
+    for name, layer in tree.items():
+        for leaf, update in first_update(config, layer).items():
+            np.testing.assert_allclose(together[name][leaf], update, atol=1e-5)
+    sizes = {name: len(stack) for name, stack in state_module.stacks(tree).items()}
+    large = {f"kernel 3x3x4x4['layer{i}']['kernel']": 1 for i in (4, 5)}
+    assert sizes == {"bias 4": 6, "kernel 3x3x2x4": 2, "kernel 6x4": 2, **large}
 
 
 def test_unknown_optimizer_is_named():
