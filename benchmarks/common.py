@@ -24,6 +24,11 @@ from segdiff_jax import parallel
 from segdiff_jax.command import set_fields
 from tools.runs import table
 
+try:
+    import resource
+except ImportError:  # Windows has none.
+    resource = None
+
 # m1 and m2 are timed in the original, too; docs/speed.md has its figures.
 NETWORKS = ("m1", "m2", "isic2016_64", "paper")
 
@@ -80,6 +85,7 @@ class Row:
             None: not known.
         mib: memory that its largest program takes; None: not known.
         images: of one run.
+        devices: that it runs on.
         seconds: of each run.
     """
 
@@ -88,6 +94,7 @@ class Row:
     gflop: float | None = None
     mib: float | None = None
     images: int = 1
+    devices: int = 1
     seconds: list[float] = dataclasses.field(default_factory=list)
 
     @property
@@ -130,7 +137,7 @@ def program_cost(compiled: Any) -> tuple[float, float]:
 
 
 def speed_table(rows: Sequence[Row], peak: float) -> str:
-    """Median, spread, share of the first row's, and what each makes of the machine's peak.
+    """Median, spread, time an image as a share of the first row's, and of the machine's peak.
 
     Args:
         peak: GFLOP/s of `matrix_peak`, beside the rows.
@@ -138,7 +145,7 @@ def speed_table(rows: Sequence[Row], peak: float) -> str:
     lines = []
     for row in rows:
         spread = f"{min(row.seconds):.3g} to {max(row.seconds):.3g}"
-        share = row.median / rows[0].median
+        share = row.median / row.images * rows[0].images / rows[0].median
         line = [
             row.name,
             f"{row.median:.3g}",
@@ -150,10 +157,10 @@ def speed_table(rows: Sequence[Row], peak: float) -> str:
             line += ["", "", ""]
         else:
             speed = row.gflop / row.median
-            line += [f"{row.gflop:.4g}", f"{speed:.0f}", f"{speed / peak:.0%}"]
+            line += [f"{row.gflop:.4g}", f"{speed:.0f}", f"{speed / peak / row.devices:.0%}"]
         lines.append([*line, "" if row.mib is None else f"{row.mib:.0f}"])
-    head = f"seconds | from ... to | images/s | of {rows[0].name}"
-    return table(f"| {head} | GFLOP | GFLOP/s | of peak | MiB", lines)
+    head = f"seconds | from ... to | images/s | an image, of {rows[0].name}"
+    return table(f" | {head} | GFLOP | GFLOP/s | of peak | MiB", lines)
 
 
 def machine() -> dict[str, str]:
@@ -187,6 +194,9 @@ def parser(description: str, network: str | None = "m1") -> argparse.ArgumentPar
 def finish(options: argparse.Namespace, text: str, figures: dict[str, Any]) -> None:
     """Prints the table and how it was made; writes the figures where --json says."""
     figures = {"command": " ".join(["python", "-m", *_command()]), **machine(), **figures}
+    if resource:
+        mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        figures["process"] = f"{mib:.0f} MiB of the machine's memory at its peak"
     said = [f"{name}: {value}" for name, value in figures.items() if isinstance(value, str)]
     print("\n".join([*said, "", text]))
     if options.json:
@@ -199,5 +209,5 @@ def _command() -> list[str]:
 
 def figures_of(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The rows as JSON."""
-    fields = "name", "seconds", "gflop", "mib"
+    fields = "name", "seconds", "images", "devices", "gflop", "mib"
     return [{field: getattr(row, field) for field in fields} for row in rows]

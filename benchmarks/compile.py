@@ -3,8 +3,8 @@
 python -m benchmarks.compile --config=configs/isic2016_64.py --config.data.manual_dir=FOLDER
 
 Cold is with an empty folder of compiled programs, warm with what the run before left there. The
-data set is built, and its resized images are written, before the clock starts. Other options are
-train.py's; without any, it is the demo's drawn lesions.
+data set is built before the clock starts. Other options are train.py's; without any, it is the
+demo's drawn lesions.
 """
 
 import csv

@@ -33,8 +33,8 @@ class Photographs(list):
 def photograph(number: int, size: tuple[int, int]) -> dict[str, bytes]:
     """A drawn lesion, enlarged, with the grain of a camera: a record of a JPEG and a PNG."""
     image, mask = (Image.fromarray(x).resize(size[::-1]) for x in draw(number, 512)[:2])
-    grain = np.random.default_rng(number).normal(0, 6, (*size, 3))
-    image = Image.fromarray(np.uint8(np.clip(np.asarray(image) + grain, 0, 255)))
+    noise = np.random.default_rng(number).normal(0, 6, (*size, 3))
+    image = Image.fromarray(np.uint8(np.clip(np.asarray(image) + noise, 0, 255)))
     files = io.BytesIO(), io.BytesIO()
     image.save(files[0], "JPEG", quality=92)
     mask.point(lambda value: 255 * (value > 127)).save(files[1], "PNG")

@@ -10,6 +10,8 @@ which encodes the image at every step and for every vote.
 
 import argparse
 import functools
+import itertools
+import operator
 
 import jax
 import matplotlib.pyplot as plt
@@ -101,8 +103,14 @@ def main() -> None:
     most = max(options.votes)
     data = load(options.workdir, max(options.steps), most).config.data
     records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
-    examples = list(native_examples(records, data.image_size, data.colour_constancy))
-    examples, scores = examples[: options.limit], {}
+    examples = native_examples(records, data.image_size, data.colour_constancy)
+    # Without the image, which may be 20 MB.
+    keep = operator.itemgetter("id", "input", "truth")
+    examples = [
+        dict(zip(("id", "input", "truth"), keep(example), strict=True))
+        for example in itertools.islice(examples, options.limit)
+    ]
+    scores = {}
     for steps in tqdm(options.steps, desc="scoring", unit="number of steps"):
         of_votes = ious(load(options.workdir, steps, most), options.votes, examples)
         scores |= {(steps, votes): iou for votes, iou in of_votes.items()}

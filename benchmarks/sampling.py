@@ -9,7 +9,6 @@ where it is installed (requirements-bench.txt).
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -84,10 +83,10 @@ def our_row(
     run()
     flop = gflop_of_methods(model, config.data.image_size, process.input_channels)
     gflop = len(image) * sum(n * flop[method] for method, n in predictor.passes.items())
-    return Row(name, run, gflop, predictor.memory / 2**20, len(image))
+    return Row(name, run, gflop, predictor.memory / 2**20, len(image), len(image))
 
 
-def rows_of(config: ConfigDict, naive: bool, peers: Sequence[str]) -> list[Row]:
+def rows_of(config: ConfigDict, naive: bool) -> list[Row]:
     """All that can be timed here."""
     model, process = make_model(config.model), make_process(config.diffusion)
     size = config.data.image_size
@@ -104,13 +103,12 @@ def rows_of(config: ConfigDict, naive: bool, peers: Sequence[str]) -> list[Row]:
     few.sampler.update(name="ddim", steps=min(10, steps), votes=min(3, votes), spacing="trailing")
     label = f"{few.sampler.votes} votes x {few.sampler.steps} steps"
     rows.append(our_row(f"ours, {label}", few, *args[1:]))
-    if "monai" in peers:
-        run = monai_sampler(config)
-        if run is None:
-            print("MONAI is not installed: pip install -r requirements-bench.txt")
-        else:
-            rows.append(Row(f"MONAI's DiffusionModelUNet, {votes} votes x {steps} steps", run))
-    return rows
+    run = monai_sampler(config)
+    if run is None:
+        print("MONAI is not installed: pip install -r requirements-bench.txt")
+        return rows
+    label = f"{votes} votes x {steps} steps"
+    return [*rows, Row(f"MONAI's DiffusionModelUNet on the CPU, {label}", run)]
 
 
 def main() -> None:
@@ -122,7 +120,7 @@ def main() -> None:
     keep_compiled_programs()
     config = get_config(options.network, options.set)
     config.sampler.update(steps=options.steps, votes=options.votes, max_batch=options.votes)
-    rows = rows_of(config, not options.no_naive, ["monai"])
+    rows = rows_of(config, not options.no_naive)
     peak = matrix_peak(config.model.dtype)
     time_rows(rows, options.repeats)
     peak = max(peak, matrix_peak(config.model.dtype))

@@ -59,8 +59,9 @@ def step_row(config: ConfigDict, batch_size: int) -> Row:
         jax.block_until_ready((held["state"], metrics))
 
     run()
-    images = batch_size * jax.local_device_count()
-    return Row(f"step, batch {images}", run, *program_cost(compiled), images)
+    devices = jax.local_device_count()
+    images, cost = batch_size * devices, program_cost(compiled)
+    return Row(f"step, batch {images}", run, *cost, images, devices)
 
 
 def bare_rows(config: ConfigDict, batch_size: int) -> list[Row]:

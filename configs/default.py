@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     model.rrdb_scan = False  # one compiled block: compiles faster, slow to train on CPU
     model.rrdb_remat = False  # compute G again in the backward pass, for memory
     model.remat_resolutions = ()  # likewise the levels of these downsampling factors
-    model.attention = "xla"  # or cudnn, on GPUs with bfloat16
+    model.attention = "xla"  # or cudnn, with bfloat16; elsewhere than on GPUs, that is xla, too
     model.dtype = "float32"  # or bfloat16, of the computation; parameters stay float32
 
     config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py
@@ -117,6 +117,6 @@ def get_config() -> ConfigDict:
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority
     sampler.threshold = 0.5  # of the probability above which a pixel is lesion
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
-    sampler.max_memory = 0.0  # GiB of a device, for which they are made fewer; 0: what is free
+    sampler.max_memory = 0.0  # GiB of a device, for which there are fewer; 0: what is free
 
     return config.lock()  # A misspelt field in another file is an error.

@@ -140,8 +140,12 @@ def _restore(manager, step, items):
         for name, like in items.items()
     }
     try:
-        return dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
+        restored = dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{manager.directory}/{step}: not a checkpoint of this network, or damaged ({error})"
+            f"{manager.directory}/{step}: not a checkpoint of this network, or damaged, "
+            f"or of another version ({error})"
         ) from error
+    # Two fields have taken the place of this one, which changed no result.
+    restored.get("meta", {}).get("config", {}).get("model", {}).pop("remat", None)
+    return restored

@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import yaml
@@ -35,8 +34,8 @@ def run_command(command: Callable[[], None]) -> None:
 
 def keep_compiled_programs() -> None:
     """For later runs: in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    ours = str(caches / "segdiff_jax" / "xla")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    ours = os.path.join(caches, "segdiff_jax", "xla")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", ours)
     jax.config.update("jax_compilation_cache_dir", folder)
 

@@ -46,15 +46,33 @@ def program_bytes(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def free_bytes() -> float:
-    """The memory that a device has free; infinity where that is not known."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    meminfo = Path("/proc/meminfo")
-    if jax.default_backend() != "cpu" or not meminfo.exists():
+    """The least memory that a device has free.
+
+    Infinity where that is not known, or where several processes, which must all run the same
+    programs, would each see another.
+    """
+    if jax.process_count() > 1:
         return math.inf
-    kib = re.search(r"MemAvailable: *(\d+) kB", meminfo.read_text())
-    return 1024 * int(kib[1]) / jax.local_device_count() if kib else math.inf
+    if jax.default_backend() == "cpu":
+        return min(_available(), _left_to_container()) / jax.local_device_count()
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return min(s.get("bytes_limit", math.inf) - s.get("bytes_in_use", 0) for s in stats)
+
+
+def _available() -> float:
+    """Bytes of the machine's memory."""
+    path = Path("/proc/meminfo")
+    kib = re.search(r"MemAvailable: *(\d+) kB", path.read_text()) if path.exists() else None
+    return 1024 * int(kib[1]) if kib else math.inf
+
+
+def _left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """Bytes of what a container or a batch system grants."""
+    try:
+        most, used = ((folder / f"memory.{name}").read_text() for name in ("max", "current"))
+        return int(most) - int(used)
+    except (OSError, ValueError):  # There is no limit.
+        return math.inf
 
 
 def shard(tree: Any, batch_name: str = "batch") -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from segdiff_jax import parallel
 from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.predict import EnsemblePredictor, Predictor, make_predictor
@@ -52,7 +53,7 @@ def load_trained(
     change(config)
     model, process = make_model(config.model), make_process(config.diffusion)
     like = variables_like(model, config.data.image_size, process.input_channels)
-    variables = load_variables(checkpoint, like)
+    variables = parallel.replicate(load_variables(checkpoint, like))
     predictor = make_predictor(model, process, config.sampler, config.seed)
     settings = {"checkpoint": str(checkpoint), "model": config.model.name}
     settings |= {"image size": config.data.image_size}

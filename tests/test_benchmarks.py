@@ -74,11 +74,11 @@ def test_the_table_holds_median_spread_ratio_and_share_of_the_peak():
         Row("fast", None, images=4, seconds=[1.0]),
     ]
     lines = speed_table(rows, peak=160.0).splitlines()
-    assert lines[0] == (
-        "| | seconds | from ... to | images/s | of slow | GFLOP | GFLOP/s | of peak | MiB |"
-    )
+    head = "seconds | from ... to | images/s | an image, of slow | GFLOP | GFLOP/s | of peak | MiB"
+    assert lines[0] == f"|  | {head} |"
+    assert {line.count("|") for line in lines} == {10}
     assert lines[2] == "| slow | 5 | 4 to 8 | 0.2 | 1.000 | 400 | 80 | 50% | 1000 |"
-    assert lines[3] == "| fast | 1 | 1 to 1 | 4 | 0.200 |  |  |  |  |"
+    assert lines[3] == "| fast | 1 | 1 to 1 | 4 | 0.050 |  |  |  |  |"
 
 
 def test_the_cost_of_a_program_is_counted_by_xla():

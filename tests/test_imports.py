@@ -22,7 +22,7 @@ ALLOWED = {
     "training.check": {"data", "parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "models", "data", "parallel"},
-    "trained": {"diffusion", "models", "evaluation", "checkpoint"},
+    "trained": {"diffusion", "models", "evaluation", "checkpoint", "parallel"},
 }
 
 

@@ -38,5 +38,19 @@ def test_a_programs_memory_is_that_of_one_devices_arguments_and_results():
     assert parallel.program_bytes(donated, np.float32(2), x) == held - 4000
 
 
-def test_free_memory_is_each_devices_share():
-    assert 0 < parallel.free_bytes() < 2**44
+def test_free_memory_is_each_devices_share_of_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "_available", lambda: 400)
+    assert parallel.free_bytes() == 100
+    monkeypatch.setattr(parallel, "_left_to_container", lambda: 200)
+    assert parallel.free_bytes() == 50
+    monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+    assert parallel.free_bytes() == np.inf
+
+
+def test_the_memory_of_a_container(tmp_path):
+    assert parallel._left_to_container(tmp_path) == np.inf
+    (tmp_path / "memory.current").write_text("300\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert parallel._left_to_container(tmp_path) == np.inf
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert parallel._left_to_container(tmp_path) == 700

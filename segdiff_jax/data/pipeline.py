@@ -6,7 +6,6 @@ absent where there is no truth. Reading is Grain's, so its position can be saved
 
 import io
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -161,14 +160,13 @@ def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-        try:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
             np.save(file, array)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def record_id(record: dict[str, Any]) -> str:

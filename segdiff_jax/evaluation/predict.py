@@ -177,29 +177,31 @@ class DiffusionPredictor(Predictor):
 
     def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int, int]:
         """Images and votes to denoise together, halved until it fits into memory, and its bytes."""
-        size, chunk = len(images), self._chunk
+        devices, chunk = parallel.round_up(1), self._chunk
+        size = count = parallel.shard(images).shape[1]
         limit = self._max_bytes or parallel.free_bytes()
         while True:
-            batch = parallel.shard(images[:size])
+            batch, names = parallel.shard(images[: size * devices]), ids[: size * devices]
             needed = parallel.program_bytes(self._encode, variables, batch)
-            if needed <= limit:
+            encodes = needed <= limit
+            if encodes:
                 features = self._encode(variables, batch)
-                inputs = self._inputs(features, ids[:size], self._votes_from(0, chunk))
+                inputs = self._inputs(features, names, self._votes_from(0, chunk))
                 inputs = variables, np.int32(self._steps - 1), *inputs
                 needed = max(needed, parallel.program_bytes(self._advance, *inputs))
-            smallest = chunk == 1 and size == parallel.round_up(1)
+            smallest = size == 1 and (chunk == 1 or not encodes)
             # What is free may change: then it is tried.
             if needed <= limit or (smallest and not self._max_bytes):
-                return size, chunk, needed
+                return size * devices, chunk, needed
             if smallest:
                 raise ValueError(
-                    f"sampler.max_memory={self._max_bytes / 2**30:g} GiB: one sample takes "
-                    f"{needed / 2**30:.2f} GiB"
+                    f"sampler.max_memory={self._max_bytes / 2**30:g} GiB: one image with one vote "
+                    f"takes {needed / 2**30:.2f} GiB"
                 )
-            if chunk > 1:
+            if encodes and chunk > 1:
                 chunk = even_part(self._votes, -(-chunk // 2))
             else:
-                size = parallel.round_up(size // 2)
+                size = even_part(count, -(-size // 2))
 
 
 class SupervisedPredictor(Predictor):

@@ -29,9 +29,9 @@ def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
 class GroupNorm(nn.Module):
     """Group norm (Wu and He 2018, arXiv 1803.08494), epsilon 1e-5.
 
-    Flax's own, but it reads x once for both mean and variance, as distances from the first pixel,
-    so that nothing cancels, and takes means over the pixels first and then over a group's channels:
-    XLA on CPU does that several times faster.
+    Flax's own, but mean and variance come of one pass, over distances from the mean of some pixels,
+    so that little cancels, and means are taken over the pixels first and then over a group's
+    channels: XLA on CPU does that faster.
     """
 
     groups: int
@@ -48,12 +48,13 @@ class GroupNorm(nn.Module):
             return jnp.repeat(means, channels // self.groups, -1)
 
         x = x.astype(jnp.float32)
-        first = jax.lax.stop_gradient(x[:, :1, :1])
-        x, first = x - first, first[:, 0, 0]
+        step = max(1, min(x.shape[1:3]) // 8)
+        near = jax.lax.stop_gradient(x[:, ::step, ::step].mean((1, 2)))
+        x = x - near[:, None, None]
         mean, mean_square = x.mean((1, 2)), jnp.square(x).mean((1, 2))
         # Of x as it now is, what the group's mean is away from zero.
-        offset = of_group(first + mean) - first
-        variance = of_group(mean_square - offset * (2 * mean - offset))
+        offset = of_group(near + mean) - near
+        variance = jnp.maximum(of_group(mean_square - offset * (2 * mean - offset)), 0)
         scale = jax.lax.rsqrt(variance + 1e-5) * scale
         return x * scale[:, None, None] + (bias - offset * scale)[:, None, None]
 

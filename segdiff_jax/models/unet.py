@@ -78,7 +78,7 @@ class AttentionBlock(nn.Module):
     q, k and v lie head by head ([head][q|k|v][channel]); the softmax is float32.
 
     Attributes:
-        implementation: of `jax.nn.dot_product_attention`, "xla" or "cudnn".
+        implementation: of `jax.nn.dot_product_attention`, "xla" or, on GPUs, "cudnn".
     """
 
     heads: int
@@ -94,7 +94,8 @@ class AttentionBlock(nn.Module):
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
         q, k, v = jnp.moveaxis(qkv, 3, 0)
-        h = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+        implementation = self.implementation if jax.default_backend() == "gpu" else "xla"
+        h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
         h = h.reshape(batch, height, width, channels)
         return x + ZerosDense(channels, dtype=self.dtype, name="proj")(h)
 

@@ -37,6 +37,8 @@ FIXED = (
     "train.batch_size",
     "train.optimizer",
 )
+# But for these, which change no result.
+FREE = ("model.rrdb_remat", "model.remat_resolutions", "model.attention")
 
 
 def train(config: ConfigDict, workdir: str) -> None:
@@ -262,7 +264,7 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
     fixed = FIXED if now.get("objective") == "supervised" else (*FIXED, "diffusion.")
-    if any(name in before and name.startswith(fixed) for name in changed):
+    if any(name in before and name.startswith(fixed) for name in changed if name not in FREE):
         raise ValueError(
             f"{workdir} holds a run with another config; give it another --workdir, or the same "
             "config:\n  " + "\n  ".join(lines)

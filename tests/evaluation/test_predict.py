@@ -348,8 +348,23 @@ def test_votes_and_then_images_are_halved_until_they_fit(monkeypatch, fits, imag
     assert advances == [(4, images, votes)] * (4 // images * 8 // votes)
 
 
+def test_images_are_fewer_where_encoding_them_is_what_does_not_fit(monkeypatch):
+    """12 GiB to encode an image, one for each vote of one, 16 free; three images a device."""
+    expected = noisy(votes=8, max_batch=24)({}, images_of(12), NAMES)
+    calls = record_calls(monkeypatch)
+
+    def bytes_of(program, *inputs):
+        samples = np.prod(inputs[3].shape[1:]) if len(inputs) > 2 else 12 * inputs[1].shape[1]
+        return 2**30 * samples
+
+    monkeypatch.setattr(parallel, "program_bytes", bytes_of)
+    samples = noisy(votes=8, max_batch=24, max_memory=16.0)({}, images_of(12), NAMES)
+    np.testing.assert_allclose(samples, expected, rtol=1e-4, atol=1e-4)
+    assert [shape for name, shape in calls if name == "advance"] == [(4, 1, 8)] * 3
+
+
 def test_memory_for_less_than_one_sample_is_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"sampler\.max_memory=1e-06 GiB: one sample takes 0\.00"):
+    with pytest.raises(ValueError, match=r"sampler\.max_memory=1e-06 GiB: one image with one vote"):
         noisy(max_memory=1e-6)({}, images_of(4), NAMES[:4])
     with pytest.raises(ValueError, match=r"sampler\.max_memory=-1\.0 must be at least 0"):
         noisy(max_memory=-1.0)

@@ -117,6 +117,9 @@ def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):
     assert capsys.readouterr().out == "config.objective: None before, 'diffusion' now\n"
     with pytest.raises(ValueError, match=r"model\.norm_groups: 32 before, 8 now"):
         report_changes(before, {"model": {"name": "segdiff", "norm_groups": 8}}, tmp_path)
+    remat = {"name": "segdiff", "remat_resolutions": (1,), "attention": "cudnn"}
+    report_changes(before, {"model": remat}, tmp_path)
+    assert "model.remat_resolutions: [] before" in capsys.readouterr().out
     noisier = {"diffusion": {"timestep_power": 0.5}, "model": {"name": "unet"}}
     noisiest = {"diffusion": {"timestep_power": 0.1}, "model": {"name": "unet"}}
     report_changes(noisier, noisiest | {"objective": "supervised"}, tmp_path)
