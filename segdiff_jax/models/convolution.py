@@ -15,7 +15,6 @@ KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 Pads = Sequence[tuple[int, int]]
 NUMBERS = "NHWC", "HWIO", "NHWC"
-ON_CPU = lambda: jax.default_backend() == "cpu"
 MOST_BYTES = 2**20  # of a part's gradient, which is read nine times: a core's cache holds it
 MOST_PARTS = 16  # of the images of a batch: each takes time to compile
 
@@ -75,8 +74,8 @@ def kernel_gradient(
             total += at_once(part, gradient[of_images, row : row + rows], ((0, 0), pads[1]))
         return total.astype(kernel.dtype)
 
-    one_by_one = len(x) == 1  # An image for each key, as with dropout: then the batch is vmapped.
-    return at_once(x, gradient) if one_by_one or not ON_CPU() else by_parts(x, gradient)
+    by_platform = by_parts if jax.default_backend() == "cpu" else at_once
+    return by_platform(x, gradient)
 
 
 Conv = functools.partial(

@@ -66,13 +66,15 @@ def diffusion_loss(
     def apply_without_statistics(params, inputs):
         if keys is None or not getattr(model, "dropout", 0.0):
             return model.apply({"params": params}, *inputs, train=False)
+        x_t, image, t = inputs
+        features = model.apply({"params": params}, image, method="encode_image")
 
-        def apply_one(key, *inputs):
-            inputs = [x[None] for x in inputs]
-            rngs = {"dropout": key}
-            return model.apply({"params": params}, *inputs, train=True, rngs=rngs)[0]
+        def denoise_one(key, *inputs):
+            inputs, rngs = [x[None] for x in inputs], {"dropout": key}
+            options = {"train": True, "rngs": rngs, "method": "denoise"}
+            return model.apply({"params": params}, *inputs, **options)[0]
 
-        return jax.vmap(apply_one)(keys, *inputs)
+        return jax.vmap(denoise_one)(keys, x_t, features, t)
 
     def own_estimate(x_t, t):
         output, _ = apply(jax.lax.stop_gradient(params), x_t, t)

@@ -115,8 +115,14 @@ class Stub(nn.Module):
 
     dropout: float = 0.0
 
-    @nn.compact
+    def encode_image(self, image):
+        return image
+
     def __call__(self, x_t, image, t, train):
+        return self.denoise(x_t, image, t, train)
+
+    @nn.compact
+    def denoise(self, x_t, image, t, train):
         t = t.astype(jnp.float32)[:, None, None, None] / 100
         h = nn.Conv(4, (3, 3))(jnp.concatenate([x_t, image + t], axis=-1))
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
