@@ -45,6 +45,13 @@ def test_the_last_state_comes_back(workdir):
     assert [p.name for p in (workdir / "checkpoints" / "last").glob("*")] == ["7"]
 
 
+def test_a_former_field_that_changed_no_result_is_left_out(tmp_path):
+    meta = {"config": {"model": {"name": "segdiff", "remat": True}}}
+    Checkpoints(tmp_path).save_last(state_at(1, 1.0), meta)
+    assert load_meta(find_checkpoint(tmp_path))["config"]["model"] == {"name": "segdiff"}
+    assert Checkpoints(tmp_path).last_meta()["config"]["model"] == {"name": "segdiff"}
+
+
 def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_last(parallel.replicate(state_at(3, 1.0)), {"step": 3})
