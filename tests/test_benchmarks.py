@@ -121,6 +121,7 @@ def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
     np.testing.assert_allclose(naive / abs(ours).max(), ours / abs(ours).max(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training(tiny, monkeypatch, tmp_path):
     options = "--batches", "1", "--remat", "nothing", "all", "--repeats=1"
     figures = run(monkeypatch, training, tmp_path, *options)
