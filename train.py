@@ -16,6 +16,10 @@ WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints and logs; a run found there goes on."
 )
 
+ACCEPT_CHANGES = flags.DEFINE_bool(
+    "accept_changes", False, "Go on though the model's or the data's config is another one."
+)
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    run_command(lambda: train(CONFIG.value, WORKDIR.value))
+    run_command(lambda: train(CONFIG.value, WORKDIR.value, ACCEPT_CHANGES.value))

@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     train.frozen_gate_epochs = 10.0  # passes over the data before the gates of medt move
     train.weight_decay = 0.0  # decoupled
     train.clip_norm = 1.0  # of the gradient; 0: off
+    train.max_skipped = 0  # steps in a row that a NaN or infinite gradient may cost; then it ends
     train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled
     train.ema_warmup = True  # decay min(ema_decay, (1 + n) / (10 + n)) at update n
     train.log_every = 20  # steps, for metrics.csv and TensorBoard

@@ -5,6 +5,7 @@ averaged parameters with the best validation IoU). Each save is written beside t
 renamed when complete, so a run killed while saving still has a loadable checkpoint.
 """
 
+import datetime
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,18 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path):
         folder = Path(workdir).absolute() / "checkpoints"
-        for left_over in folder.glob("*/*.orbax-checkpoint-tmp*"):  # Killed while saving.
-            shutil.rmtree(left_over)
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
-        self._last = ocp.CheckpointManager(folder / "last", options=options)
-        self._best = ocp.CheckpointManager(folder / "best", options=options)
+        try:
+            if parallel.is_main():
+                for left_over in folder.glob("*/*.orbax-checkpoint-tmp*"):  # Killed while saving.
+                    shutil.rmtree(left_over)
+            parallel.wait_for_all("checkpoints are tidy")
+            self._last = ocp.CheckpointManager(folder / "last", options=options)
+            self._best = ocp.CheckpointManager(folder / "best", options=options)
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error}): choose another --workdir"
+            ) from error
 
     def save_last(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Saves `state` and `meta` (JSON: config, data iterator, clocks) under the state's step.
@@ -39,7 +47,7 @@ class Checkpoints:
         self._save(self._best, step, variables, meta, {})
 
     def _save(self, manager, step, variables, meta, more):
-        trees = _variable_items(variables) | more
+        trees = parallel.of_all_processes(_variable_items(variables) | more)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
         try:
@@ -52,6 +60,11 @@ class Checkpoints:
                 f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); "
                 "make room or choose another --workdir; the former checkpoint is kept"
             ) from error
+
+    def last_folder(self) -> Path | None:
+        """The step folder of the last checkpoint, or None if there is none."""
+        step = self._last.latest_step()
+        return None if step is None else Path(self._last.directory) / str(step)
 
     def last_meta(self) -> dict[str, Any] | None:
         """`meta` of the last checkpoint, or None if there is none."""
@@ -107,6 +120,12 @@ def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     with _open(step_folder) as manager:
         items = _restore(manager, int(step_folder.name), _variable_items(like))
     return {"params": items.pop("ema_params"), **items}
+
+
+def saved_at(step_folder: Path) -> str:
+    """The time, to the second, when a checkpoint was written or copied: it may be made anew."""
+    seconds = (step_folder / "meta").stat().st_mtime
+    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 def _variable_items(variables):

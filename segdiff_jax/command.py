@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import jax
@@ -9,11 +10,24 @@ import yaml
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-MISTAKES = (ValueError, OSError, FloatingPointError)
+from segdiff_jax import parallel
+from segdiff_jax.training.stop import Stopped
+
+MISTAKES = (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError)
+
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, where no cluster tells the processes."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run; 1: this alone.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "This process's number, from 0.")
 
 
-def run_command(command: Callable[[], None]) -> None:
-    """Parses the flags and runs `command`; a mistake ends with a sentence, not a traceback."""
+def run_command(command: Callable[[], int | None]) -> None:
+    """Parses the flags, joins the other processes of the run and runs `command`.
+
+    `command` returns the exit status: None is 0. A mistake ends with a sentence, not a traceback,
+    and status 1; SIGTERM and SIGINT with status 128 + their number. Process 0 talks for all.
+    """
     logging.set_verbosity(logging.WARNING)
 
     def main(argv: list[str]) -> None:
@@ -21,15 +35,45 @@ def run_command(command: Callable[[], None]) -> None:
             raise app.UsageError(f"unknown argument {argv[1]!r}")
         keep_compiled_programs()
         try:
-            command()
-        except MISTAKES as error:
-            if logging.level_debug():
-                raise
-            sys.exit(f"error: {error}\n(--verbosity=1 shows where)")
+            parallel.join_processes(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+            if not parallel.is_main():
+                sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            sys.exit(command())
+        except Stopped as stopped:
+            _end(f"\n{stopped}", 128 + stopped.signum)
         except KeyboardInterrupt:
-            sys.exit("\nstopped; train.py goes on from its last checkpoint")
+            _end("\nstopped; the same command goes on from what is saved", 130)
+        except MISTAKES as error:
+            more = (
+                traceback.format_exc() if logging.level_debug() else "(--verbosity=1 shows where)"
+            )
+            _end(f"error: {_sentence(error)}\n{more}", 1)
+        except Exception:
+            _end(traceback.format_exc(), 1)
 
     app.run(main, flags_parser=_parse)
+
+
+def _end(message: str, status: int) -> None:
+    if not parallel.is_main():
+        message = f"process {parallel.process_index()}: {message}"
+    print(message, file=sys.__stderr__, flush=True)
+    if status in (1, 130) and parallel.process_count() > 1:
+        os._exit(status)  # Leaving orderly would wait for the others, which wait for this one.
+    sys.exit(status)
+
+
+def _sentence(error: Exception) -> str:
+    """What to do about it, too, where jax does not say."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error)
+    if "RESOURCE_EXHAUSTED" in str(error):
+        advice = "out of memory: in training, lower train.batch_size or raise train.microbatches"
+    elif parallel.process_count() > 1:
+        advice = "another process of the run is lost: start all of them again, and it goes on"
+    else:
+        advice = "jax failed"
+    return f"{advice} ({str(error).splitlines()[0]})"
 
 
 def keep_compiled_programs() -> None:

@@ -4,6 +4,7 @@ State stays a plain tree, not stacked over devices: it enters with in_axes=None 
 out_axes=None. Batches are split by `shard`.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -12,8 +13,41 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 AXIS = "devices"
+
+
+def join_processes(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Makes this process one of those of a run; comes before everything else that jax does.
+
+    Args:
+        coordinator: "HOST:PORT" where process 0 can be reached.
+        num_processes: of the run; 1: this one alone, wherever it was started.
+        process_id: this one's number, from 0.
+
+    What is None is asked of SLURM, Kubernetes, Open MPI or the TPU pod that has started the
+    process; if it was none of them, it is alone.
+
+    Raises:
+        ValueError: if the others cannot be joined.
+    """
+    if num_processes == 1:
+        return
+    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
+    try:
+        jax.distributed.initialize(**{"coordinator_address": given.pop("coordinator"), **given})
+    except (ValueError, RuntimeError) as error:
+        alone = (coordinator, num_processes, process_id) == (None, None, None)
+        if alone and "coordinator_address should be defined" in str(error):
+            return
+        raise ValueError(
+            f"the processes of the run cannot be joined ({error}); give all of --coordinator, "
+            "--num_processes and --process_id, or --num_processes=1 to run alone"
+        ) from error
 
 
 def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,10 +64,12 @@ def pmap_map(
 ) -> Callable[..., Any]:
     """(*`num_whole` trees, *`num_sharded` sharded ones) -> sharded results, no communication.
 
-    The arguments of the numbers `donate` give their memory to the results.
+    It runs on this process's devices; other processes need not run it. The arguments of the numbers
+    `donate` give their memory to the results.
     """
     in_axes = (None,) * num_whole + (0,) * num_sharded
-    return jax.pmap(fn, AXIS, in_axes=in_axes, out_axes=0, donate_argnums=donate)
+    devices = jax.local_devices()
+    return jax.pmap(fn, AXIS, in_axes=in_axes, out_axes=0, donate_argnums=donate, devices=devices)
 
 
 def program_bytes(fn: Callable[..., Any], *args: Any) -> int:
@@ -46,13 +82,7 @@ def program_bytes(fn: Callable[..., Any], *args: Any) -> int:
 
 
 def free_bytes() -> float:
-    """The least memory that a device has free.
-
-    Infinity where that is not known, or where several processes, which must all run the same
-    programs, would each see another.
-    """
-    if jax.process_count() > 1:
-        return math.inf
+    """The least memory that a device of this process has free; infinity where it is not known."""
     if jax.default_backend() == "cpu":
         return min(_available(), _left_to_container()) / jax.local_device_count()
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
@@ -76,7 +106,7 @@ def _left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def shard(tree: Any, batch_name: str = "batch") -> Any:
-    """[B, ...] -> [devices, B / devices, ...] for every leaf.
+    """[B, ...] -> [devices, B / devices, ...] for every leaf, on the devices of this process.
 
     Raises:
         ValueError: naming both numbers, if they do not divide.
@@ -106,14 +136,23 @@ def round_up(batch_size: int) -> int:
 
 
 def replicate(tree: Any) -> Any:
-    """Copies every leaf to all devices, as a training step returns it; else it compiles twice."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
-    return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    """Copies every leaf to this process's devices, as a training step returns it; else it compiles
+    twice."""
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def of_all_processes(tree: Any) -> Any:
+    """What `replicate` gave in every process as arrays of all of them, to be saved together."""
+    if jax.process_count() == 1:
+        return tree
+    mesh = Mesh(np.array(jax.devices()), (AXIS,))
+    return multihost_utils.host_local_array_to_global_array(tree, mesh, PartitionSpec())
 
 
 def on_one_device(tree: Any) -> Any:
     """Shapes of the leaves, to be placed on one device wherever they were before."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
     like = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     return jax.tree.map(like, tree)
 
@@ -136,3 +175,52 @@ def process_index() -> int:
 def process_count() -> int:
     """The number of processes of this run."""
     return jax.process_count()
+
+
+def is_main() -> bool:
+    """Whether this is the process that writes and talks for all."""
+    return jax.process_index() == 0
+
+
+def share(total: int) -> range:
+    """Which of so many items are this process's: every process_count-th."""
+    return range(jax.process_index(), total, jax.process_count())
+
+
+def merge(values: np.ndarray) -> np.ndarray:
+    """f64[N, ...] in every process, of which only its `share` counts -> all of them, exactly."""
+    if jax.process_count() == 1:
+        return values
+    words = np.asarray(values, np.float64)[..., None].view(np.uint32)  # jax would make it f32.
+    every = multihost_utils.process_allgather(words)
+    rows = np.arange(len(values))
+    return every[rows % jax.process_count(), rows].view(np.float64)[..., 0]
+
+
+def gather(value: Any) -> list[Any]:
+    """What JSON can hold, of every process, in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(text)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = text
+    every = multihost_utils.process_allgather(padded)
+    return [json.loads(of[:size].tobytes()) for of, size in zip(every, sizes, strict=True)]
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is there.
+
+    On CPU, the devices that average gradients are connected on the way: a process that came over
+    30 s late to the first average, since it compiled longer, would be taken for lost.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+        total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)
+        jax.block_until_ready(total(np.ones(jax.local_device_count())))
+
+
+def all_told_to_stop(step: int) -> bool:
+    """Whether one of several processes got SIGTERM; all of them hear it at the same step."""
+    return multihost_utils.reached_preemption_sync_point(step)

@@ -16,10 +16,11 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "parallel": set(),
-    "command": set(),
+    "command": {"parallel", "training"},
     "checkpoint": {"training", "parallel"},
     "training": {"diffusion", "data"},
     "training.check": {"data", "parallel"},
+    "training.stop": {"parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "models", "data", "parallel"},
     "trained": {"diffusion", "models", "evaluation", "checkpoint", "parallel"},
@@ -50,7 +51,7 @@ def test_arrows_go_down(path):
     [
         (r"jax\.pmap|jax\.\w*device|jax\.process_", ["parallel.py"]),
         (r"\borbax", ["checkpoint.py"]),
-        (r"DEFINE_", []),
+        (r"DEFINE_", ["command.py"]),
         (r"lax\.scan\(", ["samplers.py", "steps.py"]),  # Time; microbatches.
     ],
 )

@@ -43,8 +43,6 @@ def test_free_memory_is_each_devices_share_of_what_is_left(tmp_path, monkeypatch
     assert parallel.free_bytes() == 100
     monkeypatch.setattr(parallel, "_left_to_container", lambda: 200)
     assert parallel.free_bytes() == 50
-    monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
-    assert parallel.free_bytes() == np.inf
 
 
 def test_the_memory_of_a_container(tmp_path):

@@ -1,144 +1,182 @@
 """Segments a whole data set or folder at native size, every image once."""
 
-import zlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grain
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from segdiff_jax import parallel
-from segdiff_jax.data.artefacts import add_artefact
-from segdiff_jax.data.colour import find_colour_constancy
-from segdiff_jax.data.pipeline import (
-    ResizedSource,
-    decode_image,
-    decode_mask,
-    padded_batches,
-    record_id,
-    resize_image,
-)
+from segdiff_jax.data.pipeline import ResizedSource, padded_batches
 from segdiff_jax.evaluation.ensemble import resize_samples, standard_deviation
-from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
-from segdiff_jax.evaluation.outputs import OutputFolder, write_metrics
+from segdiff_jax.evaluation.examples import NativeExamples
+from segdiff_jax.evaluation.metrics import segmentation_scores
+from segdiff_jax.evaluation.outputs import (
+    OutputFolder,
+    format_metrics,
+    write_failures,
+    write_metrics,
+)
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.evaluation.report import Case, make_case, write_report
-from segdiff_jax.evaluation.strata import condition_tags
 from segdiff_jax.evaluation.uncertainty import calibration_bins, vote_disagreement
 
 
-def native_examples(
-    records: Sequence[dict[str, Any]],
-    image_size: int,
-    colour_constancy: str = "none",
-    artefact: str | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Decodes records ahead, in order.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What became of the images.
 
-    Args:
-        records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
-        image_size: S.
-        colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
-        artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
-    Yields:
-        {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or None,
-        "tags" of `condition_tags`, from the image before the artefact, or None}.
-    Raises:
-        ValueError: naming an image that cannot be decoded, or a mask of another size; or if
-            `colour_constancy` or `artefact` is unknown.
+    Attributes:
+        num_images: that have a mask now.
+        num_before: of them, had it before.
+        failures: id or file -> why it has none.
+        metrics: the contents of metrics.json; None where no image has a true mask, and in other
+            processes than the main one.
     """
-    correct = find_colour_constancy(colour_constancy)
 
-    def decode(record):
-        name = record_id(record)
-        image, truth = decode_image(record["image"], name), None
-        if "mask" in record:
-            truth = decode_mask(record["mask"], f"mask of {name}") > 127
-            if truth.shape != image.shape[:2]:
-                raise ValueError(
-                    f"{name}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
-                )
-        tags = None if truth is None else condition_tags(image, truth)
-        if artefact:
-            key = jax.random.key(zlib.crc32(name.encode()))
-            changed = add_artefact(artefact, key, np.float32(image) / 255)
-            image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
-        resized = correct(resize_image(image, image_size))
-        return {"id": name, "image": image, "input": resized, "truth": truth, "tags": tags}
-
-    dataset = grain.MapDataset.source(records).map(decode)
-    # Images may be 20 MB each: few are read ahead.
-    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+    num_images: int
+    num_before: int
+    failures: dict[str, str]
+    metrics: dict[str, Any] | None
 
 
 def evaluate(
     predictor: Predictor,
     variables: Any,
-    examples: Iterator[dict[str, Any]],
-    total: int,
+    examples: NativeExamples,
     out: str | Path,
     settings: dict[str, Any],
     title: str,
-) -> dict[str, Any] | None:
+) -> Evaluation:
     """Writes masks, probabilities, overlays, scores and the report of every example.
+
+    An image that cannot be read is noted in failures.csv, and the others are segmented. What `out`
+    holds already, of the same settings and files, is not made again. Several processes share the
+    images, and the folder.
 
     Args:
         predictor: samples the masks and combines them.
         variables: of the network.
-        examples: from `native_examples`.
-        total: how many there are, for the progress bar.
+        examples: what is segmented.
         out: the folder to write to; see `OutputFolder` for its layout.
         settings: what the report and metrics.json say about the run.
         title: of the report.
-    Returns:
-        The contents of metrics.json, or None where there are no masks.
     Raises:
-        ValueError: if `out` is a workdir of train.py or holds foreign masks, or an example
-            cannot be read.
+        ValueError: if `out` is a workdir of train.py or holds foreign masks, or not all processes
+            see it.
         OSError: naming a file that cannot be written.
     """
     if (Path(out) / "checkpoints").is_dir():
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
-    folder, rows, cases = OutputFolder(out), [], []
-    folder.begin(settings)
-    with tqdm(total=total, desc="sampling", unit="image") as progress:
-        for group, valid in padded_batches(examples, batch_size(predictor, total)):
+    if parallel.is_main():
+        OutputFolder(out).begin(settings)
+    parallel.wait_for_all("output folder is tidy")
+    found = parallel.gather(_segment_share(predictor, variables, examples, OutputFolder(out)))
+    done = sorted(id for one in found for id in one["done"])
+    before = sum(one["before"] for one in found)
+    failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
+    metrics = None
+    if parallel.is_main():
+        metrics = _summarise(OutputFolder(out), done, failures, settings, title)
+    return Evaluation(len(done), before, failures, metrics)
+
+
+def _segment_share(
+    predictor: Predictor, variables: Any, examples: NativeExamples, folder: OutputFolder
+) -> dict[str, Any]:
+    """Segments this process's share of the images.
+
+    Returns:
+        "done": ids, of which so many "before", and "failures": id -> why.
+    """
+    share = parallel.share(len(examples))
+    done, failures, before = [], {}, 0
+
+    def readable() -> Iterator[dict[str, Any]]:
+        nonlocal before
+        for example in examples.read(share, folder.has):
+            if "failure" in example:
+                failures[example["id"]] = example["failure"].removeprefix(f"{example['id']}: ")
+            elif "done" in example:
+                done.append(example["id"])
+                before += 1
+            else:
+                yield example
+                continue
+            progress.update()
+
+    with tqdm(total=len(share), desc="sampling", unit="image") as progress:
+        for group, valid in padded_batches(readable(), batch_size(predictor, len(share))):
             images = np.stack([example["input"] for example in group])
-            show = lambda share: progress.set_postfix_str(f"batch {share:.0%}")
+            show = lambda part: progress.set_postfix_str(f"batch {part:.0%}")
             samples = predictor(variables, images, [example["id"] for example in group], show)
             for i in np.flatnonzero(valid):
-                case, row = _finish(predictor, folder, group[i], samples[:, i])
-                cases.append(case)
-                rows += [] if row is None else [row]
+                id = group[i]["id"]
+                try:
+                    _finish(predictor, folder, group[i], samples[:, i])
+                    done.append(id)
+                except ValueError as error:  # An id that cannot be a file's name.
+                    failures[id] = str(error)
                 progress.update()
-    metrics = write_metrics(out, rows, settings) if rows else None
-    write_report(Path(out) / "report.html", cases, metrics, settings, title)
-    return metrics
+    return {"done": done, "before": before, "failures": failures}
 
 
 def _finish(
     predictor: Predictor, folder: OutputFolder, example: dict[str, Any], samples: np.ndarray
-) -> tuple[Case, dict[str, Any] | None]:
-    """Combines the votes of one image at native size, writes its files and scores it.
+) -> None:
+    """Combines the votes of one image at native size, scores it and writes its files.
 
-    Returns:
-        The image as the report shows it and its row of `write_metrics`; None without truth.
+    Its record holds the `Case` of the report and, where there is truth, the row of `write_metrics`.
     """
     id, image, truth = example["id"], example["image"], example["truth"]
     disagreement = vote_disagreement(samples)
     samples = resize_samples(samples, image.shape[:2])
     probability, mask = predictor.combine(samples)
     spread = standard_deviation(samples) if len(samples) > 1 else None
-    folder.write(id, image, probability, mask, truth)
     scores = None if truth is None else segmentation_scores(mask, truth)
     case = make_case(id, image, probability, mask, spread, truth, scores)
-    if truth is None:
-        return case, None
-    row = {"id": id, "scores": scores, "tags": example["tags"], "disagreement": disagreement}
-    return case, row | {"calibration": calibration_bins(probability, truth)}
+    record = {"case": dataclasses.asdict(case), "row": None}
+    if truth is not None:
+        row = {"id": id, "scores": scores, "tags": example["tags"], "disagreement": disagreement}
+        record["row"] = row | {"calibration": calibration_bins(probability, truth)}
+    folder.write(id, image, probability, mask, truth, record | {"content": example["content"]})
+
+
+def _summarise(
+    folder: OutputFolder,
+    done: list[str],
+    failures: dict[str, str],
+    settings: dict[str, Any],
+    title: str,
+) -> dict[str, Any] | None:
+    """Writes metrics, failures and report of all images; returns the metrics, if there are any."""
+    try:
+        records = [folder.record(id) for id in done]
+    except FileNotFoundError as error:
+        raise ValueError(f"{error}: is {folder.path} one folder for all processes?") from error
+    folder.keep_only(done)
+    rows = [record["row"] for record in records if record["row"]]
+    metrics = write_metrics(folder.path, rows, settings) if rows else None
+    write_failures(folder.path, failures)
+    cases = [Case(**record["case"]) for record in records]
+    write_report(folder.path / "report.html", cases, metrics, settings, title, failures)
+    return metrics
+
+
+def format_result(result: Evaluation, out: str | Path) -> str:
+    """What became of the images, for a terminal; the last line is the score and the report."""
+    lines, report = [], f"report {Path(out) / 'report.html'}"
+    if result.metrics:
+        lines += [format_metrics(result.metrics)]
+    if result.num_before:
+        lines += [f"{result.num_before} images had been segmented before"]
+    if result.failures:
+        path = Path(out) / "failures.csv"
+        lines += [f"{len(result.failures)} images could not be segmented: {path} says why"]
+    score = f"mean IoU {result.metrics['mean']['iou']:.4f}" if result.metrics else None
+    return "\n".join([*lines, f"{score or f'{result.num_images} images'}, {report}"])
 
 
 def batch_size(predictor: Predictor, total: int) -> int:
@@ -151,18 +189,21 @@ def validate(
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
+    Several processes share the images; all of them get the mean of all.
+
     Returns:
         (mean per-image IoU, [image, truth, prediction], each u8[B, S, S, 3] of the first batch).
     """
-    scores, pictures = [], []
-    examples = ({"id": str(i), **source[i]} for i in range(len(source)))
-    for group, valid in padded_batches(examples, batch_size(predictor, len(source))):
+    share, ious, pictures = parallel.share(len(source)), np.zeros(len(source)), []
+    examples = ({"number": i, **source[i]} for i in share)
+    for group, valid in padded_batches(examples, batch_size(predictor, len(share))):
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
-        samples = predictor(variables, images, [example["id"] for example in group])
+        samples = predictor(variables, images, [str(example["number"]) for example in group])
         masks = np.stack([predictor.combine(samples[:, i])[1] for i in range(len(group))])
-        scores += [segmentation_scores(masks[i], truth[i]) for i in np.flatnonzero(valid)]
+        for i in np.flatnonzero(valid):
+            ious[group[i]["number"]] = segmentation_scores(masks[i], truth[i])["iou"]
         if not pictures:
             grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]
             pictures = [images[valid], grey[0][valid], grey[1][valid]]
-    return average_scores(scores)["iou"], pictures
+    return float(parallel.merge(ious).mean()), pictures

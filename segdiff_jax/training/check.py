@@ -28,6 +28,7 @@ def check_config(config: ConfigDict) -> None:
         ("train", "frozen_gate_epochs"): 0,
         ("train", "weight_decay"): 0,
         ("train", "clip_norm"): 0,
+        ("train", "max_skipped"): 0,
         ("train", "ema_decay"): 0,
         ("train", "log_every"): 1,
         ("train", "checkpoint_every"): 1,

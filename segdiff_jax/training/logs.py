@@ -1,12 +1,16 @@
 """What a run shows and writes: progress bar, metrics.csv, TensorBoard."""
 
+import contextlib
 import csv
+import math
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -14,6 +18,9 @@ from tqdm import tqdm
 COLUMNS = (
     "step",
     "loss",
+    "mse",
+    "bce",
+    "dice",
     "grad_norm",
     "learning_rate",
     "images_per_second",
@@ -26,18 +33,41 @@ COLUMNS = (
 class Logs:
     """Logs of one run from `step` on; rows of later steps, of a run that was killed, go.
 
-    metrics.csv has a row per logged step; `loss` and `grad_norm` are means over the steps since
-    the row before, `data_share` is the part of the time spent waiting for data.
+    metrics.csv has a row per logged step; `loss`, its terms and `grad_norm` are means over the
+    steps since the row before, `data_share` is the part of the time spent waiting for data.
     """
 
-    def __init__(self, workdir: Path, step: int, num_steps: int, max_minutes: float):
-        self._path = workdir / "metrics.csv"
-        self._trim(step)
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+    def __init__(
+        self,
+        workdir: Path,
+        step: int,
+        num_steps: int,
+        max_minutes: float,
+        max_skipped: int = 0,
+        pending: Sequence[dict[str, float]] = (),
+        writes: bool = True,
+    ):
+        """Opens the logs of a workdir.
+
+        Args:
+            workdir: as that of the run.
+            step: the last one that counts.
+            num_steps, max_minutes: at which the run ends.
+            max_skipped: steps in a row that may be without an update, see `check_finite`.
+            pending: what `pending` gave at `step`, of a run that is resumed.
+            writes: whether to write and show anything.
+        Raises:
+            ValueError: if there is a metrics.csv of another kind.
+            OSError: naming a file that cannot be written.
+        """
+        self._path, self._writes, self._max_skipped = workdir / "metrics.csv", writes, max_skipped
+        if writes:
+            self._trim(step)
+            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._num_steps, self._max_minutes, self._iou = num_steps, max_minutes, ""
         self._first, self._start = step, time.monotonic()
-        self._window: list[dict[str, Any]] = []
-        self._data_seconds, self._clock = 0.0, time.monotonic()
+        self._window: list[dict[str, Any]] = list(pending)
+        self._data_seconds, self._clock, self._compiling = 0.0, time.monotonic(), True
         total = "{n_fmt} steps" if max_minutes else "{bar:20} {n_fmt}/{total_fmt} steps"
         self._bar = tqdm(
             total=num_steps,
@@ -46,6 +76,7 @@ class Logs:
             bar_format=f"{{desc}}: {total} [{{elapsed}}{{postfix}}]",
             mininterval=0.5 if sys.stderr.isatty() else 10,
             postfix="compiling",
+            disable=not writes,
         )
 
     def __enter__(self) -> "Logs":
@@ -53,7 +84,9 @@ class Logs:
 
     def __exit__(self, *exception) -> None:
         self._bar.close()
-        self._writer.close()
+        if self._writes:
+            with contextlib.suppress(OSError):  # A full disk has been told of.
+                self._writer.close()
 
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
@@ -65,39 +98,58 @@ class Logs:
             raise ValueError(f"{self._path} is not the log of a training run: move it away")
         rows = [row for row in rows if int(row["step"]) <= step]
         temporary = self._path.with_name(".metrics.csv.part")
-        with temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-        os.replace(temporary, self._path)
+        with naming(self._path):
+            with temporary.open("w", newline="") as file:
+                table = csv.DictWriter(file, COLUMNS)
+                table.writeheader()
+                table.writerows(rows)
+            os.replace(temporary, self._path)
 
     def collect(self, metrics: dict[str, Any], data_seconds: float) -> None:
         """Notes one step's metrics, still on the device, and the time it waited for data."""
         self._window.append(metrics)
         self._data_seconds += data_seconds
+        if self._compiling:
+            jax.block_until_ready(metrics)
+            self._bar.set_postfix_str("", refresh=False)
+            self._compiling = False
         self._bar.update()
 
     def restart_clock(self) -> None:
         """Leaves what came since `flush` out of the speed: validation and saving."""
         self._clock = time.monotonic()
 
+    def pending(self, step: int) -> list[dict[str, float]]:
+        """The metrics of each step up to `step` that no row holds yet.
+
+        Raises:
+            FloatingPointError: as `flush`.
+        """
+        self._window = [{k: float(v) for k, v in metrics.items()} for metrics in self._window]
+        check_finite(self._window, step, self._max_skipped)
+        return self._window
+
     def flush(self, step: int, learning_rate: float, minutes: float, batch_size: int) -> None:
-        """Records the means over the steps since the last call.
+        """Records the means over the steps since the last call, but for those without an update.
 
         Raises:
             FloatingPointError: naming the first step with NaN or infinity.
+            OSError: naming a file that cannot be written.
         """
-        values = {k: np.array([float(m[k]) for m in self._window]) for k in self._window[0]}
-        check_finite(values, step)
+        updated = [metrics for metrics in self.pending(step) if not metrics["nonfinite"]]
+        skipped = len(self._window) - len(updated)
+        if skipped:
+            self._bar.write(f"{skipped} steps up to {step} had NaN or infinite gradients: skipped")
+        names = updated[0].keys() - {"nonfinite"} if updated else ()
+        row = {name: float(np.mean([m[name] for m in updated])) for name in names}
         seconds = time.monotonic() - self._clock
-        row = {name: float(v.mean()) for name, v in values.items()}
         row["learning_rate"] = learning_rate
         row["images_per_second"] = len(self._window) * batch_size / seconds
         row["data_share"] = self._data_seconds / seconds
         row["minutes"] = minutes
         self._row(step, row)
         self._bar.set_postfix_str(
-            f"loss {row['loss']:.4f}, {row['images_per_second']:.1f} images/s, "
+            f"loss {row.get('loss', math.nan):.4f}, {row['images_per_second']:.1f} images/s, "
             f"{row['data_share']:.0%} in data{self._iou}, {self._time(step, minutes)}",
             refresh=False,
         )
@@ -115,28 +167,46 @@ class Logs:
         """Records a validation IoU and shows up to 8 rows of image, truth and prediction."""
         self._iou = f", IoU {iou:.3f}"
         self._row(step, {"validation_iou": iou})
+        if not self._writes:
+            return
         rows = [np.concatenate(row, axis=1) for row in zip(*(p[:8] for p in pictures), strict=True)]
         grid = np.concatenate(rows, axis=0)
         self._writer.add_image("validation", grid, step, dataformats="HWC")
 
     def _row(self, step: int, values: dict[str, float]) -> None:
-        with self._path.open("a", newline="") as file:
+        if not self._writes:
+            return
+        with naming(self._path), self._path.open("a", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
 
-def check_finite(values: dict[str, np.ndarray], step: int) -> None:
+def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int = 0) -> None:
     """Raises FloatingPointError naming the first step with NaN or infinity of those up to `step`.
 
-    `values` maps a metric's name to its values at the last steps, f64[N].
+    Args:
+        window: the metrics of the last steps; of a step that was left out for its gradient,
+            "nonfinite" counts it, from 1.
+        step: the last one.
+        max_skipped: up to this count, that is no error.
     """
-    finite = np.all([np.isfinite(v) for v in values.values()], axis=0)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        what = ", ".join(f"{name} {v[bad]}" for name, v in values.items())
-        raise FloatingPointError(
-            f"step {step - len(finite) + bad + 1}: {what}; what was saved before is kept. Lower "
-            "train.learning_rate or train.clip_norm"
-        )
+    for i, metrics in enumerate(window):
+        numbers = {name: value for name, value in metrics.items() if name != "nonfinite"}
+        skipped = 0 < metrics["nonfinite"] <= max_skipped
+        if not skipped and not np.isfinite(list(numbers.values())).all():
+            what = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+            raise FloatingPointError(f"step {step - len(window) + i + 1}: {what}")
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError says that `path` cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): make room or choose another "
+            "--workdir; the last checkpoint is kept"
+        ) from error

@@ -20,9 +20,10 @@ from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import make_predictor
 from segdiff_jax.models import MODELS, init_variables, is_diffusion, make_model, variables_like
 from segdiff_jax.training.check import check_config, check_objective
-from segdiff_jax.training.logs import Logs
+from segdiff_jax.training.logs import Logs, naming
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
 from segdiff_jax.training.steps import make_train_step
+from segdiff_jax.training.stop import Stopped, told_to_stop
 
 # A run with another value of these, or of a diffusion model's diffusion, would not be the same run.
 FIXED = (
@@ -41,20 +42,23 @@ FIXED = (
 FREE = ("model.rrdb_remat", "model.remat_resolutions", "model.attention")
 
 
-def train(config: ConfigDict, workdir: str) -> None:
+def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> None:
     """Trains until `train.num_steps` or `train.max_minutes`; goes on from the last checkpoint.
 
     Args:
         config: see configs/default.py.
         workdir: holds config.json, checkpoints/, metrics.csv and tensorboard/.
+        accept_changes: go on with another model or other data than before, as far as the
+            checkpoint fits.
     Raises:
         ValueError: naming the config field or the data that does not fit.
         FloatingPointError: naming the step where the loss became NaN or infinite.
         OSError: naming what cannot be written.
+        Stopped: after SIGTERM or SIGINT; the state is saved.
     """
     run = Run(config, Path(workdir))
     with Checkpoints(workdir) as checkpoints:
-        run.start(checkpoints)
+        run.start(checkpoints, accept_changes)
         done = "already trained" if run.ended() else "trained"
         run.train()
         print(f"{done}: {run.summary()}", flush=True)
@@ -97,21 +101,22 @@ class Run:
                 )
         self._noise_key = jax.random.key(config.seed)
 
-    def start(self, checkpoints: Checkpoints) -> None:
-        """Opens the data; draws the initial state or restores the last one."""
+    def start(self, checkpoints: Checkpoints, accept_changes: bool = False) -> None:
+        """Opens the data; draws the initial state or restores the last one; see `train`."""
         config, workdir = self._config, self._workdir
         self._checkpoints, meta = checkpoints, checkpoints.last_meta()
         if meta is not None:
-            report_changes(meta["config"], self._settings, workdir)
+            report_changes(meta["config"], self._settings, workdir, accept_changes)
         self._open_data()
         self._make_step_fns()
         if meta is None:
             state, self._elapsed = jax.jit(self._create)(), 0.0
         else:
-            if meta["training_images"] != len(self._train):
+            if meta["training_images"] != len(self._train) and not accept_changes:
                 raise ValueError(
                     f"{workdir} was trained on {meta['training_images']} images, and "
-                    f"{config.data.dataset} now has {len(self._train)}: give another --workdir"
+                    f"{config.data.dataset} now has {len(self._train)}: give another --workdir, or "
+                    "--accept_changes"
                 )
             state = checkpoints.restore_last(self._like)
             self._batches.set_state(meta["iterator"])
@@ -119,7 +124,10 @@ class Run:
         self._state = parallel.replicate(state)
         self._step = int(state.step)
         self._best = None if meta is None else self._best_so_far()
-        (workdir / "config.json").write_text(json.dumps(self._settings, indent=2))
+        self._pending = [] if meta is None else meta["pending"]
+        if parallel.is_main():
+            with naming(workdir / "config.json"):
+                (workdir / "config.json").write_text(json.dumps(self._settings, indent=2))
         params = sum(x.size for x in jax.tree.leaves(state.params))
         print(
             f"{config.model.name}, {params:,} parameters; {len(self._train)} training and "
@@ -183,10 +191,24 @@ class Run:
         """Steps, validates, logs and saves until the end, where it does so once more."""
         if self.ended():
             return
+        train = self._config.train
+        limits = train.num_steps, train.max_minutes, train.max_skipped
+        writes = parallel.is_main()
+        with Logs(self._workdir, self._step, *limits, self._pending, writes) as logs:
+            try:
+                self._go(logs)
+            except FloatingPointError as error:
+                kept = self._checkpoints.last_folder()
+                good = f"last good checkpoint: {kept}" if kept else "there is no checkpoint yet"
+                raise FloatingPointError(
+                    f"{error}; {good}. Lower train.learning_rate or train.clip_norm, or leave such "
+                    "steps out with train.max_skipped"
+                ) from error
+
+    def _go(self, logs: Logs) -> None:
         train, validation = self._config.train, self._config.validation
-        begin = time.monotonic() - self._elapsed
-        first, metrics = self._step + 1, None
-        with Logs(self._workdir, self._step, train.num_steps, train.max_minutes) as logs:
+        begin, metrics = time.monotonic() - self._elapsed, None
+        with told_to_stop() as stop_signal:
             while not self.ended():
                 start = time.monotonic()
                 batch = parallel.shard(next(self._batches))
@@ -199,18 +221,25 @@ class Run:
                 self._step += 1
                 self._elapsed = time.monotonic() - begin
                 logs.collect(metrics, data_seconds)
-                end = self.ended()
+                end, stop = self.ended(), stop_signal(self._step)
                 validates = validation.every and (end or self._step % validation.every == 0)
                 saves = end or self._step % train.checkpoint_every == 0
-                if validates or saves or self._step % train.log_every == 0 or self._step == first:
-                    # Before saving: a state with NaN is never saved.
+                if validates or saves or self._step % train.log_every == 0 or self._step == 1:
                     logs.flush(self._step, float(rate), self._elapsed / 60, train.batch_size)
                 if validates:
                     self._validate(logs)
-                if saves:
-                    self._save()
+                if saves or stop:
+                    # A state with NaN is never saved: both look for it. What no row holds yet is
+                    # kept, so that the log does not show where a run was stopped.
+                    self._save(logs.pending(self._step))
                 if validates or saves:
                     logs.restart_clock()
+                if stop and not end:
+                    raise Stopped(
+                        f"stopped by {stop.name} after step {self._step}, which is saved; the same "
+                        f"command goes on",
+                        stop,
+                    )
 
     def _learning_rate(self) -> np.float32:
         """Of the next step; the type is always the same, so that the step is compiled once."""
@@ -231,13 +260,14 @@ class Run:
             meta = {"config": self._settings, "step": self._step, "validation_iou": iou}
             self._checkpoints.save_best(self._step, variables, meta)
 
-    def _save(self) -> None:
-        """Saves state, data iterator, config and clock together."""
+    def _save(self, pending: list[dict[str, float]]) -> None:
+        """Saves state, data iterator, config, clock and metrics that are not logged yet."""
         meta = {
             "config": self._settings,
             "step": self._step,
             "iterator": self._batches.get_state(),
             "elapsed": self._elapsed,
+            "pending": pending,
             "training_images": len(self._train),
         }
         self._checkpoints.save_last(self._state, meta)
@@ -250,12 +280,14 @@ def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     return {name: [config[name].get(field) for field in fields] for name, fields in names.items()}
 
 
-def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -> None:
+def report_changes(
+    before: dict[str, Any], now: dict[str, Any], workdir: Path, accept: bool = False
+) -> None:
     """Prints the config fields that changed since the checkpoint.
 
     Raises:
-        ValueError: if one of `FIXED` did, but for fields that the run did not know yet; of the
-            network's, it knew the default.
+        ValueError: unless `accept`, if one of `FIXED` did, but for fields that the run did not know
+            yet; of the network's, it knew the default.
     """
     fields = MODELS[now["model"]["name"]].__dataclass_fields__
     defaults = {name: fields[name].default for name in now["model"].keys() & fields.keys()}
@@ -264,10 +296,11 @@ def report_changes(before: dict[str, Any], now: dict[str, Any], workdir: Path) -
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
     fixed = FIXED if now.get("objective") == "supervised" else (*FIXED, "diffusion.")
-    if any(name in before and name.startswith(fixed) for name in changed if name not in FREE):
+    other = [n for n in changed if n in before and n.startswith(fixed) and n not in FREE]
+    if other and not accept:
         raise ValueError(
-            f"{workdir} holds a run with another config; give it another --workdir, or the same "
-            "config:\n  " + "\n  ".join(lines)
+            f"{workdir} holds a run with another config; give it another --workdir, the same "
+            "config, or --accept_changes:\n  " + "\n  ".join(lines)
         )
     for line in lines:
         print(line, flush=True)

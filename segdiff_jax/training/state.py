@@ -64,6 +64,9 @@ def apply_gradients(
     without it, a short run is evaluated on its random initial parameters.
     """
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    finite = nonfinite_in_a_row(opt_state) == 0
+    keep = lambda new, old: jnp.where(finite, new, old)  # With its update, a batch is left out.
+    batch_stats = jax.tree.map(keep, batch_stats, state.batch_stats)
 
     def scale(path, update):
         return (rate * gate_rate if path[-1].key == "gates" else rate) * update
@@ -78,6 +81,11 @@ def apply_gradients(
     return TrainState(
         state.step + 1, params, averaged["params"], opt_state, averaged["batch_stats"]
     )
+
+
+def nonfinite_in_a_row(opt_state: Any) -> Array:
+    """i32[], how many gradients up to the last one held NaN or infinity; see `make_optimizer`."""
+    return getattr(opt_state, "notfinite_count", jnp.zeros((), jnp.int32))
 
 
 def learning_rate(config: ConfigDict, step: int, minutes: float) -> float:
@@ -115,6 +123,9 @@ def progress(config: ConfigDict, step: int, minutes: float) -> float:
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """`train.optimizer` after clipping the gradient's global norm (0: off).
 
+    An update whose gradient holds NaN or infinity is zero; but after `train.max_skipped` such
+    updates in a row, it is what it is.
+
     "adamw" is AdamW (Loshchilov and Hutter 2019). "muon" is, for kernels, Muon (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): the averaged gradient with its singular values brought to
     about 1, times 0.2 sqrt(max(n, m)), so that it moves as far as AdamW does (Liu et al. 2025,
@@ -141,7 +152,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     else:
         raise ValueError(f"train.optimizer={train.optimizer!r}: choose 'adamw' or 'muon'")
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
-    return on_stacks(optax.chain(clip, optimizer))
+    return on_stacks(optax.apply_if_finite(optax.chain(clip, optimizer), train.max_skipped))
 
 
 def on_stacks(tx: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -16,9 +16,10 @@ from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
 from segdiff_jax.training.losses import bce_dice, mse
-from segdiff_jax.training.state import TrainState, apply_gradients, stacks
+from segdiff_jax.training.state import TrainState, apply_gradients, nonfinite_in_a_row, stacks
 
 Batch = dict[str, Array]
+Losses = dict[str, Array]  # The terms, whose sum is minimised: f32[B] each.
 
 
 def diffusion_loss(
@@ -32,7 +33,7 @@ def diffusion_loss(
     keys: Array | None = None,
     recycling: bool = False,
     batch_stats: Any = None,
-) -> tuple[Array, Any]:
+) -> tuple[Losses, Any]:
     """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
     Args:
@@ -50,7 +51,7 @@ def diffusion_loss(
         batch_stats: the average statistics of batch norm; None or empty: there are none. With keys,
             the batch's own are used.
     Returns:
-        f32[B], and the statistics of this batch.
+        The terms of `losses`, f32[B] each, and the statistics of this batch.
     """
     x_start = process.input_scale * mask
     fold = jax.vmap(jax.random.fold_in, (0, None))
@@ -108,7 +109,7 @@ def diffusion_losses(
     weights: np.ndarray | None = None,
     recycling: bool = False,
     timestep_power: float = 1.0,
-) -> tuple[Array, Any]:
+) -> tuple[Losses, Any]:
     """`diffusion_loss` at a timestep and with a noise drawn for each example.
 
     Args:
@@ -117,7 +118,7 @@ def diffusion_losses(
         timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
             more at the noisy end, where sampling starts.
     Returns:
-        f32[B], and the statistics of this batch.
+        As `diffusion_loss`.
     """
     u = jax.vmap(jax.random.uniform)(keys[:, 0])
     T = len(process.schedule)
@@ -125,16 +126,18 @@ def diffusion_losses(
     eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 1])
     inputs = image, mask, t, eps, keys[:, 2], recycling, batch_stats
     losses, batch_stats = diffusion_loss(model, process, params, *inputs)
-    return losses if weights is None else at(weights, t, 1) * losses, batch_stats
+    if weights is not None:
+        losses = jax.tree.map(lambda term: at(weights, t, 1) * term, losses)
+    return losses, batch_stats
 
 
 def supervised_losses(
     params: Any, batch_stats: Any, image: Array, mask: Array, keys: Array, *, model: nn.Module
-) -> tuple[Array, Any]:
+) -> tuple[Losses, Any]:
     """BCE + Dice of the log odds that `model` makes of the image.
 
     Returns:
-        f32[B], and the statistics of this batch.
+        As `diffusion_loss`.
     """
     variables = {"params": params, "batch_stats": batch_stats}
     logits, updates = model.apply(variables, image, train=True, mutable=["batch_stats"])
@@ -143,7 +146,7 @@ def supervised_losses(
 
 def make_losses_fn(
     config: ConfigDict, model: nn.Module, process: Process
-) -> Callable[..., tuple[Array, Any]]:
+) -> Callable[..., tuple[Losses, Any]]:
     """What `config.objective` minimises, for `train_step`; `process` is of diffusion only."""
     if config.objective == "supervised":
         return functools.partial(supervised_losses, model=model)
@@ -185,7 +188,7 @@ def train_step(
     key: Array,
     rate: Array | float,
     *,
-    losses_fn: Callable[..., tuple[Array, Any]],
+    losses_fn: Callable[..., tuple[Losses, Any]],
     tx: optax.GradientTransformation,
     augment: Callable[[Array, Array, Array], tuple[Array, Array]],
     ema_decay: float,
@@ -205,7 +208,7 @@ def train_step(
         key: of the run; the same at every step.
         rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
         losses_fn: (params, batch_stats, image f32[B, H, W, 3] normalised, mask f32[B, H, W, 1] from
-            -1 to +1, key[B, 3]) -> (f32[B], batch_stats): `diffusion_losses` or
+            -1 to +1, key[B, 3]) -> ({term: f32[B]}, batch_stats): `diffusion_losses` or
             `supervised_losses`, with the model.
         augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
         soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
@@ -217,7 +220,8 @@ def train_step(
         frozen_gate_steps: updates before the gates of gated attention move.
         axis_name: of the devices' axis to average over, if any.
     Returns:
-        The new state and {"loss", "grad_norm"}, each f32[].
+        The new state and f32[] each of "loss", the terms whose sum it is and "grad_norm"; and
+        "nonfinite" i32[], see `state.nonfinite_in_a_row`.
     """
     step_key = jax.random.fold_in(key, state.step)
 
@@ -229,23 +233,26 @@ def train_step(
             image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
         losses, batch_stats = losses_fn(params, state.batch_stats, image, mask, keys[:, 1:])
-        return losses.mean(), batch_stats
+        terms = jax.tree.map(jnp.mean, losses)
+        return sum(terms.values()), (terms, batch_stats)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if microbatches == 1:
-        (loss, batch_stats), grads = grad_fn(state.params, batch)
+        (loss, (terms, batch_stats)), grads = grad_fn(state.params, batch)
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
         def add(total, part):
             return jax.tree.map(jnp.add, total, grad_fn(state.params, part)), None
 
-        zeros = (jnp.float32(0), state.batch_stats), state.params
-        total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, zeros), parts)
-        (loss, batch_stats), grads = jax.tree.map(lambda x: x / microbatches, total)
+        like = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
+        total, _ = jax.lax.scan(add, zeros, parts)
+        (loss, (terms, batch_stats)), grads = jax.tree.map(lambda x: x / microbatches, total)
     if axis_name is not None:  # Batch norm itself averages its statistics.
-        loss, grads = jax.lax.pmean((loss, grads), axis_name)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(stacks(grads))}
+        loss, terms, grads = jax.lax.pmean((loss, terms, grads), axis_name)
+    metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(stacks(grads))}
     gate_rate = jnp.where(state.step < frozen_gate_steps, 0.0, 1.0)
     options = tx, ema_decay, ema_warmup, rate, gate_rate
-    return apply_gradients(state, grads, batch_stats, *options), metrics
+    state = apply_gradients(state, grads, batch_stats, *options)
+    return state, metrics | {"nonfinite": nonfinite_in_a_row(state.opt_state)}

@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.training import loop, steps
 from segdiff_jax.training.loop import report_changes, train
 from segdiff_jax.training.state import create_state, make_optimizer
+from segdiff_jax.training.stop import Stopped
 
 
 def rows(workdir):
@@ -89,6 +92,58 @@ def test_resuming_is_bitwise_the_uninterrupted_run(six_steps, tmp_path, capsys):
     assert losses[0] == losses[1]
 
 
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
+    six_steps, tmp_path, monkeypatch, capsys
+):
+    config, uninterrupted = six_steps
+    config = config.copy_and_resolve_references()
+    config.train.log_every = 4  # The third step is in the middle of a row.
+    config.validation.every = 0
+    train(config, str(tmp_path / "whole"))
+    steps, pmap = [], loop.parallel.pmap_train_step
+
+    def killed_in_the_third_step(step):
+        pmapped = pmap(step)
+
+        def run(*args):
+            steps.append(1)
+            if len(steps) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return pmapped(*args)
+
+        return run
+
+    monkeypatch.setattr(loop.parallel, "pmap_train_step", killed_in_the_third_step)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 3, which is saved") as stopped:
+        train(config, str(tmp_path / "cut"))
+    assert stopped.value.signum == 15 and len(steps) == 3
+    assert last_state(config, tmp_path / "cut")[1]["step"] == 3
+    train(config, str(tmp_path / "cut"))
+    assert len(steps) == 6
+    (ours, meta), (expected, expected_meta) = (
+        last_state(config, tmp_path / "cut"),
+        last_state(config, uninterrupted),
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+    assert meta["iterator"] == expected_meta["iterator"]
+    logged = "step", "loss", "bce", "dice", "grad_norm", "learning_rate"
+    cut, whole = ([[r[k] for k in logged] for r in rows(tmp_path / w)] for w in ("cut", "whole"))
+    assert cut == whole and [row[0] for row in cut] == ["1", "4", "6"]
+
+
+def test_changes_that_are_accepted_are_shown_and_trained_on(six_steps, tmp_path, capsys):
+    config, workdir = six_steps
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+    config = config.copy_and_resolve_references()
+    config.train.num_steps, config.diffusion.input_scale = 7, 0.5
+    train(config, str(tmp_path), accept_changes=True)
+    assert "config.diffusion.input_scale: 0.3 before, 0.5 now" in capsys.readouterr().out
+    assert last_state(config, tmp_path)[1]["config"]["diffusion"]["input_scale"] == 0.5
+    config.model.rrdb_width = 16
+    with pytest.raises(ValueError, match="last/7: not a checkpoint of this network"):
+        train(config, str(tmp_path), accept_changes=True)
+
+
 def test_a_finished_run_is_left_alone(six_steps, capsys):
     config, workdir = six_steps
     before = (workdir / "metrics.csv").read_text()
@@ -155,7 +210,10 @@ def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch
         return state, metrics | {"loss": jnp.where(state.step == 5, jnp.nan, metrics["loss"])}
 
     monkeypatch.setattr(steps, "train_step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"step 5: .*loss nan; what was saved"):
+    message = r"step 5: bce 0\.\d+, dice 0\.\d+, grad_norm .*, loss nan; last good checkpoint: "
+    with pytest.raises(
+        FloatingPointError, match=message + f"{tmp_path}/checkpoints/last/3\\. Lower"
+    ):
         train(config, str(tmp_path))
     assert last_state(config, tmp_path)[1]["step"] == 3
     assert [row["step"] for row in rows(tmp_path)] == ["1", "3"]

@@ -14,6 +14,7 @@ from segdiff_jax.training.state import (
     create_state,
     learning_rate,
     make_optimizer,
+    nonfinite_in_a_row,
 )
 
 
@@ -148,10 +149,24 @@ def test_unknown_optimizer_is_named():
         make_optimizer(config)
 
 
+def test_max_skipped_is_how_many_bad_gradients_are_left_out():
+    config = default.get_config()
+    params, bad = {"w": jnp.ones(3)}, {"w": jnp.array([1.0, jnp.nan, 1.0])}
+    for most in (0, 2):
+        config.train.max_skipped = most
+        tx = make_optimizer(config)
+        state = tx.init(params)
+        for count in range(1, 4):
+            updates, state = tx.update(bad, state, params)
+            assert nonfinite_in_a_row(state) == count
+            assert bool(jnp.isnan(updates["w"]).any()) == (count > most)
+    assert nonfinite_in_a_row(optax.adam(1.0).init(params)) == 0
+
+
 def test_mse_is_a_mean_over_pixels():
     output = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 2, 2, 1)
     both = jnp.concatenate([output, jnp.zeros_like(output)])
-    np.testing.assert_allclose(mse(both, jnp.zeros_like(both)), [7.5, 0.0])
+    np.testing.assert_allclose(mse(both, jnp.zeros_like(both))["mse"], [7.5, 0.0])
 
 
 def test_bce_dice_by_hand():
@@ -161,17 +176,20 @@ def test_bce_dice_by_hand():
     mask = jnp.array([1.0, 0.0]).reshape(1, 1, 2, 1)
     bce = -(np.log(0.8) + np.log(0.6)) / 2
     dice = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
-    np.testing.assert_allclose(bce_dice(logits, mask), [bce + dice], rtol=1e-5)
+    terms = bce_dice(logits, mask)
+    np.testing.assert_allclose(terms["bce"], [bce], rtol=1e-5)
+    np.testing.assert_allclose(terms["dice"], [dice], rtol=1e-5)
 
 
 def test_bce_dice_is_least_at_the_share_of_a_pixel():
     """The usual Dice term, 1 - 2 sum(p m) / ..., would be less at p = 1 than at p = 0.6."""
     mask = jnp.array([1.0, 0.6, 0.3, 0.0]).reshape(1, 2, 2, 1)
     logits = jax.scipy.special.logit(jnp.clip(mask, 1e-6, 1 - 1e-6))
-    best = jax.jit(bce_dice)(logits, mask)
+    loss = jax.jit(lambda logits: sum(bce_dice(logits, mask).values()))
+    best = loss(logits)
     entropy = -(0.6 * np.log(0.6) + 0.4 * np.log(0.4) + 0.3 * np.log(0.3) + 0.7 * np.log(0.7)) / 4
     np.testing.assert_allclose(best, [entropy], atol=1e-4)
     for row in range(2):
         for step in (-0.3, 0.3):
-            moved = jax.jit(bce_dice)(logits.at[0, row, 1 - row, 0].add(step), mask)
+            moved = loss(logits.at[0, row, 1 - row, 0].add(step))
             assert moved[0] > best[0] + 1e-3

@@ -50,7 +50,7 @@ def original(golden, golden_state_dict):
     def gradient(params, image, mask, t, eps):
         def loss_fn(params):
             losses, _ = diffusion_loss(model, process, params, image, mask, t, eps)
-            return losses.mean(), losses
+            return losses["mse"].mean(), losses["mse"]
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
@@ -225,14 +225,20 @@ def test_half_size_trains_on_the_means_of_2_x_2_pixels(problem):
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_four_devices_give_the_update_of_one(problem, reference):
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_twenty_steps_do_not_depend_on_the_number_of_devices(problem, monkeypatch, devices):
     arguments, state, batch = problem
+    expected, one = run_steps(jax.jit(make_step(**arguments)), state, batch, 20)
     assert jax.local_device_count() == 4
-    state = on_all_devices(state)
+    some = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "pmap", functools.partial(jax.pmap, devices=some))
+    monkeypatch.setattr(jax, "local_devices", lambda: some)
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     step = parallel.pmap_train_step(make_step(**arguments, axis_name=parallel.AXIS))
-    losses, four = run_steps(step, state, parallel.shard(batch))
-    np.testing.assert_allclose(losses, reference[0], rtol=1e-5)
-    assert_trees_close(four, reference[1])
+    losses, several = run_steps(step, on_all_devices(state), parallel.shard(batch), 20)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert_trees_close(several, one)
+    assert len(jax.tree.leaves(several)[0].sharding.device_set) == devices
 
 
 def test_dropout_follows_the_example_too(problem, reference):
@@ -348,6 +354,37 @@ def test_gates_are_frozen_for_the_first_steps(problem, supervised_problem):
     assert (np.abs(state.params["gates"] - 1) > 1e-3).all()
 
 
+def test_a_step_with_a_bad_gradient_changes_nothing_but_its_count(supervised_problem, problem):
+    make, state = supervised_problem
+    tx = optax.apply_if_finite(optax.adam(0.1), 2)
+    state = create_state({"params": state.params, "batch_stats": state.batch_stats}, tx)
+    _, _, batch = problem
+    broken = batch | {"image": np.full_like(batch["image"], 77)}
+
+    def losses_fn(params, batch_stats, image, mask, keys):
+        losses, stats = make().keywords["losses_fn"](params, batch_stats, image, mask, keys)
+        good = jnp.where(jnp.ptp(image) < 1e-3, jnp.nan, 1.0)
+        return {**losses, "bad": good * jnp.sum(params["gates"]) * jnp.ones(len(image))}, stats
+
+    options = make().keywords | {"losses_fn": losses_fn, "tx": tx, "augment": lambda k, *x: x}
+    step = jax.jit(functools.partial(train_step, **options))
+    state, metrics = step(state, batch, jax.random.key(7), 1.0)
+    assert metrics["nonfinite"] == 0 and np.isfinite(metrics["loss"])
+    assert metrics["loss"] == pytest.approx(metrics["bce"] + metrics["dice"] + metrics["bad"])
+    for count in (1, 2):
+        former = state
+        state, metrics = step(state, broken, jax.random.key(7), 1.0)
+        assert np.isnan(metrics["loss"]) and metrics["nonfinite"] == count
+        assert_trees_close(state.params, former.params, 0, 0)
+        assert_trees_close(state.batch_stats, former.batch_stats, 0, 1e-7)
+        same = former.opt_state.inner_state
+        jax.tree.map(np.testing.assert_array_equal, state.opt_state.inner_state, same)
+    recovered, metrics = step(state, batch, jax.random.key(7), 1.0)
+    assert metrics["nonfinite"] == 0 and np.isfinite(recovered.params["gates"]).all()
+    state, metrics = step(state, broken, jax.random.key(7), 1.0)  # One too many.
+    assert metrics["nonfinite"] == 3 and np.isnan(state.params["gates"]).any()
+
+
 def test_microbatches_average_the_batch_statistics(problem, supervised_problem):
     step, state = supervised_problem
     whole = problem[2]
@@ -378,6 +415,7 @@ def test_mse_scores_what_the_network_predicts(prediction, target):
     with pytest.raises(AssertionError, match="shape"):
         mse(jnp.zeros((2, 4, 4, 2)), eps)
     losses, _ = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
+    losses = losses["mse"]
     abar = process.schedule.alphas_cumprod[[3, 90], None, None, None]
     v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * 0.3 * mask
     expected = np.mean((0.25 - {"eps": eps, "mask": mask, "v": v}[target]) ** 2, axis=(1, 2, 3))
@@ -410,6 +448,7 @@ def test_recycling_noises_the_mask_predicted_from_pure_noise(example):
     model = Recorder()
     process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
     losses, _ = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
+    losses = losses["mse"]
     (x_T, last), (x_t, told) = model.calls[:2]
     assert (last == 99).all() and abs(x_T.mean()) < 0.2 and abs(x_T.std() - 1) < 0.1
     np.testing.assert_array_equal(told, t)
@@ -458,7 +497,7 @@ def test_the_extra_pass_has_no_gradient(example):
     def recycled(p):
         image = jnp.zeros((4, 8, 8, 3))
         losses, _ = diffusion_loss(Scaled(), process, p, image, mask, t, eps, keys, True)
-        return losses.mean()
+        return losses["mse"].mean()
 
     value, gradient = jax.value_and_grad(recycled)(0.4)
     np.testing.assert_allclose(value, loss(0.4, 0.4), rtol=1e-5)
