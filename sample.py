@@ -11,8 +11,8 @@ from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.samplers import STEPS as SOLVERS
-from segdiff_jax.evaluation.evaluate import evaluate, native_examples
-from segdiff_jax.evaluation.outputs import format_metrics
+from segdiff_jax.evaluation.evaluate import evaluate, format_result
+from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.trained import ensemble_of, load_trained, run_name
 
 WORKDIR = flags.DEFINE_multi_string(
@@ -42,7 +42,7 @@ def change_sampling(config: ConfigDict) -> None:
     config.seed = config.seed if SEED.value is None else SEED.value
 
 
-def main() -> None:
+def main() -> int:
     paths = CHECKPOINT.value or WORKDIR.value
     if not paths:
         raise ValueError("give --workdir or --checkpoint")
@@ -63,16 +63,12 @@ def main() -> None:
     others = "_".join(run_name(path) for path in paths[1:])
     name = f"ensemble_{others}_{name}" if others else f"samples_{name}"
     out = OUT.value or os.path.join([*WORKDIR.value, "."][0], name)
-    examples = native_examples(records, data.image_size, data.colour_constancy, ARTEFACT.value)
+    examples = NativeExamples(records, data.image_size, data.colour_constancy, ARTEFACT.value)
     settings = {"data": what} | trained.settings
-    sources = trained.predictor, trained.variables, examples, len(records)
-    metrics = evaluate(*sources, out, settings, f"{settings['model']} on {what}")
-    report = os.path.join(out, "report.html")
-    if metrics is None:
-        print(f"{len(records)} images, report {report}")
-        return
-    print(format_metrics(metrics))
-    print(f"mean IoU {metrics['mean']['iou']:.4f}, report {report}")
+    title = f"{settings['model']} on {what}"
+    result = evaluate(trained.predictor, trained.variables, examples, out, settings, title)
+    print(format_result(result, out))
+    return 2 if result.failures else 0
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ which encodes the image at every step and for every vote.
 import argparse
 import functools
 import itertools
-import operator
 
 import jax
 import matplotlib.pyplot as plt
@@ -27,7 +26,8 @@ from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import resize_samples
-from segdiff_jax.evaluation.evaluate import batch_size, native_examples
+from segdiff_jax.evaluation.evaluate import batch_size
+from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.models import make_model
 from segdiff_jax.trained import Trained, load_trained
@@ -103,12 +103,11 @@ def main() -> None:
     most = max(options.votes)
     data = load(options.workdir, max(options.steps), most).config.data
     records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
-    examples = native_examples(records, data.image_size, data.colour_constancy)
+    examples = NativeExamples(records, data.image_size, data.colour_constancy)
     # Without the image, which may be 20 MB.
-    keep = operator.itemgetter("id", "input", "truth")
     examples = [
-        dict(zip(("id", "input", "truth"), keep(example), strict=True))
-        for example in itertools.islice(examples, options.limit)
+        {name: example[name] for name in ("id", "input", "truth")}
+        for example in tqdm(itertools.islice(examples, options.limit), desc="reading")
     ]
     scores = {}
     for steps in tqdm(options.steps, desc="scoring", unit="number of steps"):

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
-from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables
+from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.predict import EnsemblePredictor, Predictor, make_predictor
 from segdiff_jax.models import is_diffusion, make_model, variables_like
@@ -55,7 +55,8 @@ def load_trained(
     like = variables_like(model, config.data.image_size, process.input_channels)
     variables = parallel.replicate(load_variables(checkpoint, like))
     predictor = make_predictor(model, process, config.sampler, config.seed)
-    settings = {"checkpoint": str(checkpoint), "model": config.model.name}
+    settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
+    settings |= {"model": config.model.name}
     settings |= {"image size": config.data.image_size}
     settings |= {"colour constancy": config.data.colour_constancy}
     fields = ["flips", "ensemble", "threshold", "max_batch"]

@@ -138,7 +138,7 @@ def test_scores_of_other_settings_are_made_anew(comparison, monkeypatch):
     assert comparison.metrics(row, "test", 0)["num_images"] == 4
     asked = []
     monkeypatch.setattr(comparison_module, "load_source", lambda *args: asked.append(args) or [])
-    monkeypatch.setattr(comparison_module, "native_examples", lambda *args: [])
+    monkeypatch.setattr(comparison_module, "NativeExamples", lambda *args: [])
     monkeypatch.setattr(comparison_module, "evaluate", lambda *args: None)
     data = default.get_config().data
     changed = SimpleNamespace(

@@ -25,7 +25,8 @@ from configs import default
 from segdiff_jax.command import set_fields
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source
-from segdiff_jax.evaluation.evaluate import evaluate, native_examples
+from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.trained import Trained, ensemble_of, load_trained
 from tools.runs import Run
 
@@ -166,8 +167,8 @@ class Comparison:
         if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
             records = load_source(data.dataset, split, data.dir, data.manual_dir)
-            examples = native_examples(records, data.image_size, data.colour_constancy)
-            sources = trained.predictor, trained.variables, examples, len(records)
+            examples = NativeExamples(records, data.image_size, data.colour_constancy)
+            sources = trained.predictor, trained.variables, examples
             evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
         return json.loads(path.read_text())
 

@@ -214,10 +214,15 @@ def add_artefact(name: str, key: Array, image: Array) -> Array:
     Raises:
         ValueError: if there is no such artefact.
     """
+    function, number = find_artefact(name)
+    return function(jax.random.uniform(key, (number,)), image)
+
+
+def find_artefact(name: str) -> tuple[Callable[[Array, Array], Array], int]:
+    """One of `ARTEFACTS`; ValueError if there is none of this name."""
     if name not in ARTEFACTS:
         raise ValueError(f"artefact {name!r} is unknown; there are {', '.join(ARTEFACTS)}")
-    function, number = ARTEFACTS[name]
-    return function(jax.random.uniform(key, (number,)), image)
+    return ARTEFACTS[name]
 
 
 def _between(draws: Array, low, high) -> Array:

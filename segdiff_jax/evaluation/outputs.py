@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
 from segdiff_jax.evaluation.strata import scores_by_stratum
 from segdiff_jax.evaluation.uncertainty import summarise
 
+MOST_BYTES = 230  # of a name, so that with what is added file systems take it
+
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
 
@@ -24,33 +28,73 @@ class OutputFolder:
 
     masks/<id>_Segmentation.png: 8-bit, one channel, 0 or 255, the ISIC challenge's submission;
     probabilities/<id>.png: 8-bit, one channel, round(255 p);
-    overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow.
+    overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow;
+    records/<hash of id>.json: last, what the scores and the report are made of.
 
     Every file is written whole or not at all.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        for name in ("masks", "probabilities", "overlays"):
+        for name in ("masks", "probabilities", "overlays", "records"):
             _make_folder(self.path / name)
 
     def begin(self, settings: dict) -> None:
-        """Removes an earlier evaluation's files and notes the new one's settings in settings.json.
+        """Notes the settings in settings.json; removes what was made by others, and all summaries.
 
         Raises:
           ValueError: if there are files but no settings.json: they are not ours to overwrite.
         """
-        written = ("masks/*", "probabilities/*", "overlays/*", "metrics.*", "report.html")
-        files = [file for pattern in written for file in self.path.glob(pattern)]
-        if files and not (self.path / "settings.json").exists():
+        images = ("masks/*", "probabilities/*", "overlays/*", "records/*")
+        summaries = ("metrics.*", "failures.csv", "report.html")
+        images, summaries = (
+            [file for pattern in patterns for file in self.path.glob(pattern)]
+            for patterns in (images, summaries)
+        )
+        path = self.path / "settings.json"
+        if images + summaries and not path.exists():
             raise ValueError(
-                f"{self.path} holds files of another origin, such as {files[0].name}: choose "
-                "another output folder"
+                f"{self.path} holds files of another origin, such as "
+                f"{(images + summaries)[0].name}: choose another output folder"
             )
-        for file in files:
-            file.unlink()
         content = json.dumps(settings, indent=2, default=str).encode()
-        write_file(self.path / "settings.json", content)
+        if path.exists() and path.read_bytes() == content:
+            images = [file for file in images if file.name.startswith(".")]  # Killed while writing.
+        for file in images + summaries:
+            file.unlink()
+        write_file(path, content)
+
+    def has(self, id: str, content: int) -> bool:
+        """Whether the image's files are there, made of files of this checksum."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            known = self.record(id)["content"] == content
+            return known and all(path.exists() for path in self._files(id))
+        return False
+
+    def record(self, id: str) -> dict:
+        """What `write` was given as `record`.
+
+        Raises:
+          OSError: if it is not there, as where the processes do not share the folder.
+        """
+        return json.loads(self._record(id).read_bytes())
+
+    def keep_only(self, ids: Collection[str]) -> None:
+        """Removes the files of all other images."""
+        wanted = {path for id in ids for path in (*self._files(id), self._record(id))}
+        for name in ("masks", "probabilities", "overlays", "records"):
+            for path in set((self.path / name).iterdir()) - wanted:
+                path.unlink()
+
+    def _files(self, id: str) -> tuple[Path, Path, Path]:
+        return (
+            self.path / "masks" / f"{id}_Segmentation.png",
+            self.path / "probabilities" / f"{id}.png",
+            self.path / "overlays" / f"{id}.jpg",
+        )
+
+    def _record(self, id: str) -> Path:
+        return self.path / "records" / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.json"
 
     def write(
         self,
@@ -59,8 +103,9 @@ class OutputFolder:
         probability: np.ndarray,
         mask: np.ndarray,
         truth: np.ndarray | None = None,
+        record: dict | None = None,
     ) -> None:
-        """Writes the three files of one image.
+        """Writes the files of one image.
 
         Args:
           id: the image's name, without folder or extension.
@@ -68,10 +113,13 @@ class OutputFolder:
           probability: f32[H, W], from 0 to 1.
           mask: bool[H, W], the prediction.
           truth: bool[H, W], if known.
+          record: for `record`; as "content" the checksum of the image's files.
         Raises:
-          ValueError: if id is empty or holds a path separator, or if sizes differ.
+          ValueError: if id is empty, too long or holds a path separator, or if sizes differ.
           OSError: if a file cannot be written.
         """
+        if len(os.fsencode(id)) > MOST_BYTES:
+            raise ValueError(f"the name is longer than {MOST_BYTES} bytes: shorten it")
         if not id or set(id) & set("/\\\0"):
             raise ValueError(f"id {id!r} cannot be a file name: it is empty or holds a separator")
         for name, array in (("probability", probability), ("mask", mask), ("truth", truth)):
@@ -83,9 +131,14 @@ class OutputFolder:
         overlay = draw_contour(overlay, mask, PREDICTION_COLOUR)
         grey = np.round(255 * probability).astype(np.uint8)
         binary = np.where(mask, np.uint8(255), np.uint8(0))
-        write_file(self.path / "masks" / f"{id}_Segmentation.png", encode_image(binary, "PNG"))
-        write_file(self.path / "probabilities" / f"{id}.png", encode_image(grey, "PNG"))
-        write_file(self.path / "overlays" / f"{id}.jpg", encode_image(overlay, "JPEG"))
+        contents = (
+            encode_image(binary, "PNG"),
+            encode_image(grey, "PNG"),
+            encode_image(overlay, "JPEG"),
+            json.dumps(record, default=lambda array: array.tolist()).encode(),
+        )
+        for path, content in zip((*self._files(id), self._record(id)), contents, strict=True):
+            write_file(path, content)
 
 
 def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dict:
@@ -129,6 +182,15 @@ def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dic
     write_file(Path(path) / "metrics.csv", text.getvalue().encode())
     write_file(Path(path) / "metrics.json", json.dumps(summary, indent=2, default=str).encode())
     return summary
+
+
+def write_failures(path: str | os.PathLike, failures: dict[str, str]) -> None:
+    """Writes failures.csv, an image and the reason a line, if there are any; OSError as above."""
+    if failures:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([("image", "reason"), *sorted(failures.items())])
+        write_file(Path(path) / "failures.csv", text.getvalue().encode())
 
 
 def format_metrics(metrics: dict) -> str:

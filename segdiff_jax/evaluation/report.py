@@ -3,7 +3,9 @@
 import base64
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jinja2
 import numpy as np
@@ -104,6 +106,7 @@ def write_report(
     metrics: dict | None,
     settings: dict,
     title: str,
+    failures: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes a self-contained HTML file: pictures and styles are inside, nothing is fetched.
 
@@ -116,6 +119,7 @@ def write_report(
       metrics: what `write_metrics` returns: means, interval, strata; None without truth.
       settings: name -> value, shown in this order.
       title: heading of the page.
+      failures: images that have no mask -> why.
     Raises:
       OSError: if the file cannot be written.
     """
@@ -144,6 +148,7 @@ def write_report(
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([case.scores["iou"] for case in cases]) if metrics else [],
         metrics=metrics,
+        failures=sorted(failures.items()),
         sections=[section for section in sections if section[1]],
         prediction_colour=_hex(PREDICTION_COLOUR),
         truth_colour=_hex(TRUTH_COLOUR),

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdiff_jax import parallel
 from segdiff_jax.data.colour import shades_of_gray
 from segdiff_jax.data.pipeline import ResizedSource, resize_image
-from segdiff_jax.evaluation.evaluate import evaluate, native_examples, validate
+from segdiff_jax.evaluation.evaluate import Evaluation, evaluate, format_result, validate
+from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.predict import Predictor
 
@@ -85,8 +87,8 @@ def written(monkeypatch):
 
 
 def run(out, records, batch_size=3, settings=None, title="t", predictor=None):
-    predictor, examples = predictor or Threshold(batch_size), native_examples(records, SIZE)
-    return evaluate(predictor, "params", examples, len(records), out, settings or {}, title)
+    predictor, examples = predictor or Threshold(batch_size), NativeExamples(records, SIZE)
+    return evaluate(predictor, "params", examples, out, settings or {}, title)
 
 
 def files(folder):
@@ -110,7 +112,9 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
     for id in IOU:
         expected |= {f"masks/{id}_Segmentation.png", f"probabilities/{id}.png"}
         expected.add(f"overlays/{id}.jpg")
-    assert set(files(tmp_path)) == expected
+    written = set(files(tmp_path))
+    records = {name for name in written if name.startswith("records/")}
+    assert written - records == expected and len(records) == 7
     for id, size, bright, _ in CASES:
         mask = pixels(tmp_path / f"masks/{id}_Segmentation.png")
         np.testing.assert_array_equal(mask, np.where(columns(size, bright), 255, 0))
@@ -124,7 +128,7 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
 
 
 def test_scores_are_those_worked_out_by_hand(tmp_path):
-    metrics = run(tmp_path, RECORDS, settings={"votes": 3})
+    metrics = run(tmp_path, RECORDS, settings={"votes": 3}).metrics
     assert metrics["num_images"] == 7
     assert metrics["settings"] == {"votes": 3}
     assert metrics["mean"]["iou"] == pytest.approx(sum(IOU.values()) / 7)
@@ -143,7 +147,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path):
 
 
 def test_scores_by_condition(tmp_path):
-    metrics = run(tmp_path, RECORDS)
+    metrics = run(tmp_path, RECORDS).metrics
     sizes = metrics["strata"]["lesion_size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
     assert {value: row["num_images"] for value, row in sizes.items()} == {
         "medium": 3,
@@ -162,28 +166,28 @@ def test_scores_by_condition(tmp_path):
 
 
 def test_colour_constancy_changes_what_the_network_sees_only():
-    corrected = native_examples(RECORDS[:2], SIZE, "shades_of_gray")
-    for example, plain in zip(corrected, native_examples(RECORDS[:2], SIZE), strict=True):
+    corrected = NativeExamples(RECORDS[:2], SIZE, "shades_of_gray")
+    for example, plain in zip(corrected, NativeExamples(RECORDS[:2], SIZE), strict=True):
         np.testing.assert_array_equal(example["image"], plain["image"])
         expected = shades_of_gray(resize_image(plain["image"], SIZE))
         np.testing.assert_array_equal(example["input"], expected)
         assert (example["input"] != plain["input"]).any()
     with pytest.raises(ValueError, match=r"data\.colour_constancy='grey' is unknown"):
-        native_examples(RECORDS, SIZE, "grey")
+        NativeExamples(RECORDS, SIZE, "grey")
 
 
 def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
     names = ("a", "b")
     grey = [{"id": id, "image": encode(np.full((64, 64, 3), 200, np.uint8))} for id in names]
-    first, second = native_examples(grey, SIZE, artefact="vignette")
+    first, second = NativeExamples(grey, SIZE, artefact="vignette")
     assert (first["image"][[0, 0, -1, -1], [0, -1, 0, -1]] < 120).all()
     assert (first["image"][28:36, 28:36] == 200).all()
     np.testing.assert_array_equal(first["input"], resize_image(first["image"], SIZE))
     assert (first["image"] != second["image"]).any()
-    again = list(native_examples(grey[::-1], SIZE, artefact="vignette"))[1]
+    again = list(NativeExamples(grey[::-1], SIZE, artefact="vignette"))[1]
     np.testing.assert_array_equal(again["image"], first["image"])
     with pytest.raises(ValueError, match="artefact 'fog' is unknown; there are skin_tone, hair"):
-        next(native_examples(grey, SIZE, artefact="fog"))
+        NativeExamples(grey, SIZE, artefact="fog")
 
 
 def test_the_report_shows_title_settings_and_every_case(tmp_path):
@@ -208,7 +212,8 @@ def test_vote_and_mean_differ_in_their_probability(tmp_path):
         run(out, RECORDS[:1], predictor=Weak(1, ensemble))
         assert (pixels(out / "probabilities/e.png") == grey).all()
         assert (pixels(out / "masks/e_Segmentation.png") == mask).all()
-        run(out, RECORDS[:1], predictor=Weak(1, ensemble, 0.3))  # Below both probabilities.
+        below_both = Weak(1, ensemble, 0.3)
+        run(out, RECORDS[:1], settings={"threshold": 0.3}, predictor=below_both)
         assert (pixels(out / "masks/e_Segmentation.png") == 255).all()
 
 
@@ -220,9 +225,11 @@ def test_results_do_not_depend_on_the_size_of_a_batch(tmp_path, batch_size):
 
 def test_without_truth_there_are_no_scores(tmp_path, written):
     records = [{"id": r["id"].decode(), "image": r["image"]} for r in RECORDS]
-    assert run(tmp_path / "none", records) is None
+    assert run(tmp_path / "none", records) == Evaluation(7, 0, {}, None)
     assert written == [id for id, *_ in CASES]
     names = set(files(tmp_path / "none"))
+    shown = format_result(Evaluation(7, 0, {}, None), tmp_path)
+    assert shown == f"7 images, report {tmp_path}/report.html"
     run(tmp_path / "all", RECORDS)
     assert set(files(tmp_path / "all")) - names == {"metrics.csv", "metrics.json"}
     for name in names:
@@ -237,24 +244,124 @@ def test_the_predictor_sees_each_image_once_and_the_last_one_again_as_padding(tm
     assert predictor.calls == [["e", "a", "g"], ["c", "b", "f"], ["d", "d", "d"]]
 
 
+BAD = [
+    ({"image": b"not an image"}, "cannot be decoded as an image"),
+    ({"image": RECORDS[3]["image"][:60]}, "cannot be decoded as an image"),
+    ({"mask": b""}, "mask of c: the file is empty"),
+    ({"mask": RECORDS[0]["mask"]}, "the image is (4, 32) but its mask (16, 24) pixels"),
+]
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"image": b"not an image"}, "c: cannot be decoded as an image"),
-        ({"image": RECORDS[3]["image"][:60]}, "c: cannot be decoded as an image"),
-        ({"mask": b""}, "mask of c: cannot be decoded as an image"),
-        ({"mask": RECORDS[0]["mask"]}, r"c: the image is \(4, 32\) but its mask \(16, 24\)"),
-    ],
-    ids=["image", "truncated image", "mask", "size"],
+    ("change", "reason"), BAD, ids=["image", "truncated image", "empty mask", "size of mask"]
 )
-def test_a_bad_record_is_named(tmp_path, change, message):
+def test_a_bad_image_is_listed_and_the_others_are_segmented(tmp_path, change, reason):
     records = [*RECORDS[:3], RECORDS[3] | change, *RECORDS[4:]]
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, records)
+    result = run(tmp_path, records)
+    assert list(result.failures) == ["c"] and result.failures["c"].startswith(reason)
+    assert result.num_images == result.metrics["num_images"] == 6
+    assert result.metrics["mean"]["iou"] == pytest.approx((sum(IOU.values()) - IOU["c"]) / 6)
+    with open(tmp_path / "failures.csv", newline="") as file:
+        assert list(csv.reader(file)) == [["image", "reason"], ["c", result.failures["c"]]]
+    assert not [name for name in files(tmp_path) if "/c" in name and "records" not in name]
+    report = (tmp_path / "report.html").read_text()
+    assert "Not segmented" in report and "6 images, 1 not segmented" in report
+    shown = format_result(result, tmp_path).splitlines()
+    assert shown[-2] == f"1 images could not be segmented: {tmp_path}/failures.csv says why"
+    with pytest.raises(ValueError, match="c: "):
+        NativeExamples(records, SIZE)[3]
+
+
+def test_a_second_run_does_what_is_missing(tmp_path, written):
+    """Of seven images, one was broken, another one changes, a third goes, and a fourth has lost its
+    mask."""
+    run(tmp_path, [RECORDS[0] | {"image": b"broken"}, *RECORDS[1:]])
+    before = files(tmp_path)
+    first, again = Threshold(3), Threshold(3)
+    changed = make_record("a", (40, 16), 8, 2)
+    (tmp_path / "masks" / "g_Segmentation.png").unlink()
+    (tmp_path / "masks" / ".b_Segmentation.png.part").write_bytes(b"of a run that was killed")
+    del written[:]
+    result = run(tmp_path, [RECORDS[0], changed, *RECORDS[2:6]], predictor=first)
+    assert written == ["e", "a", "g"]
+    assert first.calls == [["e", "a", "g"]]
+    assert (result.num_images, result.num_before, result.failures) == (6, 3, {})
+    assert "3 images had been segmented before" in format_result(result, tmp_path)
+    ious = IOU | {"a": 2 / 8}
+    assert result.metrics["mean"]["iou"] == pytest.approx(sum(ious[k] for k in "eagcbf") / 6)
+    after = files(tmp_path)
+    kept = [f"masks/{id}_Segmentation.png" for id in "cbf"]
+    assert all(before[name] == after[name] for name in kept)
+    ours = {name for name in after if name.startswith("masks/")}
+    assert ours == {f"masks/{id}_Segmentation.png" for id in "eagcbf"}
+    assert "failures.csv" not in after
+    # What it makes is what a single run makes.
+    run(tmp_path / "once", [RECORDS[0], changed, *RECORDS[2:6]])
+    assert files(tmp_path / "once") == after
+    # Other settings make everything anew.
+    run(tmp_path, RECORDS, settings={"seed": 2}, predictor=again)
+    assert [id for call in again.calls for id in call][:7] == [id for id, *_ in CASES]
+
+
+def test_where_no_image_can_be_read_there_is_a_report_of_that(tmp_path):
+    result = run(tmp_path, [RECORDS[0] | {"image": b""}])
+    assert result == Evaluation(0, 0, {"e": result.failures["e"]}, None)
+    assert "Not segmented" in (tmp_path / "report.html").read_text()
+
+
+def test_names_that_cannot_be_a_files_are_failures(tmp_path):
+    names = ["a/b", "x" * 231, "ein Fleck \u00e4\u4e2d", "x" * 230]
+    result = run(tmp_path, [RECORDS[0] | {"id": name} for name in names])
+    assert sorted(result.failures) == ["a/b", "x" * 231]
+    assert "holds a separator" in result.failures["a/b"]
+    assert result.failures["x" * 231] == "the name is longer than 230 bytes: shorten it"
+    assert (tmp_path / "masks" / "ein Fleck \u00e4\u4e2d_Segmentation.png").exists()
+
+
+def test_files_that_cannot_be_opened_and_what_their_names_tell_are_failures(tmp_path):
+    class Source(list):
+        failures = (("b.png", "has the same name as b.jpg: rename one"),)
+
+        def __getitem__(self, index):
+            if index == 1:
+                raise PermissionError(13, "Permission denied", "photos/a.jpg")
+            return super().__getitem__(index)
+
+    result = run(tmp_path, Source(RECORDS[:3]))
+    reason = "[Errno 13] Permission denied: 'photos/a.jpg'"
+    assert result.failures == {"b.png": Source.failures[0][1], "a": reason}
+    assert result.num_images == 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 9])
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_processes_share_the_images_and_each_counts_once(tmp_path, monkeypatch, count, batch_size):
+    """The processes one after the other, each with what the ones before have gathered."""
+    alone = run(tmp_path / "one", RECORDS)
+    source, merged, found = ResizedSource(RECORDS, SIZE), np.full(7, np.nan), []
+    monkeypatch.setattr(parallel, "gather", lambda value: found.append(value) or found)
+    for index in range(count):
+        monkeypatch.setattr(parallel, "share", lambda total, i=index: range(i, total, count))
+        monkeypatch.setattr(parallel, "is_main", lambda i=index: i == count - 1)
+        monkeypatch.setattr(OutputFolder, "begin", lambda self, settings: None)
+        monkeypatch.setattr(
+            parallel,
+            "merge",
+            lambda ious, i=index: merged.put(range(i, 7, count), ious[i::count]) or merged,
+        )
+        shares = [run(tmp_path / "many", RECORDS, batch_size), Threshold(batch_size)]
+        iou, _ = validate(shares[1], "params", source)
+    assert shares[0].num_images == 7 and shares[0].num_before == 0
+    assert shares[0].metrics["mean"] == pytest.approx(alone.metrics["mean"], abs=1e-12)
+    assert shares[0].metrics["strata"] == alone.metrics["strata"]
+    assert iou == pytest.approx(sum(IOU.values()) / 7)
+    one, many = files(tmp_path / "one"), files(tmp_path / "many")
+    del one["settings.json"]
+    assert one == many
 
 
 def test_native_examples_keep_order_and_native_pixels():
-    examples = list(native_examples(RECORDS, SIZE))
+    examples = list(NativeExamples(RECORDS, SIZE))
     assert [example["id"] for example in examples] == [id for id, *_ in CASES]
     for example, (_, size, bright, lesion) in zip(examples, CASES, strict=True):
         np.testing.assert_array_equal(example["truth"], columns(size, lesion))
@@ -262,7 +369,7 @@ def test_native_examples_keep_order_and_native_pixels():
         assert example["image"].shape == (*size, 3)
         np.testing.assert_array_equal(example["image"][..., 0] == 250, columns(size, bright))
         assert example["input"].shape == (SIZE, SIZE, 3)
-    assert next(native_examples([{"id": "x", "image": RECORDS[0]["image"]}], SIZE))["truth"] is None
+    assert NativeExamples([{"id": "x", "image": RECORDS[0]["image"]}], SIZE)[0]["truth"] is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 16])

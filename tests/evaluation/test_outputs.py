@@ -43,7 +43,7 @@ def test_mask_and_probability_files(tmp_path):
         with Image.open(tmp_path / name) as file:
             assert (file.format, file.mode, file.size) == ("PNG", "L", (60, 40))
             np.testing.assert_array_equal(np.asarray(file), expected)
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
 
 
 def test_overlay_draws_each_contour_in_its_colour(tmp_path):

@@ -1,0 +1,107 @@
+"""Images as they are segmented and scored: at their own size, and as the network sees them."""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+
+from segdiff_jax.data.artefacts import add_artefact, find_artefact
+from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.pipeline import decode_image, decode_mask, record_id, resize_image
+from segdiff_jax.evaluation.strata import condition_tags
+
+
+class NativeExamples(Sequence):
+    """Decoded records: {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or
+    None, "tags" of `condition_tags`, from the image before the artefact, or None}.
+
+    To get one raises ValueError or OSError, naming it, if it cannot be read.
+
+    Attributes:
+        failures: file -> why there is no record of it.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        image_size: int,
+        colour_constancy: str = "none",
+        artefact: str | None = None,
+    ):
+        """Reads nothing yet.
+
+        Args:
+            records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
+            image_size: S.
+            colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
+            artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
+        Raises:
+            ValueError: if `colour_constancy` or `artefact` is unknown.
+        """
+        self._records, self._size = records, image_size
+        self._correct = find_colour_constancy(colour_constancy)
+        self._artefact = artefact
+        if artefact:
+            find_artefact(artefact)
+        self.failures = dict(getattr(records, "failures", ()))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._decode(self._records[index])
+
+    def read(
+        self,
+        indices: Sequence[int],
+        is_done: Callable[[str, int], bool] = lambda id, content: False,
+    ) -> Iterator[dict[str, Any]]:
+        """Decodes some of them ahead, in order.
+
+        Args:
+            indices: of those.
+            is_done: tells by its id and the checksum of its files whether one need not be decoded.
+        Yields:
+            As above, with the checksum as "content"; of one that is done, {"id", "done"}; of one
+            that cannot be read, {"id", "failure"}: why.
+        """
+
+        def read(index):
+            try:
+                record = self._records[index]
+            except OSError as error:
+                name = Path(error.filename).stem if error.filename else f"number {index}"
+                return {"id": name, "failure": str(error)}
+            id = record_id(record)
+            content = zlib.crc32(record.get("mask", b""), zlib.crc32(record["image"]))
+            if is_done(id, content):
+                return {"id": id, "done": True}
+            try:
+                return self._decode(record) | {"content": content}
+            except ValueError as error:
+                return {"id": id, "failure": str(error)}
+
+        # Images may be 20 MB each: few are read ahead.
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        return iter(grain.MapDataset.source(list(indices)).map(read).to_iter_dataset(options))
+
+    def _decode(self, record):
+        id = record_id(record)
+        image, truth = decode_image(record["image"], id), None
+        if "mask" in record:
+            truth = decode_mask(record["mask"], f"mask of {id}") > 127
+            if truth.shape != image.shape[:2]:
+                raise ValueError(
+                    f"{id}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
+                )
+        tags = None if truth is None else condition_tags(image, truth)
+        if self._artefact:
+            key = jax.random.key(zlib.crc32(id.encode()))
+            changed = add_artefact(self._artefact, key, np.float32(image) / 255)
+            image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
+        resized = self._correct(resize_image(image, self._size))
+        return {"id": id, "image": image, "input": resized, "truth": truth, "tags": tags}
