@@ -56,7 +56,7 @@ def run_command(command: Callable[[], int | None]) -> None:
 
 def _end(message: str, status: int) -> None:
     if not parallel.is_main():
-        message = f"process {parallel.process_index()}: {message}"
+        message = f"process {parallel.process_index()}: {message.strip()}"
     print(message, file=sys.__stderr__, flush=True)
     if status in (1, 130) and parallel.process_count() > 1:
         os._exit(status)  # Leaving orderly would wait for the others, which wait for this one.

@@ -36,8 +36,10 @@ TINY = """
 """.split()  # noqa: SIM905
 
 
-def start(script, *arguments):
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla-tests")}
+def start(script, *arguments, env=None):
+    env = (
+        os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla-tests")} | (env or {})
+    )
     return subprocess.Popen(
         [sys.executable, script, *map(str, arguments)],
         cwd=ROOT,
@@ -48,11 +50,17 @@ def start(script, *arguments):
     )
 
 
-def run(script, *arguments, status=0):
-    process = start(script, *arguments)
-    out, err = process.communicate(timeout=240)
+def finish(process, status=0):
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
     assert process.returncode == status, err
     return out, err
+
+
+def run(script, *arguments, status=0):
+    return finish(start(script, *arguments), status)
 
 
 def saved_steps(folder):
@@ -62,20 +70,27 @@ def saved_steps(folder):
 
 @pytest.fixture(scope="module")
 def workdir(tiny_isic, tmp_path_factory):
-    """A run that was killed after its first checkpoint and then started again to its end."""
+    """A run that was killed after its first checkpoint, started again, told to stop after a second,
+    and started again to its end."""
     folder = tmp_path_factory.mktemp("run")
     data = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={folder / 'data'}"]
     command = ["train.py", *TINY, *data, f"--workdir={folder}"]
-    process = start(*command, "--config.train.num_steps=100000")
-    deadline = time.monotonic() + 200
-    while process.poll() is None and not saved_steps(folder) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    _, err = process.communicate()
-    done = max(saved_steps(folder), default=None)
-    assert done is not None, err
+    done = 0
+    for signum, status in ((signal.SIGKILL, -9), (signal.SIGTERM, 143)):
+        process, deadline = (
+            start(*command, "--config.train.num_steps=100000"),
+            time.monotonic() + 200,
+        )
+        while process.poll() is None and time.monotonic() < deadline:
+            if max(saved_steps(folder), default=0) > done:
+                break
+            time.sleep(0.1)
+        process.send_signal(signum)
+        _, err = finish(process, status)
+        done = max(saved_steps(folder))
+    assert f"stopped by SIGTERM after step {done}, which is saved; the same command goes on" in err
     out, err = run(*command, f"--config.train.num_steps={done + 4}")
-    assert f"resuming {folder} at step" in out
+    assert f"resuming {folder} at step {done}" in out
     assert f"trained: {done + 4} steps" in out
     assert "images/s" in err and "ETA" in err
     return folder

@@ -1,0 +1,129 @@
+"""A run of several processes, as users start it, against one process."""
+
+import csv
+import json
+import signal
+import socket
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_end_to_end import TINY, finish, saved_steps, start
+
+LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
+
+
+def start_all(processes, devices, script, *arguments):
+    """Processes of so many devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+    numbers = range(processes) if processes > 1 else [None]
+    flags = [[] if i is None else [*several, f"--process_id={i}"] for i in numbers]
+    env = {"JAX_NUM_CPU_DEVICES": str(devices)}
+    return [start(script, *arguments, *own, env=env) for own in flags]
+
+
+def run_all(*arguments):
+    return [finish(process) for process in start_all(*arguments)]
+
+
+def rows(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        lines = [[row[name] for name in LOGGED] for row in csv.DictReader(file)]
+    return np.array([[float(cell or "nan") for cell in line] for line in lines])
+
+
+def masks(folder):
+    return {p.name: np.asarray(Image.open(p)) for p in sorted((folder / "masks").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_isic, tmp_path_factory):
+    data = tmp_path_factory.mktemp("data")
+    flags = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={data}"]
+    flags += ["--config.train.checkpoint_every=4", "--config.validation.num_images=3"]
+    return lambda steps, workdir: (
+        *("train.py", *TINY, *flags, f"--config.train.num_steps={steps}", f"--workdir={workdir}"),
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(command, tmp_path_factory):
+    """The run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run_all(1, 1, *command(20, workdir))
+    return workdir
+
+
+def assert_same_run(workdir, alone):
+    ours, expected = rows(workdir), rows(alone)
+    np.testing.assert_array_equal(ours[:, 0], expected[:, 0])
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_four_devices_train_as_one(command, alone, tmp_path):
+    ((out, _),) = run_all(1, 4, *command(20, tmp_path))
+    assert "4 x cpu" in out
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
+    command, alone, tmp_path
+):
+    first = start_all(2, 2, *command(20, tmp_path))
+    deadline = time.monotonic() + 200
+    while not saved_steps(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for process in reversed(first):  # Without the second, the first would wait for it.
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = max(saved_steps(tmp_path))
+    assert 4 <= done < 20
+    (out, err), (silent, _) = run_all(2, 2, *command(20, tmp_path))
+    assert f"resuming {tmp_path} at step {done}" in out and "4 x cpu" in out
+    assert "trained: 20 steps" in out and "images/s" in err
+    assert "steps" not in silent  # But for what C++ says.
+    assert_same_run(tmp_path, alone)
+    sampled = "sample.py", f"--workdir={tmp_path}", "--split=train[:13]"
+    ((out, _),) = run_all(1, 1, *sampled, f"--out={tmp_path / 'one'}")
+    (shared, _), (silent, _) = run_all(2, 2, *sampled, f"--out={tmp_path / 'two'}")
+    scores = out[out.index("iou ") :].splitlines()[:-1]
+    assert shared[shared.index("iou ") :].splitlines()[:-1] == scores
+    assert "iou" not in silent
+    one, two = (json.loads((tmp_path / k / "metrics.json").read_text()) for k in ("one", "two"))
+    assert two["num_images"] == one["num_images"] == 13
+    assert two["mean"]["iou"] == pytest.approx(one["mean"]["iou"], abs=1e-6)
+    ours, expected = masks(tmp_path / "two"), masks(tmp_path / "one")
+    assert ours.keys() == expected.keys() and len(ours) == 13
+    # Another run of one process goes on from what the two have saved, and finds it done.
+    ((out, _),) = run_all(1, 1, *command(20, tmp_path))
+    assert "already trained: 20 steps" in out
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_to_stop_through_one(command, tmp_path):
+    processes = start_all(2, 1, *command(100_000, tmp_path))
+    deadline = time.monotonic() + 200
+    while not saved_steps(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    (_, main), (_, other) = (finish(process, 143) for process in processes)
+    (step,) = saved_steps(tmp_path)
+    message = f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"
+    assert message in main and f"process 1: {message}" in other
+    assert rows(tmp_path)[-1, 0] == step
+
+
+def test_processes_that_cannot_be_joined_get_a_sentence():
+    for flags in (["--num_processes=2"], ["--coordinator=localhost:1", "--process_id=0"]):
+        _, err = finish(start("sample.py", "--workdir=x", *flags), 1)
+        assert "the processes of the run cannot be joined" in err and "Traceback" not in err
+        assert "give all of --coordinator, --num_processes and --process_id" in err
+    _, err = finish(start("sample.py", "--workdir=/nowhere", "--num_processes=1"), 1)
+    assert "/nowhere: no checkpoint there" in err
