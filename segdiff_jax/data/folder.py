@@ -1,5 +1,7 @@
 """Images, with or without masks, from folders of files."""
 
+import unicodedata
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,25 +12,37 @@ MASK_ENDINGS = ("_segmentation", "_mask", "")  # of a mask's name, after the ima
 class FolderSource:
     """Random access to {"id" str, "image" bytes, "mask" bytes or absent}, sorted by id.
 
+    Names are compared in Unicode's composed form (NFC), which not every system writes.
+
+    Attributes:
+        failures: file name -> why it is no record: its name is that of another file, or, where
+            masks are given, it has none or more than one.
     Raises:
-        ValueError: if a folder is missing or holds no image, if two files have the same id, or,
-            where masks are given, an image has none or more than one; the files are named.
+        ValueError: if a folder is missing or holds no image.
     """
 
     def __init__(self, images: str, masks: str | None = None):
-        self._images = files_by_stem(images)
-        self._masks = files_by_stem(masks) if masks else {}
-        if masks:
-            named: dict[str, list[Path]] = {}
-            for path in self._masks.values():
-                named.setdefault(path.stem.lower(), []).append(path)
-            self._masks = {stem: _mask_of(stem, named, masks) for stem in self._images}
-            missing = [path.name for stem, path in self._images.items() if not self._masks[stem]]
-            if missing:
-                raise ValueError(
-                    f"{masks}: no mask for {len(missing)} images: {', '.join(missing[:20])}; a "
-                    "mask has its image's name, with or without _Segmentation or _mask"
+        self.failures: dict[str, str] = {}
+        self._images, self._masks = {}, {}
+        named: dict[str, list[Path]] = defaultdict(list)
+        for stem, paths in files_by_stem(masks).items() if masks else ():
+            named[stem.lower()] += paths
+        for stem, paths in files_by_stem(images).items():
+            names, found = [path.name for path in paths], _masks_of(stem, named)
+            reason = None
+            if len(paths) > 1:
+                reason = f"{' and '.join(names)} have the same name: rename one"
+            elif len(found) > 1:
+                reason = f"two masks: {found[0].name} and {found[1].name}"
+            elif masks and not found:
+                reason = (
+                    f"no mask in {masks}: it would have the image's name, with or without "
+                    "_Segmentation or _mask"
                 )
+            if reason:
+                self.failures |= dict.fromkeys(names, reason)
+            else:
+                self._images[stem], self._masks[stem] = paths[0], found
         self._ids = sorted(self._images)
 
     def __len__(self) -> int:
@@ -37,36 +51,31 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, str | bytes]:
         name = self._ids[index]
         record = {"id": name, "image": self._images[name].read_bytes()}
-        if self._masks:
-            record["mask"] = self._masks[name].read_bytes()
+        for mask in self._masks[name]:
+            record["mask"] = mask.read_bytes()
         return record
 
 
-def files_by_stem(folder: str) -> dict[str, Path]:
-    """Name without ending -> image file, of the files right in a folder; ValueError as above."""
+def files_by_stem(folder: str) -> dict[str, list[Path]]:
+    """Name without ending -> image files, of those right in a folder; ValueError as above."""
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder")
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(Path(folder).iterdir()):
         if (
-            not path.is_file()
-            or path.suffix.lower() not in IMAGE_SUFFIXES
-            or path.name.startswith(".")
-            or path.stem.endswith("_superpixels")  # lie among the official images
+            path.is_file()
+            and path.suffix.lower() in IMAGE_SUFFIXES
+            and not path.name.startswith(".")
+            and not path.stem.endswith("_superpixels")  # lie among the official images
         ):
-            continue
-        if path.stem in files:
-            raise ValueError(f"{files[path.stem]} and {path.name} have the same name: rename one")
-        files[path.stem] = path
+            files[unicodedata.normalize("NFC", path.stem)].append(path)
     if not files:
         raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
-def _mask_of(stem: str, named: Mapping[str, Sequence[Path]], folder: str) -> Path | None:
+def _masks_of(stem: str, named: Mapping[str, Sequence[Path]]) -> list[Path]:
     """`named`: lower-case name without ending -> files; those in the image's own case win."""
     found = [path for ending in MASK_ENDINGS for path in named.get((stem + ending).lower(), ())]
-    found = sorted(path for path in found if path.stem.startswith(stem)) or found
-    if len(found) > 1:
-        raise ValueError(f"{folder}: two masks for {stem}: {found[0].name} and {found[1].name}")
-    return found[0] if found else None
+    own = [p for p in found if unicodedata.normalize("NFC", p.stem).startswith(stem)]
+    return sorted(own or found)

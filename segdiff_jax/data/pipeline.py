@@ -13,44 +13,60 @@ from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from segdiff_jax.data.colour import find_colour_constancy
 
 # Of how images and masks are resized: another one makes former files unread.
-RESIZE_VERSION = 1
+RESIZE_VERSION = 2
+MOST_PIXELS = 89_478_485  # of an image that is decoded: Pillow's own limit, where it only warns
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
-    """Encoded image -> u8[H, W, 3].
+    """Encoded image -> u8[H, W, 3], upright; an alpha channel is left out.
 
     Raises:
-        ValueError: naming the image if it cannot be decoded, or has more than 8 bits a channel.
+        ValueError: naming the image if it cannot be decoded, has more than 8 bits a channel or more
+            than `MOST_PIXELS`.
     """
-    image = _open(data, name)
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(f"{name}: more than 8 bits a channel ({image.mode}); convert it to 8 bits")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(_open(data, name).convert("RGB"))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Encoded mask -> u8[H, W], 255 where it is above 127 and else 0.
+    """Encoded mask -> u8[H, W], 0 or 255, upright.
 
     Raises:
-        ValueError: as above, or if it is not empty but nowhere above 127 (labels 0 and 1, say).
+        ValueError: as above, or if it holds other values (labels 0 and 1, or several classes).
     """
-    grey = np.asarray(_open(data, name).convert("L"))
-    if 0 < grey.max() <= 127:
-        raise ValueError(f"{name}: the mask's values reach only {grey.max()}; it needs 0 and 255")
-    return np.where(grey > 127, 255, 0).astype(np.uint8)
+    mask = np.asarray(_open(data, name).convert("L"))
+    others = np.setdiff1d(mask, [0, 255])
+    if len(others):
+        some = ", ".join(map(str, others[:3]))
+        raise ValueError(
+            f"{name}: the mask has values other than 0 and 255 ({some}): make it 0 where there is "
+            "skin and 255 where there is lesion"
+        )
+    return mask
 
 
 def _open(data: bytes, name: str) -> Image.Image:
+    if not data:
+        raise ValueError(f"{name}: the file is empty")
     try:
         image = Image.open(io.BytesIO(data))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        if image.width * image.height <= MOST_PIXELS:
+            # Pillow drops the lower half of a colour's 16 bits without a word.
+            deep = image.mode[0] in "IF" or any(";16" in str(tile.args) for tile in image.tile)
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Of broken files, Pillow raises all kinds, such as SyntaxError.
         raise ValueError(f"{name}: cannot be decoded as an image ({error})") from error
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(
+            f"{name}: {image.width} x {image.height} pixels may be a decompression bomb: make it "
+            f"smaller than {MOST_PIXELS // 10**6} million pixels"
+        )
+    if deep:
+        raise ValueError(f"{name}: more than 8 bits a channel: convert it to 8 bits")
     return image
 
 

@@ -87,24 +87,49 @@ def test_rejects_a_folder_without_images(folders):
         FolderSource(images, folders("masks"))
 
 
-@pytest.mark.parametrize("which", ["images", "masks"])
-def test_rejects_two_files_of_one_name(folders, which):
-    names = {"images": ["a.jpg", "b.jpg"], "masks": ["a.png", "b.png"]}
-    names[which].append("b.tif")
-    arguments = [folders(name, *files) for name, files in names.items()]
-    with pytest.raises(ValueError, match=rf"{which}/b\.(jpg|png) and b\.tif have the same name"):
-        FolderSource(*arguments)
+def records(source):
+    return [source[i]["id"] for i in range(len(source))]
 
 
-def test_rejects_images_without_a_mask_and_names_them(folders):
+def test_two_files_of_one_name_are_failures_and_the_rest_is_read(folders):
+    images = folders("images", "a.jpg", "b.jpg", "b.tif", "c.png")
+    source = FolderSource(images)
+    assert records(source) == ["a", "c"]
+    reason = "b.jpg and b.tif have the same name: rename one"
+    assert source.failures == {"b.jpg": reason, "b.tif": reason}
+
+
+def test_images_without_a_mask_are_failures_and_the_rest_is_read(folders):
     images = folders("images", "a.jpg", "b.jpg", "c.jpg")
     masks = folders("masks", "b.png", "a_lesion.png", "cc_mask.png")
-    with pytest.raises(ValueError, match=r"masks: no mask for 2 images: a\.jpg, c\.jpg;"):
-        FolderSource(images, masks)
+    source = FolderSource(images, masks)
+    assert records(source) == ["b"] and source[0]["mask"] == b"masks/b.png"
+    reason = f"no mask in {masks}: it would have the image's name, with or without _Segm"
+    assert list(source.failures) == ["a.jpg", "c.jpg"]
+    assert all(of.startswith(reason) for of in source.failures.values())
 
 
-def test_rejects_two_masks_of_one_image_and_names_them(folders):
+@pytest.mark.parametrize("second", ["b_Segmentation.png", "b.tif"])
+def test_two_masks_of_one_image_are_a_failure_and_the_rest_is_read(folders, second):
     images = folders("images", "a.jpg", "b.jpg")
-    masks = folders("masks", "a.png", "b.png", "b_Segmentation.png")
-    with pytest.raises(ValueError, match=r"masks: two masks for b: b\.png and b_Segm.*\.png"):
-        FolderSource(images, masks)
+    source = FolderSource(images, folders("masks", "a.png", "b.png", second))
+    assert records(source) == ["a"]
+    assert source.failures == {"b.jpg": f"two masks: b.png and {second}"}
+
+
+def test_names_with_spaces_and_letters_in_either_unicode_form(folders):
+    """Some systems write an a with dots as one character, others as two."""
+    one, two = "Fleck \u00e4 \u4e2d", "Fleck a\u0308 \u4e2d"
+    for ours, its_mask in ((one, two), (two, one)):
+        images, masks = (
+            folders(f"i{ours}", f"{ours}.jpg"),
+            folders(f"m{ours}", f"{its_mask}_mask.png"),
+        )
+        source = FolderSource(images, masks)
+        assert records(source) == [one] and source.failures == {}
+        assert source[0]["mask"].decode() == f"m{ours}/{its_mask}_mask.png"
+
+
+def test_where_every_image_fails_there_is_no_record(folders):
+    source = FolderSource(folders("images", "a.jpg"), folders("masks", "b.png"))
+    assert len(source) == 0 and list(source.failures) == ["a.jpg"]

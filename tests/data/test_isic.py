@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax.data.isic import Builder
+from segdiff_jax.data.isic import Builder, archives
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import is_validation
 
@@ -41,8 +41,10 @@ ISIC_2016 = functools.partial(load_source, "isic/2016")
 def encoded(size, form, seed=0, mode="RGB"):
     """Random image file of (height, width)."""
     pixels = np.random.RandomState(seed).randint(0, 256, (*size, 3), np.uint8)
+    if mode == "L":
+        pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)[..., 0]
     buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, form)
+    Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -151,7 +153,7 @@ def test_all_problems_are_listed_by_kind(tmp_path):
     masks[f"{IDS[2]}_segmentation.png"] = encoded((7, 5), "PNG", mode="L")
     images[f"{IDS[3]}.jpg"] = images[f"{IDS[3]}.jpg"][:-40]
     masks[f"{IDS[3]}_segmentation.png"] = b"text"
-    masks[f"{IDS[4]}_segmentation.png"] = b""
+    images[f"{IDS[4]}.jpg"], masks[f"{IDS[4]}_segmentation.png"] = b"", encoded((32, 5), "PNG")
     write_2016(tmp_path / "manual", images, masks)
     (tmp_path / "manual" / f"{TEST_MASKS}.zip").unlink()
     lines = build_error(tmp_path)
@@ -162,12 +164,19 @@ def test_all_problems_are_listed_by_kind(tmp_path):
         f"  {TRAIN_MASKS}/{IDS[1]}_segmentation.png",
         "image and mask of different sizes (1):",
         f"  {TRAIN_IMAGES}/{IDS[2]}.jpg: image 8 x 5, mask 7 x 5",
-        "unreadable file (3):",
+        "unreadable file (4):",
     ]
-    assert lines[7].startswith(f"  {TRAIN_IMAGES}/{IDS[3]}.jpg: image file is truncated")
-    assert lines[8:] == [
-        f"  {TRAIN_MASKS}/{IDS[3]}_segmentation.png: not an image",
-        f"  {TRAIN_MASKS}/{IDS[4]}_segmentation.png: empty file",
+    assert lines[7].startswith(
+        f"  {TRAIN_IMAGES}/{IDS[3]}.jpg: cannot be decoded as an image (image"
+    )
+    unreadable = f"  {TRAIN_MASKS}/{IDS[3]}_segmentation.png: cannot be decoded as an image (cannot"
+    assert lines[8].startswith(unreadable)
+    assert lines[9] == f"  {TRAIN_IMAGES}/{IDS[4]}.jpg: the file is empty"
+    values = (
+        f"  {TRAIN_MASKS}/{IDS[4]}_segmentation.png: the mask has values other than 0 and 255 ("
+    )
+    assert lines[10].startswith(values)
+    assert lines[11:] == [
         "missing archive (1):",
         f"  {TEST_MASKS}.zip (there is {TEST_IMAGES})",
     ]
@@ -205,6 +214,51 @@ def test_damage_inside_an_archive_is_found(tmp_path):
     kind, line = build_error(tmp_path)
     assert kind == "unreadable file (1):"
     assert f"{TRAIN_IMAGES}/{IDS[1]}.jpg: Bad CRC-32" in line
+
+
+def test_paths_that_lead_out_of_an_archive_are_refused_and_nothing_is_written(tmp_path):
+    write_2016(tmp_path / "manual")
+    slips = "../../ISIC_0000005.jpg", "/tmp/ISIC_0000006.jpg", "..\\ISIC_0000007.jpg"
+    with zipfile.ZipFile(tmp_path / "manual" / f"{TRAIN_IMAGES}.zip", "a") as archive:
+        for slip in slips:
+            archive.writestr(slip, encoded((6, 5), "JPEG"))
+    kind, *lines = build_error(tmp_path)
+    assert kind == "path that leads out of its archive (3):"
+    assert lines == [f"  {TRAIN_IMAGES}: {slip}" for slip in slips]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "manual"]
+
+
+def test_a_zip_bomb_is_refused_unread(tmp_path, monkeypatch):
+    images, _ = write_2016(tmp_path / "manual")
+    most = max(map(len, images.values()))
+    monkeypatch.setattr(archives, "MOST_BYTES", most - 1)
+    kind, *lines = build_error(tmp_path)
+    bombs = [id for id in IDS if len(images[f"{id}.jpg"]) == most]
+    assert kind == f"unreadable file ({len(bombs)}):"
+    assert lines == [
+        f"  {TRAIN_IMAGES}/{id}.jpg: unpacks to {most} bytes, more than an image has: a zip bomb?"
+        for id in bombs
+    ]
+
+
+def test_names_with_spaces_and_other_letters(tmp_path):
+    ids = [*IDS, "ein Fleck \u00e4\u4e2d 09"]
+    write_2016(tmp_path / "manual", members(ids, "images"), members(ids, "masks"))
+    load = functools.partial(ISIC_2016, data_dir=tmp_path / "data", manual_dir=tmp_path / "manual")
+    found = {record["id"].decode() for split in ("train", "validation") for record in load(split)}
+    assert found == set(ids)
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path):
+    images, masks = members(IDS, "images"), members(IDS, "masks")
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 5)).save(buffer, "JPEG", exif=exif)  # As its mask, 5 wide and 6 high.
+    images[f"{IDS[0]}.jpg"] = buffer.getvalue()
+    write_2016(tmp_path / "manual", images, masks)
+    source = ISIC_2016("train", tmp_path / "data", tmp_path / "manual")
+    sizes = {record["id"].decode(): (record["height"], record["width"]) for record in source}
+    assert sizes[IDS[0]] == (6, 5)
 
 
 def test_empty_split(tmp_path):

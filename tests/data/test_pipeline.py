@@ -1,5 +1,7 @@
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -67,8 +69,9 @@ def order(iterator, batches):
         (Image.fromarray(np.dstack([RGB, np.uint8([[0, 255], [1, 128]])])), RGB),
         (Image.fromarray(np.dstack([RGB[..., 0], RGB[..., 1]]), "LA"), RGB[..., :1].repeat(3, -1)),
         (Image.new("1", (2, 1), 1), np.full((1, 2, 3), 255)),
+        (Image.new("RGB", (1, 1), (1, 2, 3)), [[[1, 2, 3]]]),
     ],
-    ids=["rgb", "grey", "palette", "alpha", "grey and alpha", "1 bit"],
+    ids=["rgb", "grey", "palette", "alpha", "grey and alpha", "1 bit", "1 x 1"],
 )
 def test_decodes_any_kind_of_image_to_rgb(image, expected):
     decoded = pipeline.decode_image(encode(image), "a")
@@ -76,15 +79,43 @@ def test_decodes_any_kind_of_image_to_rgb(image, expected):
     np.testing.assert_array_equal(decoded, expected)
 
 
+def test_decodes_cmyk():
+    decoded = pipeline.decode_image(
+        encode(Image.new("CMYK", (16, 8), (0, 255, 255, 0)), "JPEG"), "a"
+    )
+    assert decoded.shape == (8, 16, 3)
+    np.testing.assert_allclose(np.int32(decoded), np.full((8, 16, 3), (255, 0, 0)), atol=3)
+
+
+def test_decodes_48_megapixels():
+    data = encode(Image.new("L", (8000, 6000), 7), compress_level=1)
+    assert pipeline.decode_image(data, "a").shape == (6000, 8000, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+def test_turns_upright_what_exif_says_is_turned(decode, orientation):
+    corners = np.zeros((2, 3), np.uint8)
+    corners[0, 0] = 255  # Where it is seen, by its orientation:
+    expected = np.zeros((3, 2) if orientation > 4 else (2, 3), np.uint8)
+    bottom, right = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    expected[-1 if bottom else 0, -1 if right else 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode(encode(Image.fromarray(corners), exif=exif), "a")
+    np.testing.assert_array_equal(decoded if decoded.ndim == 2 else decoded[..., 0], expected)
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
-        (Image.fromarray(np.uint8([[0, 127, 128, 255]])), [[0, 0, 255, 255]]),
-        (Image.fromarray(np.uint8([[[255] * 3, [0] * 3, [140] * 3]])), [[255, 0, 255]]),
+        (Image.fromarray(np.uint8([[0, 255, 255]])), [[0, 255, 255]]),
+        (Image.fromarray(np.uint8([[[255] * 3, [0] * 3]])), [[255, 0]]),
         (Image.fromarray(np.array([[True, False]])), [[255, 0]]),
         (Image.fromarray(np.uint8([[[0, 255], [255, 0]]]), "LA"), [[0, 255]]),
+        (Image.new("L", (1, 1), 0), [[0]]),
     ],
-    ids=["grey", "rgb", "1 bit", "grey and alpha"],
+    ids=["grey", "rgb", "1 bit", "grey and alpha", "1 x 1"],
 )
 def test_decodes_any_kind_of_mask_to_0_or_255(image, expected):
     decoded = pipeline.decode_mask(encode(image), "a")
@@ -92,20 +123,68 @@ def test_decodes_any_kind_of_mask_to_0_or_255(image, expected):
     np.testing.assert_array_equal(decoded, expected)
 
 
+@pytest.mark.parametrize(
+    ("values", "named"), [((0, 1), "1"), ((0, 127, 128, 255), "127, 128"), (range(9), "1, 2, 3")]
+)
+def test_a_mask_with_other_values_is_refused(values, named):
+    data = encode(Image.fromarray(np.uint8([values])))
+    message = rf"^mask of a: the mask has values other than 0 and 255 \({named}\): make it 0"
+    with pytest.raises(ValueError, match=message):
+        pipeline.decode_mask(data, "mask of a")
+
+
 @pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP"])
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9])
-def test_broken_files_are_named(decode, format, share):
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_truncated_files_are_named(decode, format, share):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), format)
     with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded as an image"):
         decode(data[: int(share * len(data))], "ISIC_7")
 
 
-def test_a_huge_image_is_named(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
-    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded"):
-        pipeline.decode_image(encode(Image.fromarray(RGB)), "ISIC_7")
+@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+def test_empty_files_and_text_are_named(decode):
+    with pytest.raises(ValueError, match=r"^ISIC_7: the file is empty"):
+        decode(b"", "ISIC_7")
+    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded as an image"):
+        decode(b"This is not an image.", "ISIC_7")
+
+
+def png_of_16_bit_colours():
+    chunk = lambda kind, data: (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    )
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + bytes(range(12)))
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encode(Image.fromarray(np.uint16([[0, 65535]]))),
+        encode(Image.fromarray(np.float32([[0, 1]])), "TIFF"),
+        png_of_16_bit_colours(),
+    ],
+    ids=["16-bit grey", "float", "16-bit colours"],
+)
+@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+def test_more_than_8_bits_are_refused(decode, data):
+    with pytest.raises(ValueError, match=r"^ISIC_7: more than 8 bits a channel: convert it"):
+        decode(data, "ISIC_7")
+
+
+def test_a_decompression_bomb_is_refused_unread(monkeypatch):
+    bomb = encode(Image.fromarray(RGB))
+    monkeypatch.setattr(pipeline, "MOST_PIXELS", 3)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was read"))
+    with pytest.raises(ValueError, match=r"^ISIC_7: 2 x 2 pixels may be a decompression bomb"):
+        pipeline.decode_image(bomb, "ISIC_7")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # At over twice as many, Pillow itself.
+    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded .*decompression bomb"):
+        pipeline.decode_image(bomb, "ISIC_7")
 
 
 def test_resizing_an_image_antialiases():

@@ -1,14 +1,17 @@
 """Official archives of images or masks, read in place, and the check of their pairs."""
 
-import io
 import re
 import zipfile
 from collections import defaultdict
-from pathlib import Path, PurePath
+from collections.abc import Callable
+from pathlib import Path, PurePath, PurePosixPath
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
 from tqdm import tqdm
 
+from segdiff_jax.data.pipeline import decode_image, decode_mask
+
+MOST_BYTES = 2**30  # of an unpacked file
 IMAGE = re.compile(r"(.+)\.jpe?g", re.IGNORECASE)
 MASK = re.compile(r"(.+)_segmentation\.png", re.IGNORECASE)
 
@@ -34,7 +37,12 @@ class Archive:
         for member in visible_files(path) if self._zip is None else self._zip.infolist():
             file = PurePath(getattr(member, "filename", member))
             match = pattern.fullmatch(file.name)
-            if not match or (self._zip and is_hidden(file)):
+            if not match:
+                continue
+            if self._zip and leads_outside(member.filename):
+                problems["path that leads out of its archive"].append(f"{name}: {member.filename}")
+                continue
+            if self._zip and is_hidden(file):
                 continue
             if match[1] in self.files:
                 problems["duplicate id"].append(f"{name}: {match[1]}")
@@ -43,8 +51,15 @@ class Archive:
             problems["no file of the expected name"].append(name)
 
     def read(self, id: str) -> bytes:
-        """The original bytes of a file."""
+        """The original bytes of a file; nothing is ever unpacked to disk.
+
+        Raises:
+          ValueError: if they are more than `MOST_BYTES`.
+        """
         member = self.files[id]
+        size = member.file_size if self._zip else member.stat().st_size
+        if size > MOST_BYTES:
+            raise ValueError(f"unpacks to {size} bytes, more than an image has: a zip bomb?")
         return self._zip.read(member) if self._zip else member.read_bytes()
 
     def where(self, id: str) -> str:
@@ -55,6 +70,12 @@ class Archive:
 def is_hidden(file: PurePath) -> bool:
     """Whether a file is an operating system's own: a dotfile, or under `__MACOSX`."""
     return any(part.startswith((".", "__MACOSX")) for part in file.parts)
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a path is absolute or holds "..", on any system ("zip slip")."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
 
 
 def visible_files(folder: Path) -> list[Path]:
@@ -85,9 +106,8 @@ def check_pairs(images: Archive, masks: Archive, problems: defaultdict) -> dict:
     sizes = {}
     ids = sorted(images.files.keys() & masks.files.keys())
     for id in tqdm(ids, desc=f"Checking {images.name}", unit=" images", leave=False):
-        image_size, mask_size = (
-            _decoded_size(archive, id, problems) for archive in (images, masks)
-        )
+        image_size = _decoded_size(images, decode_image, id, problems)
+        mask_size = _decoded_size(masks, decode_mask, id, problems)
         if image_size and image_size == mask_size:
             sizes[id] = image_size
         elif image_size and mask_size:
@@ -96,17 +116,14 @@ def check_pairs(images: Archive, masks: Archive, problems: defaultdict) -> dict:
     return sizes
 
 
-def _decoded_size(archive: Archive, id: str, problems: defaultdict) -> tuple[int, int] | None:
+def _decoded_size(
+    archive: Archive, decode: Callable[[bytes, str], np.ndarray], id: str, problems: defaultdict
+) -> tuple[int, int] | None:
     """(height, width) of a file that decodes in full; None, and a problem, of another."""
+    where = archive.where(id)
     try:
-        data = archive.read(id)
-        if not data:
-            raise ValueError("empty file")
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image.height, image.width
-    except UnidentifiedImageError:
-        problems["unreadable file"].append(f"{archive.where(id)}: not an image")
-    except Exception as error:  # Pillow raises SyntaxError, struct.error and others for bad files.
-        problems["unreadable file"].append(f"{archive.where(id)}: {error}")
+        height, width, *_ = decode(archive.read(id), where).shape
+        return height, width
+    except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
+        problems["unreadable file"].append(f"{where}: {str(error).removeprefix(f'{where}: ')}")
     return None
