@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow compare lint clean
+.PHONY: demo test slow soak compare lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -19,6 +19,10 @@ test: $(VENV)/dev  ## The test suite, without the slow tests.
 
 slow: $(VENV)/dev  ## The slow tests.
 	$(BIN)/python -m pytest -m slow
+
+ROUNDS ?= 20
+soak: $(VENV)/run  ## Kill a training run 20 times; it must end as if nobody had (6 minutes).
+	$(BIN)/python -m tools.soak --rounds=$(ROUNDS)
 
 ISIC ?= ../shared/data/isic2016
 SIDE_BY_SIDE ?= 1
