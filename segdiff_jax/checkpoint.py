@@ -6,6 +6,7 @@ renamed when complete, so a run killed while saving still has a loadable checkpo
 """
 
 import datetime
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,11 @@ import orbax.checkpoint as ocp
 
 from segdiff_jax import parallel
 from segdiff_jax.training.state import TrainState
+
+# Of a full disk, which is an error where it is met, each of Orbax's threads tells as well, and
+# asyncio for every array.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in record.msg)
 
 
 class Checkpoints:
@@ -55,7 +61,7 @@ class Checkpoints:
                 manager.delete(step)
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # As TensorStore tells of full disks.
             raise OSError(
                 f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); "
                 "make room or choose another --workdir; the former checkpoint is kept"
@@ -165,6 +171,8 @@ def _restore(manager, step, items):
             f"{manager.directory}/{step}: not a checkpoint of this network, or damaged, "
             f"or of another version ({error})"
         ) from error
+    if "config" not in restored.get("meta", {"config": {}}):
+        raise ValueError(f"{manager.directory}/{step}: not a checkpoint of train.py")
     # Two fields have taken the place of this one, which changed no result.
     restored.get("meta", {}).get("config", {}).get("model", {}).pop("remat", None)
     return restored

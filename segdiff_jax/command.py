@@ -57,9 +57,12 @@ def run_command(command: Callable[[], int | None]) -> None:
 def _end(message: str, status: int) -> None:
     if not parallel.is_main():
         message = f"process {parallel.process_index()}: {message.strip()}"
+    sys.stdout.flush()
     print(message, file=sys.__stderr__, flush=True)
-    if status in (1, 130) and parallel.process_count() > 1:
-        os._exit(status)  # Leaving orderly would wait for the others, which wait for this one.
+    if status in (1, 130):
+        # Leaving orderly would wait for the other processes, which wait for this one, or for
+        # threads, which a full disk has stopped.
+        os._exit(status)
     sys.exit(status)
 
 

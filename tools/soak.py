@@ -3,7 +3,8 @@
 python -m tools.soak --rounds=20
 
 A tiny network learns drawn lesions and saves at every second step, so that many kills meet a save.
-Each round starts train.py and ends it after a random time, by SIGKILL or, one time in four, SIGTERM.
+Each round starts train.py and ends it after a random time, by SIGKILL or, one time in four, by
+SIGTERM.
 A round is survived if the next start finds a checkpoint that is no older than the one before and
 goes on from it. At the end, parameters, moving averages, optimiser, data order and the logged
 losses must be, bit for bit, those of a run of as many steps that nobody ended.

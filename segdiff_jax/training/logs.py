@@ -82,11 +82,10 @@ class Logs:
     def __enter__(self) -> "Logs":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind: type | None, *exception) -> None:
         self._bar.close()
-        if self._writes:
-            with contextlib.suppress(OSError):  # A full disk has been told of.
-                self._writer.close()
+        if self._writes and not (kind and issubclass(kind, OSError)):  # On a full disk, it fails.
+            self._writer.close()
 
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
