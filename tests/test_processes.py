@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import signal
 import socket
 import time
@@ -15,16 +16,23 @@ from tests.test_end_to_end import TINY, finish, saved_steps, start
 LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
 
 
-def start_all(processes, devices, script, *arguments):
-    """Processes of so many devices each."""
+def start_all(processes, devices, script, *arguments, slurm=False):
+    """Processes of so many devices each, told of each other by flags or as SLURM does."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    several = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
-    numbers = range(processes) if processes > 1 else [None]
-    flags = [[] if i is None else [*several, f"--process_id={i}"] for i in numbers]
-    env = {"JAX_NUM_CPU_DEVICES": str(devices)}
-    return [start(script, *arguments, *own, env=env) for own in flags]
+    started = []
+    for number in map(str, range(processes)):
+        env, flags = {"JAX_NUM_CPU_DEVICES": str(devices)}, []
+        if slurm:
+            env |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+            env |= {"SLURM_PROCID": number, "SLURM_LOCALID": number}
+            env |= {"JAX_COORDINATOR_PORT": str(port)}
+        elif processes > 1:
+            flags = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
+            flags += [f"--process_id={number}"]
+        started.append(start(script, *arguments, *flags, env=env))
+    return started
 
 
 def run_all(*arguments):
@@ -101,14 +109,17 @@ def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
     assert two["mean"]["iou"] == pytest.approx(one["mean"]["iou"], abs=1e-6)
     ours, expected = masks(tmp_path / "two"), masks(tmp_path / "one")
     assert ours.keys() == expected.keys() and len(ours) == 13
-    # Another run of one process goes on from what the two have saved, and finds it done.
-    ((out, _),) = run_all(1, 1, *command(20, tmp_path))
-    assert "already trained: 20 steps" in out
+    # On one device again, it goes on as the one that never left it.
+    shutil.copytree(alone, tmp_path / "alone")
+    for workdir in (tmp_path, tmp_path / "alone"):
+        ((out, _),) = run_all(1, 1, *command(24, workdir))
+        assert f"resuming {workdir} at step 20" in out and "1 x cpu" in out
+    assert_same_run(tmp_path, tmp_path / "alone")
 
 
 @pytest.mark.slow
-def test_two_processes_are_told_to_stop_through_one(command, tmp_path):
-    processes = start_all(2, 1, *command(100_000, tmp_path))
+def test_two_processes_that_slurm_starts_are_told_to_stop_through_one(command, tmp_path):
+    processes = start_all(2, 1, *command(100_000, tmp_path), slurm=True)
     deadline = time.monotonic() + 200
     while not saved_steps(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -6,6 +6,8 @@ absent where there is no truth. Reading is Grain's, so its position can be saved
 
 import io
 import os
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -13,13 +15,22 @@ from typing import Any
 
 import grain
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdiff_jax.data.colour import find_colour_constancy
 
 # Of how images and masks are resized: another one makes former files unread.
 RESIZE_VERSION = 2
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "GIF",
+)  # whatever a file is called; not EPS, a program
 MOST_PIXELS = 89_478_485  # of an image that is decoded: Pillow's own limit, where it only warns
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # Else it is printed.
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -29,7 +40,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
         ValueError: naming the image if it cannot be decoded, has more than 8 bits a channel or more
             than `MOST_PIXELS`.
     """
-    return np.asarray(_open(data, name).convert("RGB"))
+    return np.asarray(_open(data, name, "RGB"))
 
 
 def decode_mask(data: bytes, name: str) -> np.ndarray:
@@ -38,7 +49,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
         ValueError: as above, or if it holds other values (labels 0 and 1, or several classes).
     """
-    mask = np.asarray(_open(data, name).convert("L"))
+    mask = np.asarray(_open(data, name, "L"))
     others = np.setdiff1d(mask, [0, 255])
     if len(others):
         some = ", ".join(map(str, others[:3]))
@@ -49,22 +60,30 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     return mask
 
 
-def _open(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str, mode: str) -> Image.Image:
+    """Encoded image -> upright image of a Pillow mode; ValueError as above."""
     if not data:
         raise ValueError(f"{name}: the file is empty")
     try:
-        image = Image.open(io.BytesIO(data))
-        if image.width * image.height <= MOST_PIXELS:
-            # Pillow drops the lower half of a colour's 16 bits without a word.
-            deep = image.mode[0] in "IF" or any(";16" in str(tile.args) for tile in image.tile)
-            image = ImageOps.exif_transpose(image)
-    except Exception as error:  # Of broken files, Pillow raises all kinds, such as SyntaxError.
-        raise ValueError(f"{name}: cannot be decoded as an image ({error})") from error
-    if image.width * image.height > MOST_PIXELS:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
+        # Pillow drops the lower half of a colour's 16 bits without a word; a BMP's BGR;16 is of
+        # 16 bits for all three.
+        raw = [str(tile.args).replace("BGR;16", "") for tile in image.tile]
+        deep = image.mode[0] in "IF" or any(";16" in args for args in raw)
+        image = ImageOps.exif_transpose(image)
+        image = image if deep else image.convert(mode)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{name}: {image.width} x {image.height} pixels may be a decompression bomb: make it "
-            f"smaller than {MOST_PIXELS // 10**6} million pixels"
-        )
+            f"{name}: {re.search('[0-9]+', str(error))[0]} pixels may be a decompression bomb: "
+            f"make it smaller than {MOST_PIXELS // 10**6} million pixels"
+        ) from error
+    except Exception as error:  # Of broken files, Pillow raises all kinds, such as SyntaxError.
+        reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(
+            f"{name}: cannot be decoded as an image ({reason}): replace the file or remove it"
+        ) from error
     if deep:
         raise ValueError(f"{name}: more than 8 bits a channel: convert it to 8 bits")
     return image

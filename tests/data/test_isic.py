@@ -43,6 +43,8 @@ def encoded(size, form, seed=0, mode="RGB"):
     pixels = np.random.RandomState(seed).randint(0, 256, (*size, 3), np.uint8)
     if mode == "L":
         pixels = np.where(pixels > 127, 255, 0).astype(np.uint8)[..., 0]
+    if mode == "I;16":
+        pixels = pixels[..., 0].astype(np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
@@ -169,7 +171,7 @@ def test_all_problems_are_listed_by_kind(tmp_path):
     assert lines[7].startswith(
         f"  {TRAIN_IMAGES}/{IDS[3]}.jpg: cannot be decoded as an image (image"
     )
-    unreadable = f"  {TRAIN_MASKS}/{IDS[3]}_segmentation.png: cannot be decoded as an image (cannot"
+    unreadable = f"  {TRAIN_MASKS}/{IDS[3]}_segmentation.png: cannot be decoded as an image (of"
     assert lines[8].startswith(unreadable)
     assert lines[9] == f"  {TRAIN_IMAGES}/{IDS[4]}.jpg: the file is empty"
     values = (
@@ -180,6 +182,36 @@ def test_all_problems_are_listed_by_kind(tmp_path):
         "missing archive (1):",
         f"  {TEST_MASKS}.zip (there is {TEST_IMAGES})",
     ]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "reason"),
+    [
+        (encoded((7, 5), "PNG", mode="L"), "image and mask of different sizes", "mask 7 x 5"),
+        (encoded((6, 5), "PNG"), "unreadable file", "values other than 0 and 255"),
+        (encoded((6, 5), "PNG", mode="L")[:-30], "unreadable file", "cannot be decoded"),
+        (encoded((6, 5), "PNG", mode="I;16"), "unreadable file", "more than 8 bits a channel"),
+        (b"", "unreadable file", "the file is empty"),
+        (b"text", "unreadable file", "cannot be decoded"),
+    ],
+    ids=["another size", "other values", "truncated", "16 bits", "0 bytes", "text"],
+)
+def test_a_bad_mask_is_listed_with_its_reason(tmp_path, mask, kind, reason):
+    masks = members(IDS, "masks") | {f"{IDS[0]}_segmentation.png": mask}
+    write_2016(tmp_path / "manual", masks=masks)
+    first, line = build_error(tmp_path)
+    assert first == f"{kind} (1):"
+    assert IDS[0] in line and reason in line
+
+
+def test_an_image_of_one_pixel_is_built(tmp_path):
+    images, masks = members(IDS, "images"), members(IDS, "masks")
+    images[f"{IDS[0]}.jpg"] = encoded((1, 1), "JPEG")
+    masks[f"{IDS[0]}_segmentation.png"] = encoded((1, 1), "PNG", mode="L")
+    write_2016(tmp_path / "manual", images, masks)
+    source = ISIC_2016("train", tmp_path / "data", tmp_path / "manual")
+    sizes = {record["id"].decode(): (record["height"], record["width"]) for record in source}
+    assert sizes[IDS[0]] == (1, 1)
 
 
 def test_long_lists_are_cut(tmp_path):
@@ -214,6 +246,18 @@ def test_damage_inside_an_archive_is_found(tmp_path):
     kind, line = build_error(tmp_path)
     assert kind == "unreadable file (1):"
     assert f"{TRAIN_IMAGES}/{IDS[1]}.jpg: Bad CRC-32" in line
+
+
+def test_an_encrypted_file_is_named(tmp_path):
+    write_2016(tmp_path / "manual")
+    archive = tmp_path / "manual" / f"{TRAIN_IMAGES}.zip"
+    data = bytearray(archive.read_bytes())
+    data[6] |= 1  # The first file's flags, before it and in the list at the end.
+    data[data.index(b"PK\1\2") + 8] |= 1
+    archive.write_bytes(data)
+    kind, line = build_error(tmp_path)
+    assert kind == "unreadable file (1):"
+    assert f"{TRAIN_IMAGES}/{IDS[0]}.jpg: " in line and "is encrypted" in line
 
 
 def test_paths_that_lead_out_of_an_archive_are_refused_and_nothing_is_written(tmp_path):
