@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import common, compile, input, quality, sampling, training
+from benchmarks import common, compile, input, quality, sampling, scaling, training
 from benchmarks.common import Row, get_config, randomised, speed_table, time_rows
 from benchmarks.peers import monai_sampler
 from segdiff_jax.diffusion.process import make_process
@@ -196,3 +196,30 @@ def test_the_plot_has_a_line_for_each_number_of_votes(tmp_path):
     text = (tmp_path / "plot.svg").read_text()
     for label in ("1 vote", "3 votes", "1", "10"):
         assert f"<!-- {label} -->" in text
+
+
+def test_expected_seconds_and_memory_by_hand():
+    gib = 2**30
+    step = scaling.Step(flop=2e12, gradient=gib, state=4 * gib, image=2 * gib)
+    device = scaling.Device(peak=1e14, memory=10, within=4 * gib, between=gib)
+    expect = lambda batch, devices: scaling.expect(step, device, batch, devices, 0.5, 2)
+    assert expect(1, 1) == (pytest.approx(0.04), 0, 7)
+    assert expect(3, 2) == (pytest.approx(0.12), pytest.approx(0.25), 11)  # Half of it, twice.
+    assert expect(3, 4) == (pytest.approx(0.12), pytest.approx(1.5), 11)
+    options = SimpleNamespace(batches=[3], devices=[2], utilisation=0.5, devices_per_host=2)
+    assert scaling.rows(step, device, options) == [
+        ("3", "2", "6", "0.37", "16.22", "32%", "11.0 (too much)")
+    ]
+
+
+def test_a_steps_operations_and_bytes():
+    config = tiny_overrides(get_config("m1"))
+    step = scaling.measure_step(config, compiles=False)
+    variables = variables_like(make_model(config.model), 16)
+    params = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    assert step.gradient == 4 * params
+    # Two moments beside parameters and average, and a few counters.
+    assert 0 <= step.state - 4 * step.gradient < 100
+    methods = gflop_of_methods(make_model(config.model), 16, 1)
+    forward = 1e9 * (methods["encode_image"] + methods["denoise"])
+    assert 2.5 < step.flop / forward < 4
