@@ -131,6 +131,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
     assert cut == whole and [row[0] for row in cut] == ["1", "4", "6"]
 
 
+@pytest.mark.slow
 def test_changes_that_are_accepted_are_shown_and_trained_on(six_steps, tmp_path, capsys):
     config, workdir = six_steps
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
@@ -236,6 +237,7 @@ def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
     assert keywords["frozen_gate_steps"] == 14
 
 
+@pytest.mark.slow
 def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
     config, calls, pmap = tiny_config(), [], loop.parallel.pmap_train_step
     config.train.update(num_steps=4, half_size_share=0.5)
