@@ -33,7 +33,7 @@ PARAMETERS = {
 }
 # test_loop.py trains the first, and the second is isic2016_64.
 TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]
-SLOW = ("compare:medt", "compare:medsegdiff", "isic2016_128")  # to compile
+SLOW = ("compare:medt", "compare:medsegdiff", "isic2016_128", "isic2016_64_paper")  # to compile
 TRAINED = [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in TRAINED]
 
 

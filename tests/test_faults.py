@@ -183,6 +183,7 @@ def test_a_read_only_disk_is_named(workdir, tmp_path, small_disk, tiny_config):
         train(tiny_config(), str(disk / "run"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_and_the_former_checkpoint_is_kept(tiny_isic, small_disk):
     disk = small_disk("600k")
     tiny = [field for field in TINY if ".model." not in field and ".diffusion." not in field]

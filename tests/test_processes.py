@@ -5,13 +5,12 @@ import json
 import shutil
 import signal
 import socket
-import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_end_to_end import TINY, finish, saved_steps, start
+from tests.test_end_to_end import TINY, finish, saved_steps, start, wait_for_save
 
 LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
 
@@ -85,9 +84,7 @@ def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
     command, alone, tmp_path
 ):
     first = start_all(2, 2, *command(20, tmp_path))
-    deadline = time.monotonic() + 200
-    while not saved_steps(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_save(first[0], tmp_path)
     for process in reversed(first):  # Without the second, the first would wait for it.
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -120,9 +117,7 @@ def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
 @pytest.mark.slow
 def test_two_processes_that_slurm_starts_are_told_to_stop_through_one(command, tmp_path):
     processes = start_all(2, 1, *command(100_000, tmp_path), slurm=True)
-    deadline = time.monotonic() + 200
-    while not saved_steps(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for_save(processes[0], tmp_path)
     processes[1].send_signal(signal.SIGTERM)
     (_, main), (_, other) = (finish(process, 143) for process in processes)
     (step,) = saved_steps(tmp_path)

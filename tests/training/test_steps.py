@@ -317,7 +317,7 @@ UNET, MEDT = {"name": "unet", "channels": [4, 8]}, {"name": "medt", "blocks": [1
     "fields, rtol, atol",
     [
         (UNET, 1e-4, 1e-6),
-        (SEGDIFF, 1e-4, 1e-6),
+        pytest.param(SEGDIFF, 1e-4, 1e-6, marks=pytest.mark.slow),
         pytest.param(MEDT, 1e-3, 1e-4, marks=pytest.mark.slow),
     ],
     ids=["unet", "segdiff", "medt"],
