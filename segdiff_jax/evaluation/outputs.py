@@ -80,11 +80,11 @@ class OutputFolder:
         return json.loads(self._record(id).read_bytes())
 
     def keep_only(self, ids: Collection[str]) -> None:
-        """Removes the files of all other images."""
-        wanted = {path for id in ids for path in (*self._files(id), self._record(id))}
-        for name in ("masks", "probabilities", "overlays", "records"):
-            for path in set((self.path / name).iterdir()) - wanted:
-                path.unlink()
+        """Removes the files of all other images that have a record."""
+        wanted = {self._record(id) for id in ids}
+        for record in set((self.path / "records").glob("*.json")) - wanted:
+            for path in (*self._files(json.loads(record.read_bytes())["id"]), record):
+                path.unlink(missing_ok=True)
 
     def _files(self, id: str) -> tuple[Path, Path, Path]:
         return (
@@ -113,7 +113,7 @@ class OutputFolder:
           probability: f32[H, W], from 0 to 1.
           mask: bool[H, W], the prediction.
           truth: bool[H, W], if known.
-          record: for `record`; as "content" the checksum of the image's files.
+          record: for `record`, which adds the id; as "content" the checksum of the image's files.
         Raises:
           ValueError: if id is empty, too long or holds a path separator, or if sizes differ.
           OSError: if a file cannot be written.
@@ -135,7 +135,7 @@ class OutputFolder:
             encode_image(binary, "PNG"),
             encode_image(grey, "PNG"),
             encode_image(overlay, "JPEG"),
-            json.dumps(record, default=lambda array: array.tolist()).encode(),
+            json.dumps({"id": id, **(record or {})}, default=lambda array: array.tolist()).encode(),
         )
         for path, content in zip((*self._files(id), self._record(id)), contents, strict=True):
             write_file(path, content)
