@@ -20,6 +20,7 @@ ALLOWED = {
     "checkpoint": {"training", "parallel"},
     "training": {"diffusion", "data"},
     "training.check": {"data", "parallel"},
+    "training.changes": {"models"},
     "training.stop": {"parallel"},
     "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
     "evaluation": {"diffusion", "models", "data", "parallel"},

@@ -1,7 +1,11 @@
 """Splitting over the four fake devices."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from segdiff_jax import parallel
 
@@ -27,6 +31,46 @@ def test_map_runs_on_every_device():
 
 def test_round_up():
     assert [parallel.round_up(n) for n in (1, 4, 5)] == [4, 4, 8]
+
+
+def test_processes_share_items_and_merge_what_they_found_exactly(monkeypatch):
+    total, count = 7, 3
+    exact = np.random.default_rng(0).random(total)
+    found = [np.full(total, np.nan) for _ in range(count)]
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    for index, values in enumerate(found):
+        monkeypatch.setattr(jax, "process_index", lambda i=index: i)
+        assert parallel.is_main() == (index == 0)
+        mine = list(parallel.share(total))
+        values[mine] = exact[mine]
+    assert mine == [2, 5]
+
+    def allgather(value):
+        assert value.dtype == np.uint32  # jax would make float64 float32.
+        return np.stack([values[..., None].view(np.uint32) for values in found])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    np.testing.assert_array_equal(parallel.merge(found[1]), exact)
+
+
+def test_processes_gather_text_of_any_length(monkeypatch):
+    values = [{"done": ["a"]}, {"done": ["b" * 9, "ä"]}]
+    texts = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in values]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+
+    def allgather(value):
+        if value.ndim == 0:
+            return np.array([len(text) for text in texts])
+        return np.stack([np.pad(text, (0, len(value) - len(text))) for text in texts])
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    assert parallel.gather(values[0]) == parallel.gather(values[1]) == values
+
+
+def test_one_process_merges_and_gathers_nothing():
+    values = np.arange(3.0)
+    assert parallel.merge(values) is values
+    assert parallel.gather(values) == [values] and list(parallel.share(3)) == [0, 1, 2]
 
 
 def test_a_programs_memory_is_that_of_one_devices_arguments_and_results():

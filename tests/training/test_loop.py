@@ -17,7 +17,8 @@ from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.training import loop, steps
-from segdiff_jax.training.loop import report_changes, train
+from segdiff_jax.training.changes import report_changes
+from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state, make_optimizer
 from segdiff_jax.training.stop import Stopped
 

@@ -1,0 +1,60 @@
+"""How the config of a run that goes on differs from the one before."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from segdiff_jax.models import MODELS
+
+# A run with another value of these, or of a diffusion model's diffusion, would not be the same run.
+FIXED = (
+    "data.dataset",
+    "data.extra_datasets",
+    "data.image_size",
+    "data.colour_constancy",
+    "data.soft_masks",
+    "model.",
+    "objective",
+    "seed",
+    "train.batch_size",
+    "train.optimizer",
+)
+# But for these, which change no result.
+FREE = ("model.rrdb_remat", "model.remat_resolutions", "model.attention")
+
+
+def report_changes(
+    before: dict[str, Any], now: dict[str, Any], workdir: Path, accept: bool = False
+) -> None:
+    """Prints the config fields that changed since the checkpoint.
+
+    Raises:
+        ValueError: unless `accept`, if one of `FIXED` did, but for fields that the run did not know
+            yet; of the network's, it knew the default.
+    """
+    fields = MODELS[now["model"]["name"]].__dataclass_fields__
+    defaults = {name: fields[name].default for name in now["model"].keys() & fields.keys()}
+    before = before | {"model": json.loads(json.dumps(defaults)) | before["model"]}
+    before, now = flatten(before), flatten(now)
+    changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+    lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
+    fixed = FIXED if now.get("objective") == "supervised" else (*FIXED, "diffusion.")
+    other = [n for n in changed if n in before and n.startswith(fixed) and n not in FREE]
+    if other and not accept:
+        raise ValueError(
+            f"{workdir} holds a run with another config; give it another --workdir, the same "
+            "config, or --accept_changes:\n  " + "\n  ".join(lines)
+        )
+    for line in lines:
+        print(line, flush=True)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
