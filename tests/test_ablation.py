@@ -8,8 +8,8 @@ import pytest
 from configs import default, isic2016_64, isic2016_64_paper
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.training.changes import flatten
 from segdiff_jax.training.check import check_config
-from segdiff_jax.training.loop import flatten
 from tools import ablation, runs
 
 

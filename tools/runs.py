@@ -8,7 +8,7 @@ from typing import TextIO
 
 import numpy as np
 
-from segdiff_jax.training.loop import flatten
+from segdiff_jax.training.changes import flatten
 
 
 class Run:
