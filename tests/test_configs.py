@@ -13,7 +13,8 @@ from configs import compare, default
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.models import MODELS, make_model, variables_like
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.training.changes import flatten, train
+from segdiff_jax.training.changes import flatten
+from segdiff_jax.training.loop import train
 from tests.conftest import ROOT, tiny_overrides
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
