@@ -67,10 +67,9 @@ class Checkpoints:
                 "make room or choose another --workdir; the former checkpoint is kept"
             ) from error
 
-    def last_folder(self) -> Path | None:
-        """The step folder of the last checkpoint, or None if there is none."""
-        step = self._last.latest_step()
-        return None if step is None else Path(self._last.directory) / str(step)
+    def last_step(self) -> int | None:
+        """Of the last checkpoint, or None if there is none."""
+        return self._last.latest_step()
 
     def last_meta(self) -> dict[str, Any] | None:
         """`meta` of the last checkpoint, or None if there is none."""

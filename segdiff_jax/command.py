@@ -1,5 +1,6 @@
 """What train.py and sample.py share: how a command starts, and how it fails."""
 
+import contextlib
 import os
 import sys
 import traceback
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.training.stop import Stopped
 
-MISTAKES = (ValueError, OSError, FloatingPointError, jax.errors.JaxRuntimeError)
+MISTAKES = (ValueError, OSError, FloatingPointError, MemoryError, jax.errors.JaxRuntimeError)
 
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, where no cluster tells the processes."
@@ -57,8 +58,10 @@ def run_command(command: Callable[[], int | None]) -> None:
 def _end(message: str, status: int) -> None:
     if not parallel.is_main():
         message = f"process {parallel.process_index()}: {message.strip()}"
-    sys.stdout.flush()
-    print(message, file=sys.__stderr__, flush=True)
+    with contextlib.suppress(OSError):  # Where they go, there may be no room, or nobody.
+        sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        print(message, file=sys.__stderr__, flush=True)
     if status in (1, 130):
         # Leaving orderly would wait for the other processes, which wait for this one, or for
         # threads, which a full disk has stopped.
@@ -71,7 +74,10 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return str(error)
     if "RESOURCE_EXHAUSTED" in str(error):
-        advice = "out of memory: in training, lower train.batch_size or raise train.microbatches"
+        advice = (
+            "out of memory: in training, lower train.batch_size or raise train.microbatches; in "
+            "sampling, lower sampler.max_batch or set sampler.max_memory"
+        )
     elif parallel.process_count() > 1:
         advice = "another process of the run is lost: start all of them again, and it goes on"
     else:

@@ -4,15 +4,18 @@ State stays a plain tree, not stacked over devices: it enters with in_axes=None 
 out_axes=None. Batches are split by `shard`.
 """
 
+import functools
 import json
 import math
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -37,10 +40,9 @@ def join_processes(
     """
     if num_processes == 1:
         return
-    given = {"coordinator": coordinator, "num_processes": num_processes, "process_id": process_id}
     try:
-        jax.distributed.initialize(**{"coordinator_address": given.pop("coordinator"), **given})
-    except (ValueError, RuntimeError) as error:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except Exception as error:  # Kubernetes raises errors of its own.
         alone = (coordinator, num_processes, process_id) == (None, None, None)
         if alone and "coordinator_address should be defined" in str(error):
             return
@@ -48,6 +50,12 @@ def join_processes(
             f"the processes of the run cannot be joined ({error}); give all of --coordinator, "
             "--num_processes and --process_id, or --num_processes=1 to run alone"
         ) from error
+    # jax would note it for those who ask; `training.stop` does so itself, and else it is the end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # gloo connects the devices when they first average; a process that came 30 s late to that,
+    # since it read or compiled longer, would be taken for lost. Here all are there.
+    wait_for_all("processes have joined")
+    jax.block_until_ready(any_process(False))
 
 
 def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -210,17 +218,28 @@ def gather(value: Any) -> list[Any]:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns when every process is there.
-
-    On CPU, the devices that average gradients are connected on the way: a process that came over
-    30 s late to the first average, since it compiled longer, would be taken for lost.
-    """
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-        total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), AXIS)
-        jax.block_until_ready(total(np.ones(jax.local_device_count())))
+    """Returns when every process is there."""
+    multihost_utils.sync_global_devices(what)
 
 
-def all_told_to_stop(step: int) -> bool:
-    """Whether one of several processes got SIGTERM; all of them hear it at the same step."""
-    return multihost_utils.reached_preemption_sync_point(step)
+def any_process(value: bool) -> Array:
+    """Whether `value` holds in any process; does not wait, and all of them must call it."""
+    values = np.full(jax.local_device_count(), value)
+    return _any()(values)
+
+
+@functools.cache
+def _any() -> Callable[[np.ndarray], Array]:
+    return jax.pmap(lambda x: jax.lax.psum(x.astype(int), AXIS) > 0, AXIS, out_axes=None)
+
+
+def check_same(facts: dict[str, Any]) -> None:
+    """Raises a ValueError that names the first of these facts that processes do not share."""
+    every = gather(facts)
+    for name, value in every[0].items():
+        for index, of_process in enumerate(every):
+            if of_process[name] != value:
+                raise ValueError(
+                    f"processes 0 and {index} do not run the same: {name} is {value!r} there and "
+                    f"{of_process[name]!r} here; give all of them the same flags, data and folders"
+                )

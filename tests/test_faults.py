@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import compare, default
@@ -74,6 +75,8 @@ def fill(folder):
     data = (folder / "truncated.jpg").read_bytes()
     (folder / "truncated.jpg").write_bytes(data[: len(data) // 2])
     (folder / "empty.png").touch()
+    image(20, 30).save(os.fsencode(folder) + b"/Fl\xe4che.png")
+    image(20, 30).save(folder / "pages.tiff", save_all=True, append_images=[image(20, 30)])
     (folder / "text.jpg").write_text("This is not an image.")
     Image.fromarray(np.uint16([[0, 65535]])).save(folder / "deep.png")
     image(20, 30).save(folder / "twice.jpg")
@@ -84,6 +87,8 @@ def fill(folder):
         "empty": "the file is empty",
         "text": broken.format("of no known format"),
         "deep": "more than 8 bits a channel: convert it to 8 bits",
+        "Fl\\xe4che.png": "its name is not Unicode: rename it",
+        "pages": broken.format("it holds 2 images"),
         "twice.jpg": "twice.jpg and twice.png have the same name: rename one",
         "twice.png": "twice.jpg and twice.png have the same name: rename one",
     }
@@ -100,7 +105,7 @@ def test_a_folder_is_segmented_but_for_what_cannot_be_and_then_what_is_missing(w
     arguments = "sample.py", f"--workdir={workdir}", f"--images={images}", f"--out={out}"
     said, err = run(*arguments, status=2)
     assert "Traceback" not in err
-    assert f"6 images could not be segmented: {out}/failures.csv says why" in said
+    assert f"8 images could not be segmented: {out}/failures.csv says why" in said
     assert said.splitlines()[-1] == f"7 images, report {out}/report.html"
     failures = read_failures(out)
     assert failures == reasons
@@ -112,13 +117,13 @@ def test_a_folder_is_segmented_but_for_what_cannot_be_and_then_what_is_missing(w
     assert sizes == normal | {"turned": (20, 30), "one pixel": (1, 1)}
     report = (out / "report.html").read_text()
     assert (
-        "7 images, true masks not given, 6 not segmented" in report
+        "7 images, true masks not given, 8 not segmented" in report
         and "the file is empty" in report
     )
 
     before = {path: path.stat().st_mtime_ns for path in (out / "masks").iterdir()}
-    for name in ("empty.png", "text.jpg", "twice.png"):
-        (images / name).unlink()
+    for name in (b"empty.png", b"text.jpg", b"twice.png", b"Fl\xe4che.png", b"pages.tiff"):
+        os.remove(os.path.join(os.fsencode(images), name))
     image(9, 8).save(images / "truncated.jpg")
     Image.new("L", (8, 9)).save(images / "deep.png")
     said, _ = run(*arguments)
@@ -177,9 +182,8 @@ def test_a_read_only_disk_is_named(workdir, tmp_path, small_disk, tiny_config):
     _, err = run("sample.py", *arguments, status=1)
     assert f"error: cannot write {disk / 'out'}" in err and "Read-only file system" in err
     assert "Traceback" not in err
-    with pytest.raises(
-        OSError, match=r"checkpoints cannot be written .*Read-only .* choose another"
-    ):
+    message = r"cannot write .*/run \(Read-only .* choose another --workdir"
+    with pytest.raises(OSError, match=message):
         train(tiny_config(), str(disk / "run"))
 
 
@@ -243,16 +247,17 @@ def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):
     assert "Traceback" not in err and "Exception" not in err
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Of TensorStore.
-def test_a_damaged_checkpoint_is_not_trained_on(tiny_config, tmp_path):
-    config = tiny_config()
-    state = create_state({"params": {"w": jnp.ones(3)}}, make_optimizer(config))
+def test_a_checkpoint_of_another_network_is_not_trained_on(tiny_isic, tmp_path):
+    tiny = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={tmp_path / 'data'}"]
+    command = "train.py", *TINY, *tiny, f"--workdir={tmp_path}", "--config.train.num_steps=2"
+    config = json.loads(run(*command)[0] and (tmp_path / "config.json").read_text())
+    state = create_state({"params": {"w": jnp.ones(3)}}, make_optimizer(ConfigDict(config)))
+    shutil.rmtree(tmp_path / "checkpoints")
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_last(
-            state, {"config": json.loads(config.to_json()), "training_images": 36}
-        )
-    with pytest.raises(ValueError, match="last/0: not a checkpoint of this network, or damaged"):
-        train(config, str(tmp_path))
+        checkpoints.save_last(state, {"config": config, "training_images": 36})
+    _, err = run(*command, "--config.train.num_steps=4", status=1)
+    assert "last/0: not a checkpoint of this network, or damaged" in err
+    assert "Traceback" not in err and "Exception" not in err
 
 
 SAVE = """

@@ -14,16 +14,25 @@ FILES = sorted((ROOT / "segdiff_jax").rglob("*.py"))
 ALLOWED = {
     "diffusion": set(),
     "models": set(),
-    "data": set(),
+    "data": {"lock"},
     "parallel": set(),
+    "lock": set(),
     "command": {"parallel", "training"},
     "checkpoint": {"training", "parallel"},
     "training": {"diffusion", "data"},
     "training.check": {"data", "parallel"},
     "training.changes": {"models"},
     "training.stop": {"parallel"},
-    "training.loop": {"diffusion", "models", "data", "evaluation", "parallel", "checkpoint"},
-    "evaluation": {"diffusion", "models", "data", "parallel"},
+    "training.loop": {
+        "diffusion",
+        "models",
+        "data",
+        "evaluation",
+        "parallel",
+        "checkpoint",
+        "lock",
+    },
+    "evaluation": {"diffusion", "models", "data", "parallel", "lock"},
     "trained": {"diffusion", "models", "evaluation", "checkpoint", "parallel"},
 }
 

@@ -67,6 +67,21 @@ def test_processes_gather_text_of_any_length(monkeypatch):
     assert parallel.gather(values[0]) == parallel.gather(values[1]) == values
 
 
+def test_what_processes_do_not_share_is_named(monkeypatch):
+    facts = [{"seed": 1, "the data": "a"}, {"seed": 1, "the data": "b"}]
+    monkeypatch.setattr(parallel, "gather", lambda value: facts)
+    with pytest.raises(
+        ValueError, match="processes 0 and 1 .*: the data is 'a' there and 'b' here"
+    ):
+        parallel.check_same(facts[0])
+    facts[1]["the data"] = "a"
+    parallel.check_same(facts[0])
+
+
+def test_any_process():
+    assert bool(parallel.any_process(True)) and not bool(parallel.any_process(False))
+
+
 def test_one_process_merges_and_gathers_nothing():
     values = np.arange(3.0)
     assert parallel.merge(values) is values

@@ -30,7 +30,8 @@ def start_all(processes, devices, script, *arguments, slurm=False):
         elif processes > 1:
             flags = [f"--coordinator=localhost:{port}", f"--num_processes={processes}"]
             flags += [f"--process_id={number}"]
-        started.append(start(script, *arguments, *flags, env=env))
+        own = [str(argument).replace("PROCESS", number) for argument in arguments]
+        started.append(start(script, *own, *flags, env=env))
     return started
 
 
@@ -85,9 +86,10 @@ def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
 ):
     first = start_all(2, 2, *command(20, tmp_path))
     wait_for_save(first[0], tmp_path)
-    for process in reversed(first):  # Without the second, the first would wait for it.
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    first[1].send_signal(signal.SIGKILL)
+    finish(first[1], -signal.SIGKILL)
+    first[0].communicate(timeout=200)  # It cannot go on, and ends by itself.
+    assert first[0].returncode not in (None, 0)
     done = max(saved_steps(tmp_path))
     assert 4 <= done < 20
     (out, err), (silent, _) = run_all(2, 2, *command(20, tmp_path))
@@ -124,6 +126,16 @@ def test_two_processes_that_slurm_starts_are_told_to_stop_through_one(command, t
     message = f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"
     assert message in main and f"process 1: {message}" in other
     assert rows(tmp_path)[-1, 0] == step
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_run_the_same_are_told(command, alone, tmp_path):
+    """The second sees another folder, without the checkpoint."""
+    shutil.copytree(alone, tmp_path / "0")
+    first, second = start_all(2, 1, *command(24, f"{tmp_path}/PROCESS"))
+    for process in (first, second):
+        _, err = finish(process, 1)
+        assert "processes 0 and 1 do not run the same: the last checkpoint is 20 there" in err
 
 
 def test_processes_that_cannot_be_joined_get_a_sentence():

@@ -1,11 +1,12 @@
 """Images, with or without masks, from folders of files."""
 
+import os
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = ("_segmentation", "_mask", "")  # of a mask's name, after the image's
 
 
@@ -15,6 +16,7 @@ class FolderSource:
     Names are compared in Unicode's composed form (NFC), which not every system writes.
 
     Attributes:
+        ids: of the records.
         failures: file name -> why it is no record: its name is that of another file, or, where
             masks are given, it has none or more than one.
     Raises:
@@ -28,9 +30,11 @@ class FolderSource:
         for stem, paths in files_by_stem(masks).items() if masks else ():
             named[stem.lower()] += paths
         for stem, paths in files_by_stem(images).items():
-            names, found = [path.name for path in paths], _masks_of(stem, named)
+            names, found = [shown(path.name) for path in paths], _masks_of(stem, named)
             reason = None
-            if len(paths) > 1:
+            if shown(stem) != stem:
+                reason = "its name is not Unicode: rename it"
+            elif len(paths) > 1:
                 reason = f"{' and '.join(names)} have the same name: rename one"
             elif len(found) > 1:
                 reason = f"two masks: {found[0].name} and {found[1].name}"
@@ -43,17 +47,22 @@ class FolderSource:
                 self.failures |= dict.fromkeys(names, reason)
             else:
                 self._images[stem], self._masks[stem] = paths[0], found
-        self._ids = sorted(self._images)
+        self.ids = sorted(self._images)
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> dict[str, str | bytes]:
-        name = self._ids[index]
+        name = self.ids[index]
         record = {"id": name, "image": self._images[name].read_bytes()}
         for mask in self._masks[name]:
             record["mask"] = mask.read_bytes()
         return record
+
+
+def shown(name: str) -> str:
+    """A file's name, with the bytes that are no text written out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def files_by_stem(folder: str) -> dict[str, list[Path]]:

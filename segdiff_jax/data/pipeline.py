@@ -5,8 +5,8 @@ absent where there is no truth. Reading is Grain's, so its position can be saved
 """
 
 import io
-import os
 import re
+import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,14 +21,8 @@ from segdiff_jax.data.colour import find_colour_constancy
 
 # Of how images and masks are resized: another one makes former files unread.
 RESIZE_VERSION = 2
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "BMP",
-    "TIFF",
-    "WEBP",
-    "GIF",
-)  # whatever a file is called; not EPS, a program
+# Whatever a file is called; not EPS, which is a program.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 MOST_PIXELS = 89_478_485  # of an image that is decoded: Pillow's own limit, where it only warns
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # Else it is printed.
 
@@ -66,6 +60,8 @@ def _open(data: bytes, name: str, mode: str) -> Image.Image:
         raise ValueError(f"{name}: the file is empty")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.format in ("TIFF", "WEBP") and image.n_frames > 1:
+            raise ValueError(f"it holds {image.n_frames} images")
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width * image.height} pixels")
         # Pillow drops the lower half of a colour's 16 bits without a word; a BMP's BGR;16 is of
@@ -195,7 +191,7 @@ def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Writes a whole file or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{secrets.token_hex(4)}.part")
     try:
         with part.open("wb") as file:
             np.save(file, array)

@@ -1,6 +1,5 @@
 """Builds a data set where needed and opens one of its splits; the pipeline starts here."""
 
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -9,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+
+from segdiff_jax.lock import locked
 
 
 class Records(Sequence):
@@ -138,9 +139,7 @@ def _build(make: functools.partial, manual_dir: str | None) -> tfds.core.Dataset
     """Builds, one process at a time; the lock of a killed process is released by the system."""
     builder = make()
     path, root = Path(builder.data_path), Path(builder.data_dir_root)
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / f".{builder.info.full_name.replace('/', '_')}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root / f".{builder.info.full_name.replace('/', '_')}.lock", str(path)):
         builder = make()
         if _is_current(builder, manual_dir):  # Another process has built it meanwhile.
             return builder

@@ -1,6 +1,8 @@
 """Segments a whole data set or folder at native size, every image once."""
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from segdiff_jax.evaluation.outputs import (
 from segdiff_jax.evaluation.predict import Predictor
 from segdiff_jax.evaluation.report import Case, make_case, write_report
 from segdiff_jax.evaluation.uncertainty import calibration_bins, vote_disagreement
+from segdiff_jax.lock import locked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +73,21 @@ def evaluate(
     """
     if (Path(out) / "checkpoints").is_dir():
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
-    if parallel.is_main():
-        OutputFolder(out).begin(settings)
-    parallel.wait_for_all("output folder is tidy")
-    found = parallel.gather(_segment_share(predictor, variables, examples, OutputFolder(out)))
-    done = sorted(id for one in found for id in one["done"])
-    before = sum(one["before"] for one in found)
-    failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
-    metrics = None
-    if parallel.is_main():
-        metrics = _summarise(OutputFolder(out), done, failures, settings, title)
+    settings = json.loads(json.dumps(settings, default=str))
+    parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main():
+            folder = OutputFolder(out)
+            stack.enter_context(locked(folder.path / ".lock", str(out)))
+            folder.begin(settings)
+        parallel.wait_for_all("output folder is tidy")
+        found = parallel.gather(_segment_share(predictor, variables, examples, OutputFolder(out)))
+        done = sorted(id for one in found for id in one["done"])
+        before = sum(one["before"] for one in found)
+        failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
+        metrics = None
+        if parallel.is_main():
+            metrics = _summarise(folder, done, failures, settings, title)
     return Evaluation(len(done), before, failures, metrics)
 
 
@@ -155,7 +163,7 @@ def _summarise(
     try:
         records = [folder.record(id) for id in done]
     except FileNotFoundError as error:
-        raise ValueError(f"{error}: is {folder.path} one folder for all processes?") from error
+        raise ValueError(f"{error}: do all processes see one folder {folder.path}?") from error
     folder.keep_only(done)
     rows = [record["row"] for record in records if record["row"]]
     metrics = write_metrics(folder.path, rows, settings) if rows else None

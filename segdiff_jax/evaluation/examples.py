@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -49,6 +48,10 @@ class NativeExamples(Sequence):
             find_artefact(artefact)
         self.failures = dict(getattr(records, "failures", ()))
 
+    def fingerprint(self) -> str:
+        """Tells other images by their number and, of a folder, by their names."""
+        return f"{len(self)} images {zlib.crc32(repr(getattr(self._records, 'ids', '')).encode())}"
+
     def __len__(self) -> int:
         return len(self._records)
 
@@ -73,9 +76,8 @@ class NativeExamples(Sequence):
         def read(index):
             try:
                 record = self._records[index]
-            except OSError as error:
-                name = Path(error.filename).stem if error.filename else f"number {index}"
-                return {"id": name, "failure": str(error)}
+            except OSError as error:  # Of a file in a folder.
+                return {"id": self._records.ids[index], "failure": str(error)}
             id = record_id(record)
             content = zlib.crc32(record.get("mask", b""), zlib.crc32(record["image"]))
             if is_done(id, content):

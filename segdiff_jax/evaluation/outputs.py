@@ -17,6 +17,7 @@ from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
 from segdiff_jax.evaluation.strata import scores_by_stratum
 from segdiff_jax.evaluation.uncertainty import summarise
 
+MEMORY = "max_batch", "max_memory"
 MOST_BYTES = 230  # of a name, so that with what is added file systems take it
 
 PREDICTION_COLOUR = (0, 229, 255)
@@ -29,7 +30,7 @@ class OutputFolder:
     masks/<id>_Segmentation.png: 8-bit, one channel, 0 or 255, the ISIC challenge's submission;
     probabilities/<id>.png: 8-bit, one channel, round(255 p);
     overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow;
-    records/<hash of id>.json: last, what the scores and the report are made of.
+    records/<hash of id>.json: at last, what the scores and the report are made of.
 
     Every file is written whole or not at all.
     """
@@ -40,35 +41,47 @@ class OutputFolder:
             _make_folder(self.path / name)
 
     def begin(self, settings: dict) -> None:
-        """Notes the settings in settings.json; removes what was made by others, and all summaries.
+        """Notes the settings in settings.json; removes what others made, and all summaries.
+
+        Fields of memory, which change no result, are no other settings.
 
         Raises:
-          ValueError: if there are files but no settings.json: they are not ours to overwrite.
+          ValueError: if there are files of another data set or of unknown origin: they are not
+            overwritten.
         """
-        images = ("masks/*", "probabilities/*", "overlays/*", "records/*")
-        summaries = ("metrics.*", "failures.csv", "report.html")
-        images, summaries = (
-            [file for pattern in patterns for file in self.path.glob(pattern)]
-            for patterns in (images, summaries)
-        )
-        path = self.path / "settings.json"
-        if images + summaries and not path.exists():
+        images = self._all("masks/*", "probabilities/*", "overlays/*", "records/*")
+        summaries = self._all("metrics.*", "failures.csv", "report.html")
+        path, former = self.path / "settings.json", None
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            former = json.loads(path.read_bytes())
+        if images + summaries and (former is None or former.get("data") != settings.get("data")):
+            of = f"of {former['data']}" if former and "data" in former else "of another origin"
             raise ValueError(
-                f"{self.path} holds files of another origin, such as "
-                f"{(images + summaries)[0].name}: choose another output folder"
+                f"{self.path} holds files {of}, such as {(images + summaries)[0].name}: choose "
+                "another output folder"
             )
-        content = json.dumps(settings, indent=2, default=str).encode()
-        if path.exists() and path.read_bytes() == content:
-            images = [file for file in images if file.name.startswith(".")]  # Killed while writing.
+        others = sorted(
+            name
+            for name in {**(former or {}), **settings}
+            if name.split(". ")[-1] not in MEMORY and (former or {}).get(name) != settings.get(name)
+        )
+        if not others:  # Those that were killed while they were written go.
+            images = [file for file in images if file.name.startswith(".")]
+        elif images:
+            print(f"{self.path} is made anew: other {', '.join(others)} than before", flush=True)
         for file in images + summaries:
             file.unlink()
-        write_file(path, content)
+        write_file(path, json.dumps(settings, indent=2).encode())
+
+    def _all(self, *patterns: str) -> list[Path]:
+        """The files of these names."""
+        return [file for name in patterns for file in self.path.glob(name) if file.is_file()]
 
     def has(self, id: str, content: int) -> bool:
         """Whether the image's files are there, made of files of this checksum."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             known = self.record(id)["content"] == content
-            return known and all(path.exists() for path in self._files(id))
+            return known and all(path.stat().st_size for path in self._files(id))
         return False
 
     def record(self, id: str) -> dict:
@@ -83,8 +96,9 @@ class OutputFolder:
         """Removes the files of all other images that have a record."""
         wanted = {self._record(id) for id in ids}
         for record in set((self.path / "records").glob("*.json")) - wanted:
-            for path in (*self._files(json.loads(record.read_bytes())["id"]), record):
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # It is not ours.
+                for path in (*self._files(json.loads(record.read_bytes())["id"]), record):
+                    path.unlink(missing_ok=True)
 
     def _files(self, id: str) -> tuple[Path, Path, Path]:
         return (
@@ -135,10 +149,13 @@ class OutputFolder:
             encode_image(binary, "PNG"),
             encode_image(grey, "PNG"),
             encode_image(overlay, "JPEG"),
-            json.dumps({"id": id, **(record or {})}, default=lambda array: array.tolist()).encode(),
         )
-        for path, content in zip((*self._files(id), self._record(id)), contents, strict=True):
+        text = json.dumps({**(record or {}), "id": id}, default=lambda array: array.tolist())
+        # While the files change, there is a record that is of no content.
+        write_file(self._record(id), json.dumps({"id": id}).encode())
+        for path, content in zip(self._files(id), contents, strict=True):
             write_file(path, content)
+        write_file(self._record(id), text.encode())
 
 
 def write_metrics(path: str | os.PathLike, rows: list[dict], extra: dict) -> dict:

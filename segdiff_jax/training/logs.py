@@ -67,6 +67,7 @@ class Logs:
         self._num_steps, self._max_minutes, self._iou = num_steps, max_minutes, ""
         self._first, self._start = step, time.monotonic()
         self._window: list[dict[str, Any]] = list(pending)
+        self._new = 0  # steps of the window that were taken here
         self._data_seconds, self._clock, self._compiling = 0.0, time.monotonic(), True
         total = "{n_fmt} steps" if max_minutes else "{bar:20} {n_fmt}/{total_fmt} steps"
         self._bar = tqdm(
@@ -89,10 +90,7 @@ class Logs:
 
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
-        rows = []
-        if self._path.exists():
-            with self._path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = complete_rows(self._path)
         if rows and tuple(rows[0]) != COLUMNS:
             raise ValueError(f"{self._path} is not the log of a training run: move it away")
         rows = [row for row in rows if int(row["step"]) <= step]
@@ -107,6 +105,7 @@ class Logs:
     def collect(self, metrics: dict[str, Any], data_seconds: float) -> None:
         """Notes one step's metrics, still on the device, and the time it waited for data."""
         self._window.append(metrics)
+        self._new += 1
         self._data_seconds += data_seconds
         if self._compiling:
             jax.block_until_ready(metrics)
@@ -143,7 +142,7 @@ class Logs:
         row = {name: float(np.mean([m[name] for m in updated])) for name in names}
         seconds = time.monotonic() - self._clock
         row["learning_rate"] = learning_rate
-        row["images_per_second"] = len(self._window) * batch_size / seconds
+        row["images_per_second"] = self._new * batch_size / seconds
         row["data_share"] = self._data_seconds / seconds
         row["minutes"] = minutes
         self._row(step, row)
@@ -152,7 +151,8 @@ class Logs:
             f"{row['data_share']:.0%} in data{self._iou}, {self._time(step, minutes)}",
             refresh=False,
         )
-        self._window, self._data_seconds, self._clock = [], 0.0, time.monotonic()
+        self._window, self._new = [], 0
+        self._data_seconds, self._clock = 0.0, time.monotonic()
 
     def _time(self, step: int, minutes: float) -> str:
         pace = (time.monotonic() - self._start) / max(step - self._first, 1)
@@ -180,6 +180,20 @@ class Logs:
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+
+
+def complete_rows(path: Path) -> list[dict[str, str]]:
+    """Of a CSV file, which may be absent; a run that is killed may leave a torn line."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def has_validation(workdir: Path, step: int) -> bool:
+    """Whether a run's metrics.csv has the validation of a step."""
+    rows = complete_rows(workdir / "metrics.csv")
+    return any(row["step"] == str(step) and row.get("validation_iou") for row in rows)
 
 
 def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int = 0) -> None:

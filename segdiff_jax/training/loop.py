@@ -1,5 +1,6 @@
 """Training from a config: data, steps, validation, logs, checkpoints, resuming."""
 
+import contextlib
 import functools
 import json
 import math
@@ -18,10 +19,11 @@ from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import make_predictor
+from segdiff_jax.lock import locked
 from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
 from segdiff_jax.training.changes import report_changes
 from segdiff_jax.training.check import check_config, check_objective
-from segdiff_jax.training.logs import Logs, naming
+from segdiff_jax.training.logs import Logs, has_validation, naming
 from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
 from segdiff_jax.training.steps import make_train_step
 from segdiff_jax.training.stop import Stopped, told_to_stop
@@ -42,7 +44,11 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         Stopped: after SIGTERM or SIGINT; the state is saved.
     """
     run = Run(config, Path(workdir))
-    with Checkpoints(workdir) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main():
+            with naming(Path(workdir)):
+                stack.enter_context(locked(Path(workdir) / ".lock", workdir))
+        checkpoints = stack.enter_context(Checkpoints(workdir))
         run.start(checkpoints, accept_changes)
         done = "already trained" if run.ended() else "trained"
         run.train()
@@ -89,7 +95,11 @@ class Run:
     def start(self, checkpoints: Checkpoints, accept_changes: bool = False) -> None:
         """Opens the data; draws the initial state or restores the last one; see `train`."""
         config, workdir = self._config, self._workdir
-        self._checkpoints, meta = checkpoints, checkpoints.last_meta()
+        self._checkpoints = checkpoints
+        parallel.check_same(
+            {"the config": self._settings, "the last checkpoint": checkpoints.last_step()}
+        )
+        meta = checkpoints.last_meta()
         if meta is not None:
             report_changes(meta["config"], self._settings, workdir, accept_changes)
         self._open_data()
@@ -112,7 +122,9 @@ class Run:
         self._pending = [] if meta is None else meta["pending"]
         if parallel.is_main():
             with naming(workdir / "config.json"):
-                (workdir / "config.json").write_text(json.dumps(self._settings, indent=2))
+                part = workdir / ".config.json.part"
+                part.write_text(json.dumps(self._settings, indent=2))
+                part.replace(workdir / "config.json")
         params = sum(x.size for x in jax.tree.leaves(state.params))
         print(
             f"{config.model.name}, {params:,} parameters; {len(self._train)} training and "
@@ -134,6 +146,8 @@ class Run:
         self._train = prepare(load_training_source(data.dataset, data.extra_datasets, *where))
         validation = load_source(data.dataset, "validation", *where)
         self._validation = prepare(validation, self._config.validation.num_images)
+        lengths = [len(self._train), len(self._validation)]
+        parallel.check_same({"the number of training and validation images": lengths})
         self._batches = train_iterator(
             self._train,
             train.batch_size,
@@ -173,25 +187,32 @@ class Run:
         return f"{self._step} steps, {self._elapsed / 60:.1f} minutes{best}; {self._workdir}"
 
     def train(self) -> None:
-        """Steps, validates, logs and saves until the end, where it does so once more."""
-        if self.ended():
+        """Steps, logs, saves and validates until the end, where it does so once more."""
+        # Of a run that was stopped or killed before its validation was done.
+        is_owed = self._is_validation_due() and not has_validation(self._workdir, self._step)
+        (is_owed, *_) = parallel.gather(is_owed)
+        if self.ended() and not is_owed:
             return
         train = self._config.train
         limits = train.num_steps, train.max_minutes, train.max_skipped
         writes = parallel.is_main()
         with Logs(self._workdir, self._step, *limits, self._pending, writes) as logs:
             try:
+                if is_owed:
+                    self._validate(logs)
+                    logs.restart_clock()
                 self._go(logs)
             except FloatingPointError as error:
-                kept = self._checkpoints.last_folder()
-                good = f"last good checkpoint: {kept}" if kept else "there is no checkpoint yet"
+                kept = self._checkpoints.last_step()
+                folder = self._workdir / "checkpoints" / "last" / str(kept)
+                good = f"last good checkpoint: {folder}" if kept else "there is no checkpoint yet"
                 raise FloatingPointError(
                     f"{error}; {good}. Lower train.learning_rate or train.clip_norm, or leave such "
                     "steps out with train.max_skipped"
                 ) from error
 
     def _go(self, logs: Logs) -> None:
-        train, validation = self._config.train, self._config.validation
+        train = self._config.train
         begin, metrics = time.monotonic() - self._elapsed, None
         with told_to_stop() as stop_signal:
             while not self.ended():
@@ -206,25 +227,30 @@ class Run:
                 self._step += 1
                 self._elapsed = time.monotonic() - begin
                 logs.collect(metrics, data_seconds)
-                end, stop = self.ended(), stop_signal(self._step)
-                validates = validation.every and (end or self._step % validation.every == 0)
+                end, stop = self.ended(), stop_signal()
+                validates = self._is_validation_due()
                 saves = end or self._step % train.checkpoint_every == 0
                 if validates or saves or self._step % train.log_every == 0 or self._step == 1:
                     logs.flush(self._step, float(rate), self._elapsed / 60, train.batch_size)
-                if validates:
-                    self._validate(logs)
                 if saves or stop:
                     # A state with NaN is never saved: both look for it. What no row holds yet is
                     # kept, so that the log does not show where a run was stopped.
                     self._save(logs.pending(self._step))
-                if validates or saves:
-                    logs.restart_clock()
                 if stop and not end:
                     raise Stopped(
                         f"stopped by {stop.name} after step {self._step}, which is saved; the same "
-                        f"command goes on",
+                        "command goes on",
                         stop,
                     )
+                if validates:
+                    self._validate(logs)
+                if validates or saves:
+                    logs.restart_clock()
+
+    def _is_validation_due(self) -> bool:
+        """After so many steps."""
+        every = self._config.validation.every
+        return bool(every and self._step and (self.ended() or self._step % every == 0))
 
     def _learning_rate(self) -> np.float32:
         """Of the next step; the type is always the same, so that the step is compiled once."""
@@ -239,11 +265,11 @@ class Run:
         """Scores the averaged variables; keeps them if they are the best so far."""
         variables = self._state.averaged()
         iou, pictures = validate(self._predictor, variables, self._validation)
-        logs.validation(self._step, iou, pictures)
         if self._best is None or iou > self._best:
             self._best = iou
             meta = {"config": self._settings, "step": self._step, "validation_iou": iou}
             self._checkpoints.save_best(self._step, variables, meta)
+        logs.validation(self._step, iou, pictures)  # Last: it says that the validation is done.
 
     def _save(self, pending: list[dict[str, float]]) -> None:
         """Saves state, data iterator, config, clock and metrics that are not logged yet."""

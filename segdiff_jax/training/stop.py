@@ -1,7 +1,6 @@
 """Ends a run when the system or its user asks for it, at the end of a step."""
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -22,12 +21,14 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def told_to_stop() -> Iterator[Callable[[int], signal.Signals | None]]:
+def told_to_stop() -> Iterator[Callable[[], signal.Signals | None]]:
     """Within, SIGTERM and SIGINT are noted; a second SIGINT ends the process as ever.
 
+    In other threads than the main one, which alone gets signals, nothing changes.
+
     Yields:
-        step -> the signal that came, if one did. Several processes of a run all hear of it at the
-        same step, so each of them must ask at every step.
+        Which signal came, if one did. Several processes of a run, each of which must ask at every
+        step, all hear of it at the same one; those that got none are told SIGTERM.
     """
     received: list[int] = []
 
@@ -36,19 +37,18 @@ def told_to_stop() -> Iterator[Callable[[int], signal.Signals | None]]:
             raise KeyboardInterrupt
         received.append(signum)
 
-    def pass_on(signum, frame):
-        received.append(signum)
-        os.kill(os.getpid(), signal.SIGTERM)  # Which jax tells all processes of.
+    answers = [False]  # What was asked at the step before, so that nothing waits for it.
 
-    if parallel.process_count() > 1:
-        handlers = {signal.SIGINT: pass_on}  # Of SIGTERM, jax keeps its own.
-        ask = lambda step: signal.SIGTERM if parallel.all_told_to_stop(step) else None
-    else:
-        handlers = {signal.SIGINT: note, signal.SIGTERM: note}
-        ask = lambda step: signal.Signals(received[0]) if received else None
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # Python gives signals to the main thread alone.
-    former = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    def ask():
+        stops = bool(received)
+        if parallel.process_count() > 1:
+            answers.append(parallel.any_process(stops))
+            stops = bool(answers.pop(0))
+        return signal.Signals([*received, signal.SIGTERM][0]) if stops else None
+
+    in_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM) if in_main else ()
+    former = {signum: signal.signal(signum, note) for signum in signals}
     try:
         yield ask
     finally:

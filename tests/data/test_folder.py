@@ -139,6 +139,15 @@ def test_images_whose_names_differ_in_unicode_form_alone_are_failures(folders):
     assert records(source) == ["b"] and sorted(source.failures) == sorted(names)
 
 
+def test_names_that_are_no_text_are_failures_and_the_rest_is_read(folders):
+    images = folders("images", "a.jpg")
+    with open(os.fsencode(images) + b"/Fl\xe4che.jpg", "wb"):
+        pass
+    source = FolderSource(images)
+    assert records(source) == source.ids == ["a"]
+    assert source.failures == {"Fl\\xe4che.jpg": "its name is not Unicode: rename it"}
+
+
 def test_where_every_image_fails_there_is_no_record(folders):
     source = FolderSource(folders("images", "a.jpg"), folders("masks", "b.png"))
     assert len(source) == 0 and list(source.failures) == ["a.jpg"]

@@ -168,6 +168,55 @@ def test_an_earlier_evaluations_files_go(tmp_path):
     assert json.loads((tmp_path / "settings.json").read_text()) == {"seed": 2}
 
 
+def test_the_files_of_other_data_are_not_touched(tmp_path):
+    outputs.OutputFolder(tmp_path).begin({"data": "patient 1", "seed": 1})
+    mask = tmp_path / "masks" / "a_Segmentation.png"
+    mask.write_bytes(b"old")
+    with pytest.raises(
+        ValueError, match="holds files of patient 1, such as a_Segm.*choose another"
+    ):
+        outputs.OutputFolder(tmp_path).begin({"data": "patient 2", "seed": 1})
+    assert mask.read_bytes() == b"old"
+
+
+def test_settings_of_memory_are_no_others_and_others_are_told_of(tmp_path, capsys):
+    before = {"data": "d", "max_batch": 4, "1. max_memory": 0, "steps": 5}
+    outputs.OutputFolder(tmp_path).begin(before)
+    mask = tmp_path / "masks" / "a_Segmentation.png"
+    mask.write_bytes(b"old")
+    (tmp_path / "masks" / "a folder of the system").mkdir()
+    outputs.OutputFolder(tmp_path).begin(before | {"max_batch": 8, "1. max_memory": 1})
+    assert mask.exists() and capsys.readouterr().out == ""
+    outputs.OutputFolder(tmp_path).begin(before | {"steps": 9, "votes": 2})
+    assert not mask.exists()
+    said = f"{tmp_path} is made anew: other steps, votes than before\n"
+    assert capsys.readouterr().out == said
+
+
+def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeypatch):
+    folder = outputs.OutputFolder(tmp_path)
+    arrays = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), np.zeros((4, 4), bool)
+    folder.write("a", *arrays, record={"content": 1})
+    assert folder.has("a", 1) and not folder.has("a", 2) and not folder.has("b", 1)
+    write, written = outputs.write_file, []
+
+    def killed_after_two(path, content):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(outputs, "write_file", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        folder.write("a", *arrays, record={"content": 2})
+    # The first file is the new one already: the old record does not count.
+    assert not folder.has("a", 1) and not folder.has("a", 2)
+    (tmp_path / "records" / "notes.json").write_text("[]")
+    folder.keep_only(["b"])
+    left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
+    assert left == ["records/notes.json"]
+
+
 def test_files_of_another_origin_are_not_touched(tmp_path):
     truth = tmp_path / "masks" / "a_Segmentation.png"
     truth.parent.mkdir()
