@@ -6,8 +6,8 @@ A tiny network learns drawn lesions and saves at every second step, so that many
 Each round starts train.py and ends it after a random time, by SIGKILL or, one time in four, by
 SIGTERM.
 A round is survived if the next start finds a checkpoint that is no older than the one before and
-goes on from it. At the end, parameters, moving averages, optimiser, data order and the logged
-losses must be, bit for bit, those of a run of as many steps that nobody ended.
+goes on from it. At the end, parameters, moving averages, optimiser, data order, the logged losses
+and validations must be, bit for bit, those of a run of as many steps that nobody ended.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.training.state import TrainState, create_state, make_optimizer
@@ -35,9 +35,10 @@ ROOT = Path(__file__).parents[1]
 FIELDS = """
     data.image_size=16 model.channel_mult=(1,1) model.attention_resolutions=() model.rrdb_width=8
     model.rrdb_growth=4 train.batch_size=4 train.max_minutes=0 train.schedule=constant
-    train.half_size_share=0 train.log_every=3 train.checkpoint_every=2 validation.every=0
+    train.half_size_share=0 train.log_every=3 train.checkpoint_every=2
+    validation.every=6 validation.num_images=4
 """.split()  # noqa: SIM905
-LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate"
+LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
 LONGEST = 1_000_000
 
 
@@ -64,9 +65,9 @@ def last_step(workdir: Path) -> int:
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def kill(workdir: Path, rounds: int, longest: float, draw: random.Random, flags: list[str]) -> None:
-    """Starts and ends a run so many times."""
-    before = 0
+def kill(workdir: Path, rounds: int, longest: float, draw: random.Random, flags: list[str]) -> int:
+    """Starts and ends a run so many times; how many of them were in the middle of a save."""
+    before = in_save = 0
     with tqdm(total=rounds, desc="killing", unit="round") as progress:
         for _ in range(rounds):
             process = start(workdir, LONGEST, flags)
@@ -76,12 +77,16 @@ def kill(workdir: Path, rounds: int, longest: float, draw: random.Random, flags:
             # Before its first step, a run has nothing to save, and SIGTERM is its end.
             if (status := process.wait()) not in (-by, 128 + by):
                 finish(process, workdir, -by)
+            in_save += any(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*"))
             step = last_step(workdir)
             if step < before:
                 sys.exit(f"the checkpoint of step {before} is gone: there is step {step}")
             before = step
             progress.set_postfix_str(f"{signal.Signals(by).name} ({status}), at step {step}")
             progress.update()
+    if not before:
+        sys.exit("no round came to its first checkpoint: raise --longest")
+    return in_save
 
 
 def logged(workdir: Path) -> list[list[str]]:
@@ -96,6 +101,8 @@ def differences(killed: Path, alone: Path) -> list[str]:
     same = jax.tree.map(lambda x, y: np.array_equal(x, y), state, other)
     found = [jax.tree_util.keystr(path) for path, ok in jax.tree.leaves_with_path(same) if not ok]
     found += ["place in the data"] if meta["iterator"] != other_meta["iterator"] else []
+    best, other = (load_meta(find_checkpoint(workdir)) for workdir in (killed, alone))
+    found += ["best"] if best["validation_iou"] != other["validation_iou"] else []
     return found + (["metrics.csv"] if logged(killed) != logged(alone) else [])
 
 
@@ -123,13 +130,15 @@ def main() -> None:
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
     finish(start(alone, 2, flags), alone)  # Draws the data, and compiles.
-    kill(killed, options.rounds, options.longest, random.Random(options.seed), flags)
+    draw = random.Random(options.seed)
+    in_save = kill(killed, options.rounds, options.longest, draw, flags)
     steps = last_step(killed) + 10
     for workdir in (killed, alone):
         print(f"{workdir.name}: to step {steps}", flush=True)
         finish(start(workdir, steps, flags), workdir)
     different = differences(killed, alone)
-    print(f"{options.rounds} of {options.rounds} kills survived; {steps} steps; ", end="")
+    print(f"{options.rounds} of {options.rounds} kills survived, {in_save} of them ", end="")
+    print(f"in the middle of a save; {steps} steps; ", end="", flush=True)
     if different:
         sys.exit(f"other than the run that was left alone: {', '.join(sorted(different))}")
     print("bitwise equal to the run that was left alone")

@@ -94,31 +94,33 @@ def test_resuming_is_bitwise_the_uninterrupted_run(six_steps, tmp_path, capsys):
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
-    six_steps, tmp_path, monkeypatch, capsys
+    six_steps, tmp_path, monkeypatch
 ):
     config, uninterrupted = six_steps
     config = config.copy_and_resolve_references()
-    config.train.log_every = 4  # The third step is in the middle of a row.
-    config.validation.every = 0
+    config.train.log_every = config.validation.every = 4
     train(config, str(tmp_path / "whole"))
     steps, pmap = [], loop.parallel.pmap_train_step
 
-    def killed_in_the_third_step(step):
+    def killed_in_two_steps(step):
         pmapped = pmap(step)
 
         def run(*args):
             steps.append(1)
-            if len(steps) == 3:
+            if len(steps) in (3, 4):
                 os.kill(os.getpid(), signal.SIGTERM)
             return pmapped(*args)
 
         return run
 
-    monkeypatch.setattr(loop.parallel, "pmap_train_step", killed_in_the_third_step)
-    with pytest.raises(Stopped, match="stopped by SIGTERM after step 3, which is saved") as stopped:
-        train(config, str(tmp_path / "cut"))
-    assert stopped.value.signum == 15 and len(steps) == 3
-    assert last_state(config, tmp_path / "cut")[1]["step"] == 3
+    monkeypatch.setattr(loop.parallel, "pmap_train_step", killed_in_two_steps)
+    for step in (3, 4):  # In the middle of a row; before a validation.
+        message = f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"
+        with pytest.raises(Stopped, match=message) as stopped:
+            train(config, str(tmp_path / "cut"))
+        assert stopped.value.signum == 15 and len(steps) == step
+        assert last_state(config, tmp_path / "cut")[1]["step"] == step
+    assert not find_checkpoint(tmp_path / "cut").match("best/*")
     train(config, str(tmp_path / "cut"))
     assert len(steps) == 6
     (ours, meta), (expected, expected_meta) = (
@@ -127,9 +129,33 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_as_if_it_had_not(
     )
     jax.tree.map(np.testing.assert_array_equal, ours, expected)
     assert meta["iterator"] == expected_meta["iterator"]
-    logged = "step", "loss", "bce", "dice", "grad_norm", "learning_rate"
+    logged = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
     cut, whole = ([[r[k] for k in logged] for r in rows(tmp_path / w)] for w in ("cut", "whole"))
-    assert cut == whole and [row[0] for row in cut] == ["1", "4", "6"]
+    assert cut == whole and [row[0] for row in cut] == ["1", "4", "4", "6", "6"]
+    best, expected = (load_meta(find_checkpoint(tmp_path / w)) for w in ("cut", "whole"))
+    assert best["step"] == expected["step"]
+    assert best["validation_iou"] == expected["validation_iou"]
+
+
+def test_a_run_that_was_killed_in_its_last_validation_makes_up_for_it(
+    tiny_config, tmp_path, capsys
+):
+    config = tiny_config()
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, str(tmp_path))
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2"]
+    train(config, str(tmp_path))
+    assert [bool(row["validation_iou"]) for row in rows(tmp_path)] == [False, False, True]
+    assert find_checkpoint(tmp_path).match("best/2")
+    before = (tmp_path / "metrics.csv").read_text()
+    train(config, str(tmp_path))
+    assert (tmp_path / "metrics.csv").read_text() == before
 
 
 @pytest.mark.slow
