@@ -96,9 +96,11 @@ class OutputFolder:
         """Removes the files of all other images that have a record."""
         wanted = {self._record(id) for id in ids}
         for record in set((self.path / "records").glob("*.json")) - wanted:
-            with contextlib.suppress(ValueError, KeyError, TypeError):  # It is not ours.
-                for path in (*self._files(json.loads(record.read_bytes())["id"]), record):
-                    path.unlink(missing_ok=True)
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                id = json.loads(record.read_bytes())["id"]
+                if self._record(id) == record:  # Else it is not ours.
+                    for path in (*self._files(id), record):
+                        path.unlink(missing_ok=True)
 
     def _files(self, id: str) -> tuple[Path, Path, Path]:
         return (

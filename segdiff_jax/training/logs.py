@@ -193,7 +193,7 @@ def complete_rows(path: Path) -> list[dict[str, str]]:
 def has_validation(workdir: Path, step: int) -> bool:
     """Whether a run's metrics.csv has the validation of a step."""
     rows = complete_rows(workdir / "metrics.csv")
-    return any(row["step"] == str(step) and row.get("validation_iou") for row in rows)
+    return any(row.get("step") == str(step) and row.get("validation_iou") for row in rows)
 
 
 def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int = 0) -> None:

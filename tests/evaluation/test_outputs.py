@@ -211,7 +211,7 @@ def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeyp
         folder.write("a", *arrays, record={"content": 2})
     # The first file is the new one already: the old record does not count.
     assert not folder.has("a", 1) and not folder.has("a", 2)
-    (tmp_path / "records" / "notes.json").write_text("[]")
+    (tmp_path / "records" / "notes.json").write_text('{"id": "../notes"}')
     folder.keep_only(["b"])
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
     assert left == ["records/notes.json"]
