@@ -35,7 +35,7 @@ lint: $(VENV)/dev
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv-* .cache runs/demo data/synthetic_lesions data/resized
+	rm -rf .venv-* .cache runs/demo runs/soak data/synthetic_lesions data/resized
 
 $(VENV)/run: requirements.txt
 	@test -n "$(VERSION)" || { echo "needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }

@@ -130,7 +130,7 @@ def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
 def saved_at(step_folder: Path) -> str:
     """The time, to the second, when a checkpoint was written or copied: it may be made anew."""
     seconds = (step_folder / "meta").stat().st_mtime
-    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _variable_items(variables):

@@ -1,5 +1,6 @@
 """Saving, finding and refusing checkpoints."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,13 @@ import optax
 import pytest
 
 from segdiff_jax import parallel
-from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
+from segdiff_jax.checkpoint import (
+    Checkpoints,
+    find_checkpoint,
+    load_meta,
+    load_variables,
+    saved_at,
+)
 from segdiff_jax.training.state import create_state
 from tests.conftest import ROOT
 
@@ -135,3 +142,9 @@ def test_a_full_disk_keeps_the_former_checkpoint(workdir, monkeypatch):
     with pytest.raises(OSError, match="cannot save the checkpoint of step 8.*former checkpoint"):
         checkpoints.save_last(state_at(8, 0.0), {})
     assert Checkpoints(workdir).last_meta()["step"] == 7
+
+
+def test_the_time_of_a_checkpoint(workdir):
+    found = find_checkpoint(workdir)
+    os.utime(found / "meta", (1_700_000_000, 1_700_000_000))
+    assert saved_at(found) == "2023-11-14 22:13:20 UTC"
