@@ -129,7 +129,8 @@ def main() -> None:
     killed, alone = options.folder.absolute() / "killed", options.folder.absolute() / "alone"
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    finish(start(alone, 2, flags), alone)  # Draws the data, and compiles.
+    first = options.folder.absolute() / "first"
+    finish(start(first, 2, flags), first)  # Draws the data, and compiles.
     draw = random.Random(options.seed)
     in_save = kill(killed, options.rounds, options.longest, draw, flags)
     steps = last_step(killed) + 10
