@@ -90,6 +90,7 @@ def test_the_cost_of_a_program_is_counted_by_xla():
     assert common.matrix_peak(repeats=1) > 0
 
 
+@pytest.mark.slow
 def test_sampling(tiny, monkeypatch, tmp_path):
     options = "--votes=4", "--steps=10", "--repeats=1"
     figures = run(monkeypatch, sampling, tmp_path, *options)
@@ -212,6 +213,7 @@ def test_expected_seconds_and_memory_by_hand():
     ]
 
 
+@pytest.mark.slow
 def test_a_steps_operations_and_bytes():
     config = tiny_overrides(get_config("m1"))
     step = scaling.measure_step(config, compiles=False)

@@ -170,6 +170,7 @@ def probabilities(folder):
     return np.stack([np.asarray(Image.open(file), np.float64) for file in files])
 
 
+@pytest.mark.slow
 def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
     out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--votes=9")
     assert "unet takes no --steps, --votes or --sampler: they are not read" in out

@@ -96,6 +96,7 @@ def test_bfloat16_computes_close_to_float32(tiny):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_output_nor_gradient(tiny):
     _, inputs, _ = tiny
     fields = TINY | {"channel_mult": (1,), "attention_resolutions": (1,), "rrdb_blocks": 1}

@@ -25,10 +25,10 @@ def test_all_are_compared():
     assert compare.get_config("segdiff") == isic2016_64.get_config()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("medsegdiff", "medt")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("segdiff", "medsegdiff", "medt")]
 
 
-@pytest.mark.parametrize("name", ["unet", "segdiff", *SLOW])
+@pytest.mark.parametrize("name", ["unet", *SLOW])
 def test_overfits_four_images(name):
     config = tiny_overrides(compare.get_config(name))
     config.sampler.flips = False  # Mirror images are not what it learned.
