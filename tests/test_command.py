@@ -4,6 +4,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from segdiff_jax import command
 from segdiff_jax.command import keep_compiled_programs, set_fields
 
 
@@ -47,3 +48,15 @@ def test_programs_are_kept_in_the_users_cache_folder(monkeypatch, variables, fol
     monkeypatch.setattr(jax.config, "update", kept.__setitem__)
     keep_compiled_programs()
     assert kept["jax_compilation_cache_dir"] == folder
+
+
+def test_what_jax_says_gets_advice(monkeypatch):
+    full = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore")
+    said = command._sentence(full)
+    assert "train.microbatches" in said and "sampler.max_memory" in said
+    assert said.endswith("(RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.)")
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed")
+    assert command._sentence(lost) == "jax failed (UNKNOWN: Gloo all-reduce failed)"
+    monkeypatch.setattr(command.parallel, "process_count", lambda: 2)
+    assert "another process of the run is lost: start all of them again" in command._sentence(lost)
+    assert command._sentence(ValueError("a field")) == "a field"
