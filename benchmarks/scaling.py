@@ -17,14 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.common import (
-    finish,
-    get_config,
-    matrix_peak,
-    parser,
-    program_cost,
-    random_batch,
-)
+from benchmarks.common import finish, get_config, matrix_peak, parser, program_cost, random_batch
 from segdiff_jax import parallel
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.diffusion.process import make_process
@@ -41,7 +34,7 @@ class Device:
     Attributes:
         peak: FLOP/s.
         memory: GiB.
-        within, between: bytes/s to devices of the same host, and of others, for each device.
+        within, between: bytes/s of a ring through devices of one host, and of several.
     """
 
     peak: float
@@ -50,12 +43,12 @@ class Device:
     between: float
 
 
-# NVIDIA H100 SXM and A100 SXM data sheets (NVLink 900 and 600 GB/s both ways; a 400 and a 200 Gb/s
-# network card each, as in DGX); Jouppi et al. 2023 (arXiv 2304.01433), six 50 GB/s links of a TPU
-# v4.
+# NVIDIA H100 SXM and A100 SXM data sheets (NVLink 900 and 600 GB/s both ways); between hosts eight
+# network cards of 400 and 200 Gb/s, as in DGX, over all of which NCCL spreads a ring. Jouppi et al.
+# 2023 (arXiv 2304.01433): six 50 GB/s links of a TPU v4.
 DEVICES = {
-    "h100": Device(989e12, 80, 450e9, 50e9),
-    "a100": Device(312e12, 80, 300e9, 25e9),
+    "h100": Device(989e12, 80, 450e9, 400e9),
+    "a100": Device(312e12, 80, 300e9, 200e9),
     "tpu-v4": Device(275e12, 32, 300e9, 300e9),
 }
 
@@ -70,13 +63,15 @@ class Step:
     """A training step.
 
     Attributes:
-        flop: of one image; what is done once a step is left out.
+        flop: of one image.
+        update: FLOP of what is done once a step, such as the optimiser's.
         gradient: bytes.
         state: bytes of parameters, moving averages and optimiser.
         image: bytes that one more image takes; None: not known.
     """
 
     flop: float
+    update: float
     gradient: float
     state: float
     image: float | None
@@ -84,11 +79,8 @@ class Step:
 
 def measure_step(config: ConfigDict, compiles: bool) -> Step:
     """Counts the operations of a step and, if it may compile it, its memory."""
-    model, process, tx = (
-        make_model(config.model),
-        make_process(config.diffusion),
-        make_optimizer(config),
-    )
+    model, process = make_model(config.model), make_process(config.diffusion)
+    tx = make_optimizer(config)
     size, channels = config.data.image_size, process.input_channels
     step = jax.jit(make_train_step(config, model, process, tx), donate_argnums=0)
     state = jax.eval_shape(lambda: create_state(init_variables(model, 0, size, channels), tx))
@@ -96,13 +88,14 @@ def measure_step(config: ConfigDict, compiles: bool) -> Step:
         step.lower(state, random_batch(count, size), jax.random.key(0), np.float32(1))
         for count in (1, 2)
     ]
-    flop = np.subtract(*[of.cost_analysis()["flops"] for of in lowered[::-1]])
+    once, twice = (of.cost_analysis()["flops"] for of in lowered)
+    flop, update = twice - once, max(0.0, 2 * once - twice)
     num_bytes = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     image = None
     if compiles:
         one, two = (program_cost(of.compile())[1] * 2**20 for of in lowered)
         image = two - one
-    return Step(float(flop), num_bytes(state.params), num_bytes(state), image)
+    return Step(flop, update, num_bytes(state.params), num_bytes(state), image)
 
 
 def expect(
@@ -115,7 +108,7 @@ def expect(
         devices: of all hosts, `per_host` on each.
     """
     link = device.within if devices <= per_host else device.between
-    computes = batch * step.flop / (utilisation * device.peak)
+    computes = (batch * step.flop + step.update) / (utilisation * device.peak)
     reduces = 2 * (devices - 1) / devices * step.gradient / link
     if step.image is None:
         return computes, reduces, None
@@ -144,6 +137,8 @@ def main() -> None:
     options.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     options.add_argument("--devices_per_host", type=int, default=8)
     options.add_argument("--utilisation", type=float, default=0.4, help="share of the peak")
+    for field in dataclasses.fields(Device):
+        options.add_argument(f"--{field.name}", type=float, help="instead of the device's own")
     options.add_argument("--no_memory", action="store_true", help="compiles nothing")
     options = options.parse_args()
     keep_compiled_programs()
@@ -152,14 +147,18 @@ def main() -> None:
     head = (
         "images a device | devices | images a step | seconds | images/s | of linear | GiB a device"
     )
-    text = table(head, rows(step, device, options))
+    own = {name: getattr(options, name) for name in dataclasses.asdict(device)}
+    device = dataclasses.replace(device, **{k: v for k, v in own.items() if v is not None})
+    lines = rows(step, device, options)
     mib = lambda x: "unknown" if x is None else f"{x / 2**20:.0f} MiB"
     figures = {
         "computed": f"not measured: {options.device} at {options.utilisation:.0%} of its peak",
-        "step": f"{step.flop / 1e9:.4g} GFLOP an image; gradient {mib(step.gradient)}, state "
-        f"{mib(step.state)}, one more image {mib(step.image)}",
+        "step": f"{step.flop / 1e9:.4g} GFLOP an image and {step.update / 1e9:.4g} once; gradient "
+        f"{mib(step.gradient)}, state {mib(step.state)}, one more image {mib(step.image)}",
+        "device": dataclasses.asdict(device),
+        "rows": [dict(zip(head.split(" | "), line, strict=True)) for line in lines],
     }
-    finish(options, text, figures)
+    finish(options, table(head, lines), figures)
 
 
 if __name__ == "__main__":

@@ -201,12 +201,14 @@ def test_the_plot_has_a_line_for_each_number_of_votes(tmp_path):
 
 def test_expected_seconds_and_memory_by_hand():
     gib = 2**30
-    step = scaling.Step(flop=2e12, gradient=gib, state=4 * gib, image=2 * gib)
+    step = scaling.Step(flop=2e12, update=0, gradient=gib, state=4 * gib, image=2 * gib)
     device = scaling.Device(peak=1e14, memory=10, within=4 * gib, between=gib)
     expect = lambda batch, devices: scaling.expect(step, device, batch, devices, 0.5, 2)
     assert expect(1, 1) == (pytest.approx(0.04), 0, 7)
     assert expect(3, 2) == (pytest.approx(0.12), pytest.approx(0.25), 11)  # Half of it, twice.
     assert expect(3, 4) == (pytest.approx(0.12), pytest.approx(1.5), 11)
+    muon = scaling.dataclasses.replace(step, update=1e12)
+    assert scaling.expect(muon, device, 3, 1, 0.5, 2)[0] == pytest.approx(0.14)
     options = SimpleNamespace(batches=[3], devices=[2], utilisation=0.5, devices_per_host=2)
     assert scaling.rows(step, device, options) == [
         ("3", "2", "6", "0.37", "16.22", "32%", "11.0 (too much)")
@@ -225,3 +227,17 @@ def test_a_steps_operations_and_bytes():
     methods = gflop_of_methods(make_model(config.model), 16, 1)
     forward = 1e9 * (methods["encode_image"] + methods["denoise"])
     assert 2.5 < step.flop / forward < 4
+    assert 10 < step.update / params < 40  # AdamW's and the moving average's.
+
+
+def test_what_the_options_say_replaces_the_devices_own(monkeypatch, tmp_path):
+    gib = 2**30
+    step = scaling.Step(flop=1e12, update=0, gradient=gib, state=4 * gib, image=gib)
+    monkeypatch.setattr(scaling, "measure_step", lambda *args: step)
+    monkeypatch.setattr(scaling, "keep_compiled_programs", lambda: None)
+    options = "--batches=2", "--devices=16", "--peak=5e12", "--between=1e9", "--memory=6"
+    figures = run(monkeypatch, scaling, tmp_path, *options)
+    assert figures["device"] == {"peak": 5e12, "memory": 6, "within": 450e9, "between": 1e9}
+    [row] = figures["rows"]
+    assert float(row["seconds"]) == pytest.approx(1 + 1.875 * gib / 1e9, rel=1e-2)
+    assert row["GiB a device"] == "7.0 (too much)"
