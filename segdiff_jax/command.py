@@ -49,7 +49,7 @@ def run_command(command: Callable[[], int | None]) -> None:
                 traceback.format_exc() if logging.level_debug() else "(--verbosity=1 shows where)"
             )
             _end(f"error: {_sentence(error)}\n{more}", 1)
-        except Exception:
+        except Exception:  # A fault of the program, shown where it is; the process ends at once.
             _end(traceback.format_exc(), 1)
 
     app.run(main, flags_parser=_parse)

@@ -75,13 +75,13 @@ def evaluate(
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
     parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})
+    folder = OutputFolder(out)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
-            folder = OutputFolder(out)
             stack.enter_context(locked(folder.path / ".lock", str(out)))
             folder.begin(settings)
         parallel.wait_for_all("output folder is tidy")
-        found = parallel.gather(_segment_share(predictor, variables, examples, OutputFolder(out)))
+        found = parallel.gather(_segment_share(predictor, variables, examples, folder))
         done = sorted(id for one in found for id in one["done"])
         before = sum(one["before"] for one in found)
         failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
