@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from segdiff_jax import parallel
@@ -164,6 +165,9 @@ def _restore(manager, step, items):
         for name, like in items.items()
     }
     try:
+        for name, like in items.items():
+            if like is not None:
+                _check_shapes(Path(manager.directory) / str(step) / name, like)
         restored = dict(manager.restore(step, args=ocp.args.Composite(**args)).items())
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
@@ -175,3 +179,23 @@ def _restore(manager, step, items):
     # Two fields have taken the place of this one, which changed no result.
     restored.get("meta", {}).get("config", {}).get("model", {}).pop("remat", None)
     return restored
+
+
+def _check_shapes(folder, like):
+    """Before a restore, which would leave reads behind that fail when nobody waits for them."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError(f"{folder.name}: its list of arrays cannot be read")
+    saved, wanted = _shapes(metadata.tree), _shapes(like)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder.name}.{name}: {saved.get(name, 'absent')} in the checkpoint, "
+                f"{wanted.get(name, 'absent')} in the network"
+            )
+
+
+def _shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}

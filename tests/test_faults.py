@@ -244,6 +244,7 @@ def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):
     file.write_text(json.dumps(meta))
     _, err = run("sample.py", f"--workdir={tmp_path / 'run'}", f"--images={tmp_path}", status=1)
     assert "best/1: not a checkpoint of this network" in err
+    assert "BatchNorm_2.bias: (16,) in the checkpoint, (32,) in the network" in err
     assert "Traceback" not in err and "Exception" not in err
 
 
