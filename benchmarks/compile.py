@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common import finish, parser
+from benchmarks.timing import finish, parser
 from tools.runs import table
 
 DEFAULT = ["--config=configs/synthetic.py"]

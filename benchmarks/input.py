@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.common import Row, figures_of, finish, parser, time_rows
+from benchmarks.timing import Row, figures_of, finish, parser, time_rows
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.synthetic_lesions.drawing import draw
 from tools.runs import table

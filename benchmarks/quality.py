@@ -18,8 +18,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from benchmarks.common import Row, figures_of, finish, parser, random_batch, time_rows
+from benchmarks.networks import random_batch
 from benchmarks.sampling import naive_row
+from benchmarks.timing import Row, figures_of, finish, parser, time_rows
 from configs import default
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.data.pipeline import padded_batches

@@ -16,26 +16,25 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from benchmarks.common import (
+from benchmarks.networks import get_config, random_batch, randomised
+from benchmarks.peers import monai_sampler
+from benchmarks.timing import (
     Row,
     figures_of,
     finish,
-    get_config,
     matrix_peak,
     parser,
     program_cost,
-    random_batch,
-    randomised,
     speed_table,
     time_rows,
 )
-from benchmarks.peers import monai_sampler
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import Process, make_process
 from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
-from segdiff_jax.evaluation import predict
+from segdiff_jax.evaluation import denoise
+from segdiff_jax.evaluation.predict import make_predictor
 from segdiff_jax.models import make_model, variables_like
 from tools.flop import gflop_of_methods
 
@@ -76,7 +75,7 @@ def our_row(
     name: str, config: ConfigDict, model: nn.Module, process: Process, variables: Any
 ) -> Row:
     """As sample.py does it; one run on one image warms up."""
-    predictor = predict.make_predictor(model, process, config.sampler, 0)
+    predictor = make_predictor(model, process, config.sampler, 0)
     image = random_batch(jax.local_device_count(), config.data.image_size)["image"]
     ids = [str(i) for i in range(len(image))]
     run = functools.partial(predictor, variables, image, ids, lambda share: None)
@@ -96,9 +95,9 @@ def rows_of(config: ConfigDict, naive: bool) -> list[Row]:
     label = f"{votes} votes x {steps} steps"
     rows = [naive_row(f"naive, {label}", *args)] if naive else []
     rows.append(our_row(f"ours, {label}", *args))
-    parts, predict.MOST_STEPS = predict.MOST_STEPS, steps
+    parts, denoise.MOST_STEPS = denoise.MOST_STEPS, steps
     rows.append(our_row(f"ours, {label}, the chain in one program", *args))
-    predict.MOST_STEPS = parts
+    denoise.MOST_STEPS = parts
     few = config.copy_and_resolve_references()
     few.sampler.update(name="ddim", steps=min(10, steps), votes=min(3, votes), spacing="trailing")
     label = f"{few.sampler.votes} votes x {few.sampler.steps} steps"

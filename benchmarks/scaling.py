@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.common import finish, get_config, matrix_peak, parser, program_cost, random_batch
+from benchmarks.networks import get_config, random_batch
+from benchmarks.timing import finish, matrix_peak, parser, program_cost
 from segdiff_jax import parallel
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.diffusion.process import make_process

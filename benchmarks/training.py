@@ -13,16 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.common import (
+from benchmarks.networks import get_config, random_batch, randomised
+from benchmarks.timing import (
     Row,
     figures_of,
     finish,
-    get_config,
     matrix_peak,
     parser,
     program_cost,
-    random_batch,
-    randomised,
     speed_table,
     time_rows,
 )

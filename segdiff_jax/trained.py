@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
 from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.evaluation.predict import EnsemblePredictor, Predictor, make_predictor
+from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
+from segdiff_jax.evaluation.predictor import Predictor
 from segdiff_jax.models import is_diffusion, make_model, variables_like
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import common, compile, input, quality, sampling, scaling, training
-from benchmarks.common import Row, get_config, randomised, speed_table, time_rows
+from benchmarks import compile, input, networks, quality, sampling, scaling, timing, training
+from benchmarks.networks import get_config, randomised
 from benchmarks.peers import monai_sampler
+from benchmarks.timing import Row, speed_table, time_rows
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import gaussian_noise
-from segdiff_jax.evaluation.predict import DiffusionPredictor, example_keys
+from segdiff_jax.evaluation.denoise import DiffusionPredictor, example_keys
 from segdiff_jax.models import make_model, variables_like
 from tests.conftest import tiny_overrides
 from tools.flop import gflop_of_methods
@@ -84,10 +85,10 @@ def test_the_table_holds_median_spread_ratio_and_share_of_the_peak():
 def test_the_cost_of_a_program_is_counted_by_xla():
     product = jax.jit(lambda a, b: a @ b)
     compiled = product.lower(jnp.ones((64, 32)), jnp.ones((32, 16))).compile()
-    gflop, mib = common.program_cost(compiled)
+    gflop, mib = timing.program_cost(compiled)
     assert gflop == pytest.approx(2 * 64 * 32 * 16 / 1e9)
     assert mib == pytest.approx(4 * (64 * 32 + 32 * 16 + 64 * 16) / 2**20, rel=0.05)
-    assert common.matrix_peak(repeats=1) > 0
+    assert timing.matrix_peak(repeats=1) > 0
 
 
 @pytest.mark.slow
@@ -112,7 +113,7 @@ def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
     tiny.sampler.update(name="ddim", votes=2, steps=4, spacing="uniform", max_batch=2)
     model, process = make_model(tiny.model), make_process(tiny.diffusion)
     variables = randomised(variables_like(model, 16, 1))
-    images = np.repeat(common.random_batch(1, 16)["image"], 4, axis=0)
+    images = np.repeat(networks.random_batch(1, 16)["image"], 4, axis=0)
     predictor = DiffusionPredictor(model, process, tiny.sampler, 0)
     ours = predictor(variables, images, ["a"] * 4)[:, 0]
     keys = example_keys(0, ["a"], [0, 1])[0]

@@ -21,7 +21,7 @@ from segdiff_jax.evaluation.outputs import (
     write_failures,
     write_metrics,
 )
-from segdiff_jax.evaluation.predict import Predictor
+from segdiff_jax.evaluation.predictor import Predictor
 from segdiff_jax.evaluation.report import Case, make_case, write_report
 from segdiff_jax.evaluation.uncertainty import calibration_bins, vote_disagreement
 from segdiff_jax.lock import locked

@@ -15,7 +15,7 @@ from segdiff_jax.data.pipeline import ResizedSource, resize_image
 from segdiff_jax.evaluation.evaluate import Evaluation, evaluate, format_result, validate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
-from segdiff_jax.evaluation.predict import Predictor
+from segdiff_jax.evaluation.predictor import Predictor
 
 SIZE = 8
 # id, (height, width), eighths of the width that are bright and that are lesion: native sizes

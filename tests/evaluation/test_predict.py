@@ -11,13 +11,9 @@ from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.evaluation import predict as predict_module
-from segdiff_jax.evaluation.predict import (
-    DiffusionPredictor,
-    EnsemblePredictor,
-    example_keys,
-    make_predictor,
-)
+from segdiff_jax.evaluation import denoise
+from segdiff_jax.evaluation.denoise import DiffusionPredictor, example_keys
+from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 
 SIZE = 8
 SCHEDULE = make_schedule("linear", 100)
@@ -316,7 +312,7 @@ def test_a_chain_in_parts_compiles_once_and_is_the_chain_in_one(monkeypatch, cap
     with jax.log_compiles(), caplog.at_level("WARNING"):
         predictor({}, images_of(4, 1), NAMES[:4])
     assert not compilations(caplog)
-    monkeypatch.setattr(predict_module, "MOST_STEPS", 20)
+    monkeypatch.setattr(denoise, "MOST_STEPS", 20)
     whole = noisy(**changes)
     np.testing.assert_allclose(ours, whole({}, images, NAMES[:4]), rtol=1e-5, atol=1e-5)
 
