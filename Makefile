@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow soak compare lint clean
+.PHONY: demo test slow soak compare official-score lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -29,6 +29,11 @@ SIDE_BY_SIDE ?= 1
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 compare: $(VENV)/dev  ## Train every model for 30 minutes, two of them three times; write docs/results.md.
 	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir=$(ISIC)
+
+OUT ?= runs/isic/samples_test
+TRUTH ?= $(ISIC)/ISBI2016_ISIC_Part1_Test_GroundTruth.zip
+official-score: $(VENV)/dev  ## The ISIC challenge's own scorer on an output folder of sample.py.
+	$(BIN)/python -m tools.official_score --out=$(OUT) --truth=$(TRUTH)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

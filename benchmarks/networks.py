@@ -9,7 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default, isic2016, isic2016_64
-from segdiff_jax.command import set_fields
+from segdiff_jax.command import parse_settings
+from segdiff_jax.trained import set_fields
 
 # m1 and m2 are timed in the original, too; docs/speed.md has its figures.
 NETWORKS = ("m1", "m2", "isic2016_64", "paper")
@@ -38,7 +39,7 @@ def get_config(network: str, settings: Sequence[str] = ()) -> ConfigDict:
         section, _, field = setting.partition(".")
         if not isinstance(config.get(section), ConfigDict):
             raise ValueError(f"{setting}: write SECTION.FIELD=VALUE")
-        set_fields(config[section], [field])
+        set_fields(config[section], parse_settings([field]))
     return config
 
 

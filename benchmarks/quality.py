@@ -15,13 +15,11 @@ import itertools
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from benchmarks.networks import random_batch
 from benchmarks.sampling import naive_row
 from benchmarks.timing import Row, figures_of, finish, parser, time_rows
-from configs import default
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.data.prepare import load_source
@@ -31,17 +29,8 @@ from segdiff_jax.evaluation.evaluate import batch_size
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.models import make_model
-from segdiff_jax.trained import Trained, load_trained
+from segdiff_jax.trained import Trained, load
 from tools.runs import table
-
-
-def load(workdir: str, steps: int, votes: int) -> Trained:
-    """The run's best checkpoint, to be sampled so."""
-
-    def change(config: ConfigDict) -> None:
-        config.sampler.update(steps=steps, votes=votes)
-
-    return load_trained(workdir, default.get_config(), change)
 
 
 def ious(trained: Trained, votes: list[int], examples: list[dict]) -> dict[int, float]:
@@ -54,14 +43,14 @@ def ious(trained: Trained, votes: list[int], examples: list[dict]) -> dict[int, 
             truth = group[i]["truth"]
             native = resize_samples(samples[:, i], truth.shape)
             for count in votes:
-                _, mask = predictor.combine(native[:count])
+                mask = predictor.combine(native[:count]).mask
                 scores[count].append(segmentation_scores(mask, truth)["iou"])
     return {count: float(np.mean(of)) for count, of in scores.items()}
 
 
 def timed_row(workdir: str, steps: int, votes: int) -> Row:
     """One image of noise on each device, as sample.py samples it."""
-    trained = load(workdir, steps, votes)
+    trained = load(workdir, steps=steps, votes=votes)
     images = random_batch(jax.local_device_count(), trained.config.data.image_size)["image"]
     ids = [str(i) for i in range(len(images))]
     run = functools.partial(trained.predictor, trained.variables, images, ids)

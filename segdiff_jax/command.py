@@ -4,12 +4,12 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import yaml
 from absl import app, flags, logging
-from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.training.stop import Stopped
@@ -93,26 +93,22 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
 
 
-def set_fields(config: ConfigDict, settings: list[str]) -> None:
-    """Sets fields of a config from "FIELD=VALUE", the value in YAML.
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Field -> value, from "FIELD=VALUE", the value in YAML.
 
     Raises:
-        ValueError: naming a setting whose field does not exist or has another type.
+        ValueError: naming a setting that is not of this form.
     """
+    parsed = {}
     for setting in settings:
         field, equals, value = setting.partition("=")
+        try:
+            parsed[field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
         if not equals:
             raise ValueError(f"{setting}: write FIELD=VALUE")
-        if field not in config:
-            raise ValueError(f"{setting}: no such field; there are {', '.join(config)}")
-        try:
-            value = yaml.safe_load(value)
-            if value is None:
-                raise TypeError
-            config[field] = value
-        except (TypeError, yaml.YAMLError) as error:
-            kind = type(config[field]).__name__
-            raise ValueError(f"{setting}: {field} is of type {kind}") from error
+    return parsed
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,18 +1,45 @@
 """A trained model as its checkpoint holds it, ready to segment."""
 
+import csv
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
+from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.pipeline import padded_batches, resize_image
 from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.evaluation.ensemble import Combined, resize_samples
 from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.evaluation.predictor import Predictor
+from segdiff_jax.evaluation.uncertainty import vote_disagreement
 from segdiff_jax.models import is_diffusion, make_model, variables_like
+
+# Fields that came later, as runs were that lack them.
+LATER = {
+    "objective": "diffusion",
+    "sampler": {"max_memory": 0.0, "rotations": False, "temperature": 1.0},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction(Combined):
+    """What `Trained.predict` says of one image, at its own size.
+
+    Attributes:
+        mask: bool[H, W], lesion or not.
+        probability: f32[H, W], of lesion.
+        deviation: f32[H, W], the standard deviation of the votes, 0 to 0.5; None of a single one.
+        uncertainty: 1 - the mean IoU of every two votes, from 0 to 1; None of a single one.
+    """
+
+    uncertainty: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,51 +51,135 @@ class Trained:
         predictor: makes masks of images.
         variables: what it takes for that.
         settings: what made the masks, for a report.
+        history: the rows of the training's metrics.csv, if that lies where the checkpoint does.
+        sampled: the same with other `sampling`, as `load` takes it.
     """
 
     config: ConfigDict
     predictor: Predictor
     variables: Any
     settings: dict[str, Any]
+    history: list[dict[str, float | None]]
+    sampled: Callable[..., "Trained"]
+
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        steps: int | None = None,
+        votes: int | None = None,
+        key: int | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> list[Prediction]:
+        """Segments images, as sample.py does.
+
+        Args:
+            images: u8[H, W, 3] each, sRGB, of any sizes; or u8[B, H, W, 3].
+            steps: of the sampler; None: as the run says. Other values are compiled, once.
+            votes: samples of each image; likewise.
+            key: seed of the samples, an int; likewise, but nothing is compiled.
+            ids: a name for each image, with which and `key` its samples are always the same; None:
+                "0", "1" and so on.
+        Raises:
+            ValueError: naming an image that is not u8[H, W, 3], or a setting that cannot be.
+        """
+        given = {"steps": steps, "votes": votes}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            return self.sampled(**given).predict(images, key=key, ids=ids)
+        predictor = self.predictor if key is None else self.predictor.seeded(key)
+        ids = [str(i) for i in range(len(images))] if ids is None else ids
+        if len(ids) != len(images):
+            raise ValueError(f"{len(ids)} ids for {len(images)} images")
+        for id, image in zip(ids, images, strict=True):
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise ValueError(f"image {id}: {image.dtype}{image.shape} is not uint8 (H, W, 3)")
+        data, predictions = self.config.data, []
+        correct = find_colour_constancy(data.colour_constancy)
+        inputs = (
+            {"id": id, "input": correct(resize_image(image, data.image_size)), "image": image}
+            for id, image in zip(ids, images, strict=True)
+        )
+        size = min(predictor.batch_size, parallel.round_up(max(1, len(images))))
+        for group, valid in padded_batches(inputs, size):
+            batch = np.stack([example["input"] for example in group])
+            samples = predictor(self.variables, batch, [example["id"] for example in group])
+            for i in np.flatnonzero(valid):
+                native = resize_samples(samples[:, i], group[i]["image"].shape[:2])
+                combined = vars(predictor.combine(native))
+                uncertainty = vote_disagreement(samples[:, i])
+                predictions.append(Prediction(**combined, uncertainty=uncertainty))
+        return predictions
 
 
-def load_trained(
-    path: str | Path,
-    defaults: ConfigDict,
-    change: Callable[[ConfigDict], None] = lambda config: None,
-) -> Trained:
-    """Loads a checkpoint of train.py.
+def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Trained:
+    """A trained model; of several paths, the mean of their probabilities.
 
     Args:
-        path: see `checkpoint.find_checkpoint`.
-        defaults: values of the fields that the run did not know yet.
-        change: changes how the run's config samples: its sampler and seed.
+        path: a workdir of train.py, a folder of checkpoints or one checkpoint.
+        sampling: fields of `config.sampler`, such as steps, votes, ensemble or threshold, and
+            "seed", the seed of the samples; what is not given is as the run's config says.
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: naming what does not fit.
     """
+    if isinstance(path, str | Path):
+        return _load(path)(**sampling)
+    return _ensemble([_load(one)(**sampling) for one in path])
+
+
+def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
+    """Sets fields of a config.
+
+    Raises:
+        ValueError: naming a field that does not exist or has another type.
+    """
+    for field, value in fields.items():
+        if field not in config:
+            raise ValueError(f"{field}={value}: no such field; there are {', '.join(config)}")
+        kind = type(config[field]).__name__
+        try:
+            if value is None:
+                raise TypeError
+            config[field] = value
+        except TypeError as error:
+            raise ValueError(f"{field}={value}: {field} is of type {kind}") from error
+
+
+def _load(path: str | Path) -> Callable[..., Trained]:
+    """Reads a checkpoint; what is returned makes a `Trained` of it with the given sampling."""
     checkpoint = find_checkpoint(path)
-    saved, config = load_meta(checkpoint)["config"], defaults.copy_and_resolve_references().unlock()
-    config.model = ConfigDict()  # The fields of another network are none of its own.
-    config.update(saved)
-    change(config)
-    model, process = make_model(config.model), make_process(config.diffusion)
-    like = variables_like(model, config.data.image_size, process.input_channels)
+    saved = load_meta(checkpoint)["config"]
+    model, process = (
+        make_model(ConfigDict(saved["model"])),
+        make_process(ConfigDict(saved["diffusion"])),
+    )
+    like = variables_like(model, saved["data"]["image_size"], process.input_channels)
     variables = parallel.replicate(load_variables(checkpoint, like))
-    predictor = make_predictor(model, process, config.sampler, config.seed)
-    settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
-    settings |= {"model": config.model.name}
-    settings |= {"image size": config.data.image_size}
-    settings |= {"colour constancy": config.data.colour_constancy}
-    fields = ["flips", "ensemble", "threshold", "max_batch"]
-    if is_diffusion(model):
-        settings |= {"seed": config.seed, "sampler": config.sampler.name}
-        fields = [field for field in config.sampler if field != "name"]
-    settings |= {field: config.sampler[field] for field in fields}
-    return Trained(config, predictor, variables, settings)
+    history = _history(checkpoint.parents[2] / "metrics.csv")
+
+    @functools.cache
+    def sampled(**sampling: Any) -> Trained:
+        config = ConfigDict(LATER | saved)
+        config.sampler = ConfigDict(LATER["sampler"] | saved["sampler"])
+        config.seed = sampling.pop("seed", config.seed)
+        set_fields(config.sampler, sampling)
+        predictor = make_predictor(model, process, config.sampler, config.seed)
+        settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
+        settings |= {"model": config.model.name}
+        settings |= {"image size": config.data.image_size}
+        settings |= {"colour constancy": config.data.colour_constancy}
+        fields = ["flips", "rotations", "ensemble", "temperature", "threshold", "max_batch"]
+        if is_diffusion(model):
+            settings |= {"seed": config.seed, "sampler": config.sampler.name}
+            fields = [field for field in config.sampler if field != "name"]
+        settings |= {field: config.sampler[field] for field in fields}
+        more = lambda **others: sampled(**{"seed": config.seed} | sampling | others)
+        return Trained(config, predictor, variables, settings, history, more)
+
+    return sampled
 
 
-def ensemble_of(members: Sequence[Trained]) -> Trained:
+def _ensemble(members: Sequence[Trained]) -> Trained:
     """The mean of several models' probabilities as one more; of one model, that itself.
 
     Raises:
@@ -88,7 +199,20 @@ def ensemble_of(members: Sequence[Trained]) -> Trained:
     predictor = EnsemblePredictor([member.predictor for member in members], first.config.sampler)
     settings = {f"{i}. {k}": v for i, m in enumerate(members, 1) for k, v in m.settings.items()}
     settings = {"model": " + ".join(m.settings["model"] for m in members)} | settings
-    return Trained(first.config, predictor, [member.variables for member in members], settings)
+    more = lambda **others: _ensemble([member.sampled(**others) for member in members])
+    variables = [member.variables for member in members]
+    return Trained(first.config, predictor, variables, settings, [], functools.cache(more))
+
+
+def _history(path: Path) -> list[dict[str, float | None]]:
+    try:
+        with path.open(newline="") as file:
+            return [
+                {name: float(value) if value else None for name, value in row.items()}
+                for row in csv.DictReader(file)
+            ]
+    except (OSError, ValueError, TypeError):  # It is for the report's curves alone.
+        return []
 
 
 def run_name(path: str) -> str:

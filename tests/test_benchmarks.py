@@ -174,7 +174,7 @@ def test_the_score_of_so_many_votes_is_that_of_the_first_ones():
             return np.stack([right, right, -right])
 
         def combine(self, samples):
-            return None, samples.mean(axis=0) > 0.5  # All must agree.
+            return SimpleNamespace(mask=samples.mean(axis=0) > 0.5)  # All must agree.
 
     truth = np.zeros((16, 16), bool)
     truth[:8] = True

@@ -5,12 +5,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from segdiff_jax import command
-from segdiff_jax.command import keep_compiled_programs, set_fields
+from segdiff_jax.command import keep_compiled_programs, parse_settings
+from segdiff_jax.trained import set_fields
 
 
 def test_fields_are_set_by_yaml():
     config = ConfigDict({"threshold": 0.5, "clip": True, "votes": 5, "name": "ddim"})
-    set_fields(config, ["threshold=0.4", "clip=false", "votes=9", "name=ddpm"])
+    set_fields(config, parse_settings(["threshold=0.4", "clip=false", "votes=9", "name=ddpm"]))
     assert config.to_dict() == {"threshold": 0.4, "clip": False, "votes": 9, "name": "ddpm"}
 
 
@@ -19,15 +20,15 @@ def test_fields_are_set_by_yaml():
     [
         ("vote=3", "vote=3: no such field; there are votes"),
         ("votes=many", "votes=many: votes is of type int"),
-        ("votes=", "votes=: votes is of type int"),
+        ("votes=", "votes=None: votes is of type int"),
         ("votes", "votes: write FIELD=VALUE"),
-        ("votes={", "votes={: votes is of type int"),
+        ("votes={", "votes={: write FIELD=VALUE"),
     ],
 )
 def test_a_wrong_setting_is_named(setting, message):
     config = ConfigDict({"votes": 5})
     with pytest.raises(ValueError, match=message):
-        set_fields(config, [setting])
+        set_fields(config, parse_settings([setting]))
     assert config.votes == 5
 
 

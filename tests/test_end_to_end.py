@@ -130,7 +130,7 @@ def test_sampling_a_folder(workdir, tmp_path):
         Image.fromarray(255 * np.eye(*size, dtype=np.uint8)).save(truths / f"{name}_mask.png")
     arguments = [f"--workdir={workdir}", f"--images={images}", "--steps=3", "--votes=3"]
     arguments += ["--ensemble=vote", "--sampler=ddpm", "--seed=5"]
-    arguments += ["--set=threshold=0.4", "--set=clip=false", "--artefact=frame"]
+    arguments += ["--threshold=0.4", "--set=clip=false", "--artefact=frame"]
     out, _ = run("sample.py", *arguments, f"--masks={truths}", f"--out={tmp_path / 'scored'}")
     metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
     masks = read_masks(tmp_path / "scored")

@@ -16,10 +16,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import compare, default
+from configs import compare
 from segdiff_jax.checkpoint import Checkpoints
 from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.trained import load_trained
+from segdiff_jax.trained import load
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state, make_optimizer
 from tests.conftest import ROOT, tiny_overrides
@@ -233,7 +233,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(workdir, tmp_path, what, mes
     shutil.copytree(workdir, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoints" / "best" / "1", what)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        load_trained(tmp_path / "run", default.get_config())
+        load(tmp_path / "run")
 
 
 def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):

@@ -33,7 +33,8 @@ ALLOWED = {
         "lock",
     },
     "evaluation": {"diffusion", "models", "data", "parallel", "lock"},
-    "trained": {"diffusion", "models", "evaluation", "checkpoint", "parallel"},
+    "trained": {"diffusion", "models", "data", "evaluation", "checkpoint", "parallel"},
+    "__init__": {"trained"},
 }
 
 

@@ -1,14 +1,15 @@
 """Loading runs of different kinds, and what cannot be an ensemble."""
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import segdiff_jax
 from configs import default
 from segdiff_jax.checkpoint import Checkpoints
 from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.trained import ensemble_of, load_trained
+from segdiff_jax.trained import _ensemble, load
 from tests.conftest import tiny_overrides
 
 
@@ -23,6 +24,9 @@ def workdirs(tmp_path_factory):
             config.model = ConfigDict({"name": "unet", "channels": (8, 16)})
         model = make_model(config.model)
         variables = jax.jit(lambda model=model: init_variables(model, 0, 16))()
+        rng = np.random.default_rng(0)  # New networks say 0 everywhere.
+        move = lambda x, rng=rng: np.asarray(x) + 0.05 * rng.random(x.shape, np.float32)
+        variables = jax.tree.map(move, variables)
         folders[name] = tmp_path_factory.mktemp(name)
         saved = config.to_dict()
         if name == "segdiff":  # As of a run that did not know this field yet.
@@ -32,25 +36,83 @@ def workdirs(tmp_path_factory):
     return folders
 
 
-def test_a_runs_own_fields_and_the_defaults_of_the_others(workdirs):
-    unet = load_trained(workdirs["unet"], default.get_config())
+def images_of(*sizes):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
+    unet = load(workdirs["unet"])
     assert unet.config.model.to_dict() == {"name": "unet", "channels": [8, 16]}
     assert unet.settings["model"] == "unet" and "steps" not in unet.settings
     assert sorted(unet.variables) == ["batch_stats", "params"]
-    segdiff = load_trained(workdirs["segdiff"], default.get_config())
+    segdiff = load(workdirs["segdiff"])
     assert segdiff.config.objective == "diffusion" and segdiff.settings["steps"] == 2
+    assert segdiff.settings["temperature"] == 1 and segdiff.history == []
+    assert segdiff_jax.load is load
+    with pytest.raises(AttributeError, match="no attribute 'train'"):
+        segdiff_jax.train  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "sampling, message",
+    [
+        ({"vote": 3}, "vote=3: no such field; there are"),
+        ({"votes": "many"}, "votes is of type int"),
+    ],
+)
+def test_wrong_sampling_is_named(workdirs, sampling, message):
+    with pytest.raises(ValueError, match=message):
+        load(workdirs["segdiff"], **sampling)
 
 
 def test_an_ensemble_is_of_models_that_see_alike(workdirs):
-    load = lambda name, **fields: load_trained(
-        workdirs[name], default.get_config(), lambda config: config.sampler.update(fields)
-    )
-    alone = load("unet")
-    assert ensemble_of([alone]) is alone
-    both = ensemble_of([load("segdiff"), alone])
+    alone = load([workdirs["unet"]])
+    assert alone.settings["model"] == "unet"
+    both = load([workdirs["segdiff"], workdirs["unet"]])
     assert both.settings["model"] == "segdiff + unet"
     assert both.settings["1. steps"] == 2 and "2. steps" not in both.settings
-    images = jnp.zeros((4, 16, 16, 3), jnp.uint8)
+    images = np.zeros((4, 16, 16, 3), np.uint8)
     assert both.predictor(both.variables, images, list("abcd")).shape == (2, 4, 16, 16)
+    predictions = both.predict(images[:1], key=3)
+    assert predictions[0].mask.shape == (16, 16) and 0 <= predictions[0].uncertainty <= 1
     with pytest.raises(ValueError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
-        ensemble_of([load("segdiff"), load("unet", threshold=0.4)])
+        _ensemble([load(workdirs["segdiff"]), load(workdirs["unet"], threshold=0.4)])
+
+
+def test_predicting_images_of_any_sizes(workdirs):
+    segdiff = load(workdirs["segdiff"], votes=3)
+    images = images_of((20, 30), (16, 16), (7, 50), (64, 9), (30, 30))
+    predictions = segdiff.predict(images, ids=list("abcde"))
+    assert [p.mask.shape for p in predictions] == [image.shape[:2] for image in images]
+    for p in predictions:
+        assert p.mask.dtype == bool and p.probability.dtype == p.deviation.dtype == np.float32
+        np.testing.assert_array_equal(p.mask, p.probability > 0.5)
+        assert 0 <= p.deviation.max() <= 0.5 and 0 <= p.uncertainty <= 1
+    # An image's samples follow from its name and the key, not from the others.
+    (again,) = segdiff.predict(images[2:3], ids=["c"])
+    np.testing.assert_allclose(again.probability, predictions[2].probability, atol=1e-5)
+    (other,) = segdiff.predict(images[2:3], ids=["c"], key=7)
+    assert np.abs(other.probability - again.probability).max() > 1e-3
+    (same,) = load(workdirs["segdiff"], votes=3, seed=7).predict(images[2:3], ids=["c"])
+    np.testing.assert_array_equal(same.probability, other.probability)
+
+
+def test_predicting_with_other_steps_and_votes(workdirs):
+    segdiff, images = load(workdirs["segdiff"], seed=7), images_of((16, 16))
+    (one,) = segdiff.predict(images, steps=1, votes=1)
+    assert one.deviation is None and one.uncertainty is None
+    assert segdiff.sampled(steps=1, votes=1) is segdiff.sampled(steps=1, votes=1)
+    (expected,) = load(workdirs["segdiff"], seed=7, steps=1, votes=1).predict(images)
+    np.testing.assert_array_equal(one.probability, expected.probability)
+
+
+def test_images_that_are_none_are_named(workdirs):
+    unet = load(workdirs["unet"])
+    assert unet.predict([]) == []
+    with pytest.raises(ValueError, match=r"image 1: float64\(4, 4, 3\) is not uint8"):
+        unet.predict([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))])
+    with pytest.raises(ValueError, match=r"image x: uint8\(4, 4\) is not uint8 \(H, W, 3\)"):
+        unet.predict([np.zeros((4, 4), np.uint8)], ids=["x"])
+    with pytest.raises(ValueError, match="2 ids for 1 images"):
+        unet.predict([np.zeros((4, 4, 3), np.uint8)], ids=["x", "y"])

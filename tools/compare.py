@@ -21,11 +21,12 @@ from adjustText import adjust_text
 from ml_collections import ConfigDict
 
 from configs import compare
-from segdiff_jax.command import keep_compiled_programs, set_fields
+from segdiff_jax.command import keep_compiled_programs, parse_settings
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.evaluation.predict import make_predictor
 from segdiff_jax.models import make_model, variables_like
+from segdiff_jax.trained import set_fields
 from tools.comparison import BASELINE, DIFFUSION, ENSEMBLE, MAIN, SPLITS, Comparison, Row
 from tools.flop import gflop_of_methods
 from tools.runs import cell, table
@@ -70,7 +71,7 @@ def gflop_an_image(row: Row, config_of: Callable[[str], ConfigDict]) -> float:
     total = 0.0
     for model in row.models:
         config = config_of(model)
-        set_fields(config.sampler, list(row.sampler))
+        set_fields(config.sampler, parse_settings(row.sampler))
         network, process = make_model(config.model), make_process(config.diffusion)
         passes = make_predictor(network, process, config.sampler, config.seed).passes
         flop = gflop_of_methods(network, config.data.image_size, process.input_channels)

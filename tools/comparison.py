@@ -21,13 +21,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from configs import default
-from segdiff_jax.command import set_fields
+from segdiff_jax.command import parse_settings
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.trained import Trained, ensemble_of, load_trained
+from segdiff_jax.trained import Trained, load
 from tools.runs import Run
 
 SEEDS = {"segdiff": 3, "unet": 3, "medsegdiff": 1, "medt": 1}
@@ -149,11 +148,8 @@ class Comparison:
     def trained(self, row: Row, seed: int) -> Trained:
         """The row's models, as sample.py loads them."""
 
-        def change(config: ConfigDict) -> None:
-            set_fields(config.sampler, list(row.sampler))
-
-        folders = (run.workdir for run in self.members(row, seed))
-        return ensemble_of([load_trained(path, default.get_config(), change) for path in folders])
+        folders = [run.workdir for run in self.members(row, seed)]
+        return load(folders, **parse_settings(row.sampler))
 
     def folder(self, row: Row, split: str, seed: int) -> Path:
         """Of what sample.py would write."""

@@ -1,9 +1,11 @@
-"""Images, with or without masks, from folders of files."""
+"""Images, with or without masks, from files."""
 
+import glob
+import itertools
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -13,29 +15,38 @@ MASK_ENDINGS = ("_segmentation", "_mask", "")  # of a mask's name, after the ima
 class FolderSource:
     """Random access to {"id" str, "image" bytes, "mask" bytes or absent}, sorted by id.
 
-    Names are compared in Unicode's composed form (NFC), which not every system writes.
+    An id is a file's path from the folder, without its ending, as "2024/photo 1". Names are
+    compared in Unicode's composed form (NFC), which not every system writes.
 
     Attributes:
         ids: of the records.
-        failures: file name -> why it is no record: its name is that of another file, or, where
-            masks are given, it has none or more than one.
-    Raises:
-        ValueError: if a folder is missing or holds no image.
+        failures: file -> why it is no record: its name is that of another file, or, where masks are
+            given, it has none or more than one.
     """
 
     def __init__(self, images: str, masks: str | None = None):
+        """Reads names only.
+
+        Args:
+            images: a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
+                in which "**" stands for any folders.
+            masks: a folder; each mask lies in the same subfolder as its image, or all of them in
+                none.
+        Raises:
+            ValueError: if there is no image, or no mask.
+        """
         self.failures: dict[str, str] = {}
         self._images, self._masks = {}, {}
         named: dict[str, list[Path]] = defaultdict(list)
-        for stem, paths in files_by_stem(masks).items() if masks else ():
-            named[stem.lower()] += paths
-        for stem, paths in files_by_stem(images).items():
-            names, found = [shown(path.name) for path in paths], _masks_of(stem, named)
-            reason = None
-            if shown(stem) != stem:
+        for name, paths in files_by_name(masks).items() if masks else ():
+            named[name.lower()] += paths
+        for name, paths in files_by_name(images, masks).items():
+            files = [shown(f"{name.rpartition('/')[0]}/{path.name}".strip("/")) for path in paths]
+            reason, found = None, _masks_of(name, named) or _masks_of(Path(name).name, named)
+            if shown(name) != name:
                 reason = "its name is not Unicode: rename it"
             elif len(paths) > 1:
-                reason = f"{' and '.join(names)} have the same name: rename one"
+                reason = f"{' and '.join(files)} have the same name: rename one"
             elif len(found) > 1:
                 reason = f"two masks: {found[0].name} and {found[1].name}"
             elif masks and not found:
@@ -44,9 +55,9 @@ class FolderSource:
                     "_Segmentation or _mask"
                 )
             if reason:
-                self.failures |= dict.fromkeys(names, reason)
+                self.failures |= dict.fromkeys(files, reason)
             else:
-                self._images[stem], self._masks[stem] = paths[0], found
+                self._images[name], self._masks[name] = paths[0], found
         self.ids = sorted(self._images)
 
     def __len__(self) -> int:
@@ -65,26 +76,50 @@ def shown(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def files_by_stem(folder: str) -> dict[str, list[Path]]:
-    """Name without ending -> image files, of those right in a folder; ValueError as above."""
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder} is not a folder")
+def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path]]:
+    """Path from the folder, without ending -> image files; `pattern` and errors as above.
+
+    Hidden files and folders, `other` and folders that sample.py wrote are passed over.
+    """
+    root, paths = Path(pattern), []
+    if root.is_dir():
+        paths = _files_in(root, other)
+    elif root.is_file():
+        root, paths = root.parent, [root]
+    elif glob.has_magic(pattern):
+        fixed = itertools.takewhile(lambda part: not glob.has_magic(part), root.parts)
+        root = Path(*fixed)
+        paths = [Path(path) for path in glob.glob(pattern, recursive=True)]
+    else:
+        raise ValueError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
-    for path in sorted(Path(folder).iterdir()):
+    for path in sorted(paths):
         if (
             path.is_file()
             and path.suffix.lower() in IMAGE_SUFFIXES
             and not path.name.startswith(".")
             and not path.stem.endswith("_superpixels")  # lie among the official images
         ):
-            files[unicodedata.normalize("NFC", path.stem)].append(path)
+            name = path.relative_to(root).with_suffix("").as_posix()
+            files[unicodedata.normalize("NFC", name)].append(path)
     if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise ValueError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
-def _masks_of(stem: str, named: Mapping[str, Sequence[Path]]) -> list[Path]:
+def _files_in(folder: Path, other: str | None) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        for name in list(folders):
+            inner = Path(place, name)
+            ours = (inner / "records").is_dir() and (inner / "settings.json").is_file()
+            if name.startswith(".") or ours or (other and inner.samefile(other)):
+                folders.remove(name)
+        yield from (Path(place, name) for name in names)
+
+
+def _masks_of(name: str, named: Mapping[str, Sequence[Path]]) -> list[Path]:
     """`named`: lower-case name without ending -> files; those in the image's own case win."""
-    found = [path for ending in MASK_ENDINGS for path in named.get((stem + ending).lower(), ())]
+    found = [path for ending in MASK_ENDINGS for path in named.get((name + ending).lower(), ())]
+    stem = name.rpartition("/")[2]
     own = [p for p in found if unicodedata.normalize("NFC", p.stem).startswith(stem)]
     return sorted(own or found)

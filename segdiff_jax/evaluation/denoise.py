@@ -18,16 +18,18 @@ from segdiff_jax.diffusion.process import VARIANCES, Process
 from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.predictor import (
-    FLIPS,
     Predictor,
+    Trace,
+    View,
     check_choice,
     check_positive,
-    mirrored,
-    mirrored_back,
+    seen,
+    seen_back,
+    views_of,
 )
 
 # In one program, between which progress is shown; more would be no faster.
-MOST_STEPS = 10
+MOST_STEPS = 5
 
 
 SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
@@ -74,15 +76,16 @@ class DiffusionPredictor(Predictor):
         # The votes of a chunk; the images fill it up.
         self._votes, self._chunk = sampler.votes, even_part(sampler.votes, sampler.max_batch)
         self._seed = seed
-        self._flips = min(len(FLIPS), sampler.votes) if sampler.flips else 1
-        passes = {"encode_image": self._flips, "denoise": sampler.votes * sampler.steps}
+        self._views = views_of(sampler)[: sampler.votes]
+        passes = {"encode_image": len(self._views), "denoise": sampler.votes * sampler.steps}
         super().__init__(sampler, self._chunk, passes)
         if sampler.max_memory < 0:
             raise ValueError(f"sampler.max_memory={sampler.max_memory} must be at least 0")
         self._max_bytes, self._fitting = sampler.max_memory * 2**30, {}
         self._steps, self._scale = sampler.steps, process.input_scale
+        self._timesteps = timesteps
         self._part = max(n for n in range(1, MOST_STEPS + 1) if sampler.steps % n == 0)
-        self._encode = parallel.pmap_map(functools.partial(encode, model, self._flips), 1)
+        self._encode = parallel.pmap_map(functools.partial(encode, model, self._views), 1)
         self._begin = parallel.pmap_map(begin, 2, num_whole=0)
         run = functools.partial(advance, model, process, step_fn, self._part)
         self._advance = parallel.pmap_map(run, 5, num_whole=2, donate=(5, 6))
@@ -93,6 +96,7 @@ class DiffusionPredictor(Predictor):
         images: np.ndarray,
         ids: Sequence[str],
         progress: Callable[[float], None] = lambda share: None,
+        trace: Trace | None = None,
     ) -> np.ndarray:
         """As `Predictor.__call__`; V is `sampler.votes`.
 
@@ -113,29 +117,39 @@ class DiffusionPredictor(Predictor):
             for first in chunks:
                 votes = self._votes_from(first, chunk)
                 *inputs, x_t, previous = self._inputs(features, ids[batch], votes)
+                shown = trace if start == first == 0 else None
+                self._show(shown, self._steps, x_t, previous, size)
                 for t in range(self._steps - 1, -1, -self._part):
                     state = x_t, previous
                     x_t, previous = self._advance(variables, np.int32(t), *inputs, *state)
                     jax.block_until_ready(x_t)
+                    self._show(shown, t - self._part + 1, x_t, previous, size)
                     done += 1
                     progress(done / parts)
                 masks = parallel.unshard(x_t) / self._scale
                 masks = masks.reshape(size, chunk, *masks.shape[1:3])
                 wanted = votes < self._votes
-                masks = mirrored_back(masks[:, wanted], votes[wanted] % self._flips)
-                samples[votes[wanted], batch] = masks
+                views = [self._views[vote % len(self._views)] for vote in votes[wanted]]
+                samples[votes[wanted], batch] = seen_back(masks[:, wanted], views)
         return samples
 
     def _votes_from(self, first: int, chunk: int) -> np.ndarray:
-        """The numbers of a chunk's votes; those of a mirror image in a row, where they divide."""
-        votes = np.arange(first, first + chunk)
-        return votes if chunk % self._flips else votes.reshape(-1, self._flips).T.reshape(-1)
+        """The numbers of a chunk's votes; those of a view in a row, where they divide."""
+        votes, views = np.arange(first, first + chunk), len(self._views)
+        return votes if chunk % views else votes.reshape(-1, views).T.reshape(-1)
+
+    def _show(self, trace: Trace | None, steps: int, x_t: Array, x_start: Array, size: int) -> None:
+        """Shows `trace`, if there is one, each image's first vote so many steps before x_0."""
+        if trace:
+            t = int(self._timesteps[steps - 1]) + 1 if steps else 0
+            first_votes = lambda x: parallel.unshard(x).reshape(size, -1, *x.shape[-3:-1])[:, 0]
+            trace(t, *(first_votes(x) / self._scale for x in (x_t, x_start)))
 
     def _inputs(self, features: Array, ids: Sequence[str], votes: np.ndarray) -> tuple[Any, ...]:
         """What `_advance` takes after the variables at the start of a chain."""
         keys = parallel.shard(example_keys(self._seed, ids, votes))
-        flips = np.broadcast_to(np.int32(votes % self._flips), keys.shape)
-        return features, keys, flips, *self._begin(features, keys)
+        views = np.broadcast_to(np.int32(votes % len(self._views)), keys.shape)
+        return features, keys, views, *self._begin(features, keys)
 
     def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int, int]:
         """Images and votes to denoise together, halved until it fits into memory, and its bytes."""
@@ -181,13 +195,10 @@ def example_keys(seed: int, ids: Sequence[str], votes: Sequence[int]) -> Array:
     )
 
 
-def encode(model: nn.Module, flips: int, variables: Any, images: Array) -> Array:
-    """The features of u8[B, S, S, 3] and of its mirror images: [B, flips, S, S, C].
-
-    See the model's `encode_image`; `flips` is how many of `FLIPS`.
-    """
-    features = model.apply(variables, mirrored(images, flips), method="encode_image")
-    return features.reshape(len(images), flips, *features.shape[1:])
+def encode(model: nn.Module, views: Sequence[View], variables: Any, images: Array) -> Array:
+    """The features of each view of u8[B, S, S, 3]: [B, views, S, S, C]; see `encode_image`."""
+    features = model.apply(variables, seen(images, views), method="encode_image")
+    return features.reshape(len(images), len(views), *features.shape[1:])
 
 
 def begin(features: Array, keys: Array) -> tuple[Array, Array]:
@@ -205,7 +216,7 @@ def advance(
     first: Array,
     features: Array,
     keys: Array,
-    flips: Array,
+    views: Array,
     x_t: Array,
     previous: Array,
 ) -> tuple[Array, Array]:
@@ -214,9 +225,9 @@ def advance(
     Args:
         count: the number of steps.
         first: i32[], the first step's number in the schedule.
-        features: [B, F, S, S, C] of each image's mirror images, from `encode`.
+        features: [B, F, S, S, C] of each image's views, from `encode`.
         keys: key[B, V], the noise of each vote.
-        flips: i32[B, V], which of the F each vote sees: if V is a multiple of F, the same number of
+        views: i32[B, V], which of the F each vote sees: if V is a multiple of F, the same number of
             votes each, in order.
         x_t: f32[B * V, S, S, 1].
         previous: f32[B * V, S, S, 1], the estimate x_start of the step before.
@@ -224,7 +235,7 @@ def advance(
         The next x_t, after the last step x_0, and the next estimate.
     """
     if keys.shape[1] % features.shape[1]:
-        features = jax.vmap(lambda of_image, which: of_image[which])(features, flips)
+        features = jax.vmap(lambda of_image, which: of_image[which])(features, views)
     features = features.reshape(-1, *features.shape[2:])
     timesteps = jnp.asarray(process.schedule.timesteps, jnp.int32)
 

@@ -1,7 +1,25 @@
 """From the samples (votes) of one image to its probability and mask."""
 
+import dataclasses
+
 import numpy as np
 from PIL import Image
+from scipy import special
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined:
+    """What the samples of one image come to.
+
+    Attributes:
+      mask: bool[H, W], lesion or not.
+      probability: f32[H, W], of lesion.
+      deviation: f32[H, W], `standard_deviation` of the samples; None of a single one.
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+    deviation: np.ndarray | None
 
 
 def mean(samples: np.ndarray) -> np.ndarray:
@@ -25,7 +43,64 @@ def vote(samples: np.ndarray) -> np.ndarray:
     return to_mask(_probabilities(samples)).mean(axis=0, dtype=np.float32)
 
 
-ENSEMBLES = {"mean": mean, "vote": vote}
+def staple(samples: np.ndarray) -> np.ndarray:
+    """Probability of lesion by STAPLE (Warfield et al. 2004, IEEE TMI 23(7), equations 14 to 19).
+
+    Expectation maximisation, in logarithms, estimates the true mask together with each vote's
+    sensitivity and specificity. As in ITK, the prior is the share of lesion over all votes; it
+    starts with the share of the votes at each pixel, and ends where no sensitivity or specificity
+    changes by more than 1e-7.
+
+    Arguments, return value and errors are those of `mean`; at most 64 votes.
+    """
+    votes = to_mask(_probabilities(samples))
+    if len(votes) > 64:
+        raise ValueError(f"staple takes at most 64 votes, not {len(votes)}")
+    # Pixels whose votes are alike are one: there are few kinds.
+    kinds = sum(vote.astype(np.uint64) << np.uint64(i) for i, vote in enumerate(votes))
+    kinds, place, count = np.unique(kinds, return_inverse=True, return_counts=True)
+    lesion = kinds[:, None] >> np.arange(len(votes), dtype=np.uint64) & np.uint64(1) == 1
+    prior = votes.mean()
+    if prior in (0, 1):
+        return np.full(votes.shape[1:], prior, np.float32)
+    probability, former = lesion.mean(axis=1), np.inf
+    while True:
+        weights = count * np.stack([probability, 1 - probability])
+        hits = weights[0] @ lesion, weights[1] @ ~lesion
+        # Sensitivities, then specificities; of logarithms, 0 and 1 would have none.
+        quality = np.stack(hits) / weights.sum(axis=1, keepdims=True)
+        right, wrong = (np.log(np.clip(q, 1e-12, 1)) for q in (quality, 1 - quality))
+        of_lesion = np.log(prior) + np.where(lesion, right[0], wrong[0]).sum(axis=1)
+        of_skin = np.log1p(-prior) + np.where(lesion, wrong[1], right[1]).sum(axis=1)
+        probability = special.expit(of_lesion - of_skin)
+        if np.abs(quality - former).max() <= 1e-7:
+            return probability[place].reshape(votes.shape[1:]).astype(np.float32)
+        former = quality
+
+
+ENSEMBLES = {"mean": mean, "vote": vote, "staple": staple}
+
+
+def temper(probability: np.ndarray, temperature: float) -> np.ndarray:
+    """Divides the log odds by a temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+
+    Args:
+      probability: f32[...], from 0 to 1; taken to be within 1/510 and 509/510, half a step of 8-bit
+        files, so that what seems certain has log odds, too.
+      temperature: above 0; above 1 it makes less certain; 1 changes nothing.
+    Returns:
+      f32[...].
+    """
+    if temperature == 1:
+        return probability
+    odds = special.logit(np.clip(probability, 1 / 510, 509 / 510))
+    return special.expit(odds / temperature).astype(np.float32)
+
+
+def entropy(probability: np.ndarray) -> np.ndarray:
+    """Of each pixel's label, in bits: f32[...] from 0 (certain) to 1 (lesion or not, evenly)."""
+    nats = special.entr(probability) + special.entr(1 - probability)
+    return (nats / np.log(2)).astype(np.float32)
 
 
 def standard_deviation(samples: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,17 @@ from tqdm import tqdm
 
 from segdiff_jax import parallel
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
-from segdiff_jax.evaluation.ensemble import resize_samples, standard_deviation
+from segdiff_jax.evaluation.ensemble import resize_samples
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.outputs import (
-    OutputFolder,
-    format_metrics,
-    write_failures,
-    write_metrics,
-)
+from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.predictor import Predictor
-from segdiff_jax.evaluation.report import Case, make_case, write_report
-from segdiff_jax.evaluation.uncertainty import calibration_bins, vote_disagreement
+from segdiff_jax.evaluation.report import Case, Strip, make_case, make_strip, write_report
+from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_metrics
+from segdiff_jax.evaluation.uncertainty import calibration_levels, vote_disagreement
 from segdiff_jax.lock import locked
+
+STRIPS = 4  # images whose denoising the report shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,9 @@ def evaluate(
     out: str | Path,
     settings: dict[str, Any],
     title: str,
+    history: Sequence[dict[str, float | None]] = (),
+    resume: bool = True,
+    workers: int = 2,
 ) -> Evaluation:
     """Writes masks, probabilities, overlays, scores and the report of every example.
 
@@ -66,6 +69,9 @@ def evaluate(
         out: the folder to write to; see `OutputFolder` for its layout.
         settings: what the report and metrics.json say about the run.
         title: of the report.
+        history: of the training, for the report: the rows of its metrics.csv.
+        resume: False makes again what `out` holds.
+        workers: threads that combine, score and write; each holds an image with all its votes.
     Raises:
         ValueError: if `out` is a workdir of train.py or holds foreign masks, or not all processes
             see it.
@@ -79,20 +85,24 @@ def evaluate(
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
             stack.enter_context(locked(folder.path / ".lock", str(out)))
-            folder.begin(settings)
+            folder.begin(settings, resume)
         parallel.wait_for_all("output folder is tidy")
-        found = parallel.gather(_segment_share(predictor, variables, examples, folder))
+        found = parallel.gather(_segment_share(predictor, variables, examples, folder, workers))
         done = sorted(id for one in found for id in one["done"])
         before = sum(one["before"] for one in found)
         failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
         metrics = None
         if parallel.is_main():
-            metrics = _summarise(folder, done, failures, settings, title)
+            metrics = _summarise(folder, done, failures, settings, title, history)
     return Evaluation(len(done), before, failures, metrics)
 
 
 def _segment_share(
-    predictor: Predictor, variables: Any, examples: NativeExamples, folder: OutputFolder
+    predictor: Predictor,
+    variables: Any,
+    examples: NativeExamples,
+    folder: OutputFolder,
+    workers: int,
 ) -> dict[str, Any]:
     """Segments this process's share of the images.
 
@@ -100,7 +110,8 @@ def _segment_share(
         "done": ids, of which so many "before", and "failures": id -> why.
     """
     share = parallel.share(len(examples))
-    done, failures, before = [], {}, 0
+    done, failures, before, chain = [], {}, 0, []
+    pending: deque[tuple[str, Any]] = deque()
 
     def readable() -> Iterator[dict[str, Any]]:
         nonlocal before
@@ -115,41 +126,61 @@ def _segment_share(
                 continue
             progress.update()
 
-    with tqdm(total=len(share), desc="sampling", unit="image") as progress:
+    def finish() -> None:
+        id, written = pending.popleft()
+        try:
+            written.result()
+            done.append(id)
+        except ValueError as error:  # An id that cannot be a file's name.
+            failures[id] = str(error)
+        progress.update()
+
+    with (
+        tqdm(total=len(share), desc="sampling", unit="image") as progress,
+        ThreadPoolExecutor(workers) as pool,
+    ):
         for group, valid in padded_batches(readable(), batch_size(predictor, len(share))):
             images = np.stack([example["input"] for example in group])
             show = lambda part: progress.set_postfix_str(f"batch {part:.0%}")
-            samples = predictor(variables, images, [example["id"] for example in group], show)
+            ids = [example["id"] for example in group]
+            note = None if chain else lambda *frame: chain.append(frame)
+            samples = predictor(variables, images, ids, show, note)
             for i in np.flatnonzero(valid):
-                id = group[i]["id"]
-                try:
-                    _finish(predictor, folder, group[i], samples[:, i])
-                    done.append(id)
-                except ValueError as error:  # An id that cannot be a file's name.
-                    failures[id] = str(error)
-                progress.update()
+                strip = None
+                if note and chain and i < min(STRIPS, len(chain[0][1])):
+                    strip = make_strip(ids[i], [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain])
+                if len(pending) > workers:
+                    finish()
+                job = pool.submit(_finish, predictor, folder, group[i], samples[:, i], strip)
+                pending.append((ids[i], job))
+        while pending:
+            finish()
     return {"done": done, "before": before, "failures": failures}
 
 
 def _finish(
-    predictor: Predictor, folder: OutputFolder, example: dict[str, Any], samples: np.ndarray
+    predictor: Predictor,
+    folder: OutputFolder,
+    example: dict[str, Any],
+    samples: np.ndarray,
+    strip: Strip | None,
 ) -> None:
     """Combines the votes of one image at native size, scores it and writes its files.
 
-    Its record holds the `Case` of the report and, where there is truth, the row of `write_metrics`.
+    Its record holds the row of `write_metrics` and what the report shows of it.
     """
-    id, image, truth = example["id"], example["image"], example["truth"]
+    id, image, truth, tags = (example[name] for name in ("id", "image", "truth", "tags"))
     disagreement = vote_disagreement(samples)
-    samples = resize_samples(samples, image.shape[:2])
-    probability, mask = predictor.combine(samples)
-    spread = standard_deviation(samples) if len(samples) > 1 else None
-    scores = None if truth is None else segmentation_scores(mask, truth)
-    case = make_case(id, image, probability, mask, spread, truth, scores)
-    record = {"case": dataclasses.asdict(case), "row": None}
+    combined = predictor.combine(resize_samples(samples, image.shape[:2]))
+    row, scores = {"id": id, "area": combined.mask.mean(), "disagreement": disagreement}, None
     if truth is not None:
-        row = {"id": id, "scores": scores, "tags": example["tags"], "disagreement": disagreement}
-        record["row"] = row | {"calibration": calibration_bins(probability, truth)}
-    folder.write(id, image, probability, mask, truth, record | {"content": example["content"]})
+        scores, levels = segmentation_scores(combined.mask, truth), calibration_levels
+        row |= {"scores": scores, "tags": tags, "levels": levels(combined.probability, truth)}
+    arrays = combined.probability, combined.mask, combined.deviation, truth
+    case = make_case(id, image, *arrays, scores, tags, disagreement)
+    record = {"row": row, "case": dataclasses.asdict(case), "content": example["content"]}
+    record["strip"] = strip and dataclasses.asdict(strip)
+    folder.write(id, image, combined, truth, record)
 
 
 def _summarise(
@@ -158,6 +189,7 @@ def _summarise(
     failures: dict[str, str],
     settings: dict[str, Any],
     title: str,
+    history: Sequence[dict[str, float | None]],
 ) -> dict[str, Any] | None:
     """Writes metrics, failures and report of all images; returns the metrics, if there are any."""
     try:
@@ -165,11 +197,13 @@ def _summarise(
     except FileNotFoundError as error:
         raise ValueError(f"{error}: do all processes see one folder {folder.path}?") from error
     folder.keep_only(done)
-    rows = [record["row"] for record in records if record["row"]]
+    rows = [record["row"] for record in records]
     metrics = write_metrics(folder.path, rows, settings) if rows else None
     write_failures(folder.path, failures)
     cases = [Case(**record["case"]) for record in records]
-    write_report(folder.path / "report.html", cases, metrics, settings, title, failures)
+    strips = [Strip(**record["strip"]) for record in records if record["strip"]][:STRIPS]
+    path = folder.path / "report.html"
+    write_report(path, cases, metrics, settings, title, failures, history, strips)
     return metrics
 
 
@@ -208,7 +242,7 @@ def validate(
         images = np.stack([example["image"] for example in group])
         truth = np.stack([example["mask"][..., 0] for example in group]) > 127
         samples = predictor(variables, images, [str(example["number"]) for example in group])
-        masks = np.stack([predictor.combine(samples[:, i])[1] for i in range(len(group))])
+        masks = np.stack([predictor.combine(samples[:, i]).mask for i in range(len(group))])
         for i in np.flatnonzero(valid):
             ious[group[i]["number"]] = segmentation_scores(masks[i], truth[i])["iou"]
         if not pictures:

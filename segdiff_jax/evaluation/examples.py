@@ -30,6 +30,7 @@ class NativeExamples(Sequence):
         image_size: int,
         colour_constancy: str = "none",
         artefact: str | None = None,
+        workers: int = 2,
     ):
         """Reads nothing yet.
 
@@ -38,12 +39,13 @@ class NativeExamples(Sequence):
             image_size: S.
             colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
             artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
+            workers: threads that read and decode.
         Raises:
             ValueError: if `colour_constancy` or `artefact` is unknown.
         """
         self._records, self._size = records, image_size
         self._correct = find_colour_constancy(colour_constancy)
-        self._artefact = artefact
+        self._artefact, self._workers = artefact, workers
         if artefact:
             find_artefact(artefact)
         self.failures = dict(getattr(records, "failures", ()))
@@ -88,7 +90,8 @@ class NativeExamples(Sequence):
                 return {"id": id, "failure": str(error)}
 
         # Images may be 20 MB each: few are read ahead.
-        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        ahead = 2 * self._workers
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(list(indices)).map(read).to_iter_dataset(options))
 
     def _decode(self, record):

@@ -17,16 +17,19 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
       thresholded_jaccard = IoU where it is at least 0.65, else 0 (Codella et al. 2018,
         arXiv:1902.03368)
       fbound: see `boundary_score`
+      wcov        = smaller / larger of the two areas: all that is left of weighted coverage where
+        there is one object, as the original SegDiff has it; it does not ask where they lie
+      surface_dice, hd95: see `surface_scores`; hd95 is in pixels, and lower is better
 
     A score whose denominator is 0 is 1: there was nothing to find, and nothing was got wrong. So
-    two empty masks have IoU and Dice 1 (the original SegDiff says 0), and an empty truth against
-    a prediction that is not empty has IoU and Dice 0 with sensitivity 1.
+    two empty masks have IoU, Dice and WCov 1 (the original SegDiff says 0, 0 and fails), and an
+    empty truth against a prediction that is not empty has IoU, Dice and WCov 0 with sensitivity 1.
 
     Args:
       prediction: bool[H, W].
       truth: bool[H, W].
     Returns:
-      The scores above by their names, each from 0 to 1.
+      The scores above by their names, each but hd95 from 0 to 1.
     Raises:
       ValueError: if the shapes differ or a mask is not boolean.
     """
@@ -48,6 +51,8 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
         "specificity": _ratio(tn, tn + fp),
         "thresholded_jaccard": iou if iou >= 0.65 else 0.0,
         "fbound": boundary_score(prediction, truth),
+        "wcov": _ratio(min(tp + fp, tp + fn), max(tp + fp, tp + fn)),
+        **surface_scores(prediction, truth),
     }
 
 
@@ -80,6 +85,39 @@ def boundary(mask: np.ndarray) -> np.ndarray:
     """Pixels of bool[H, W] that differ from their right, lower or lower right neighbour."""
     padded = np.pad(mask, ((0, 1), (0, 1)), "edge")
     return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
+
+
+def surface_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """How far apart the outlines lie, which are a mask's pixels beside others or the image's end.
+
+    surface_dice: the share of both outlines that is within 1% of the image's diagonal of the other
+      (Nikolov et al. 2018, arXiv:1809.04430); the images are of many sizes.
+    hd95: the larger of the two 95% quantiles of the distances to the other outline, in pixels.
+
+    Two empty masks have 1 and 0 pixels; one that is empty and one that is not, 0 and the diagonal,
+    for want of an outline.
+
+    Args:
+      prediction: bool[H, W].
+      truth: bool[H, W].
+    """
+    ours, theirs = (np.argwhere(outline(mask)) for mask in (prediction, truth))
+    diagonal = float(np.hypot(*truth.shape))
+    if not len(ours) or not len(theirs):
+        same = len(ours) == len(theirs)
+        return {"surface_dice": float(same), "hd95": 0.0 if same else diagonal}
+    there, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+    return {
+        "surface_dice": float(np.mean(np.concatenate([there, back]) <= 0.01 * diagonal)),
+        "hd95": float(max(np.quantile(there, 0.95), np.quantile(back, 0.95))),
+    }
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of bool[H, W] that have one of the four neighbours outside it, or off the image."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:

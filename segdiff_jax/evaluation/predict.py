@@ -13,18 +13,18 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.evaluation.denoise import DiffusionPredictor
-from segdiff_jax.evaluation.predictor import FLIPS, Predictor, mirrored, mirrored_back
+from segdiff_jax.evaluation.predictor import Predictor, Trace, View, seen, seen_back, views_of
 from segdiff_jax.models import is_diffusion
 
 
 class SupervisedPredictor(Predictor):
-    """One pass for each image or, with `sampler.flips`, for each of its four mirror images."""
+    """One pass for each image or, with `sampler.flips` and `rotations`, for each of its views."""
 
     def __init__(self, model: nn.Module, sampler: ConfigDict):
         """As `make_predictor`."""
-        flips = len(FLIPS) if sampler.flips else 1
-        super().__init__(sampler, flips, {"__call__": flips})
-        self._segment = parallel.pmap_map(functools.partial(segment, model, flips), 1)
+        self._views = views_of(sampler)
+        super().__init__(sampler, len(self._views), {"__call__": len(self._views)})
+        self._segment = parallel.pmap_map(functools.partial(segment, model, self._views), 1)
 
     def __call__(
         self,
@@ -32,10 +32,11 @@ class SupervisedPredictor(Predictor):
         images: np.ndarray,
         ids: Sequence[str],
         progress: Callable[[float], None] = lambda share: None,
+        trace: Trace | None = None,
     ) -> np.ndarray:
-        """As `Predictor.__call__`; V is the number of mirror images, and `ids` are not read."""
+        """As `Predictor.__call__`; V is the number of views, and `ids` are not read."""
         masks = parallel.unshard(self._segment(variables, parallel.shard(images)))
-        return mirrored_back(masks, range(masks.shape[1]))
+        return seen_back(masks, self._views)
 
 
 class EnsemblePredictor(Predictor):
@@ -52,7 +53,7 @@ class EnsemblePredictor(Predictor):
             sampler: its threshold is taken.
         """
         super().__init__(sampler, 1, {})
-        self._members, self._ensemble = members, "mean"
+        self._members, self._ensemble, self._temperature = members, "mean", 1.0
         self.batch_size = min(member.batch_size for member in members)
 
     def __call__(
@@ -61,6 +62,7 @@ class EnsemblePredictor(Predictor):
         images: np.ndarray,
         ids: Sequence[str],
         progress: Callable[[float], None] = lambda share: None,
+        trace: Trace | None = None,
     ) -> np.ndarray:
         """As `Predictor.__call__`, with one sample a member: 2 p - 1.
 
@@ -70,8 +72,15 @@ class EnsemblePredictor(Predictor):
         for k, (member, own) in enumerate(zip(self._members, variables, strict=True)):
             so_far = lambda share, k=k: progress((k + share) / len(self._members))
             samples = member(own, images, ids, so_far)
-            means.append([2 * member.combine(samples[:, i])[0] - 1 for i in range(len(images))])
+            probabilities = (member.combine(samples[:, i]).probability for i in range(len(images)))
+            means.append([2 * probability - 1 for probability in probabilities])
         return np.array(means, np.float32)
+
+    def seeded(self, seed: int) -> Predictor:
+        """As `Predictor.seeded`."""
+        other = super().seeded(seed)
+        other._members = [member.seeded(seed) for member in self._members]
+        return other
 
 
 def make_predictor(
@@ -85,8 +94,8 @@ def make_predictor(
     Args:
         model: a diffusion model, with `encode_image` and `denoise`, or a supervised one.
         process: of the training of a diffusion model; it is respaced here.
-        sampler: `config.sampler`; of it, supervised models read flips, ensemble, threshold and
-            max_batch only.
+        sampler: `config.sampler`; of it, supervised models read flips, rotations, ensemble,
+            temperature, threshold and max_batch only.
         seed: of the samples.
     Raises:
         ValueError: naming a field of `sampler` that does not fit.
@@ -96,10 +105,10 @@ def make_predictor(
     return SupervisedPredictor(model, sampler)
 
 
-def segment(model: nn.Module, flips: int, variables: Any, images: Array) -> Array:
-    """Masks of u8[B, S, S, 3] and of its mirror images: f32[B, flips, S, S].
+def segment(model: nn.Module, views: Sequence[View], variables: Any, images: Array) -> Array:
+    """Masks of each view of u8[B, S, S, 3]: f32[B, views, S, S].
 
     They are 2 p - 1 = tanh(logits / 2).
     """
-    logits = model.apply(variables, mirrored(images, flips))[..., 0]
-    return jnp.tanh(logits / 2).reshape(-1, flips, *logits.shape[1:])
+    logits = model.apply(variables, seen(images, views))[..., 0]
+    return jnp.tanh(logits / 2).reshape(-1, len(views), *logits.shape[1:])

@@ -1,5 +1,6 @@
 """What all predictors share: from a batch of images to samples of their masks."""
 
+import copy
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -11,10 +12,13 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.data.normalise import normalise_image
-from segdiff_jax.evaluation.ensemble import ENSEMBLES, to_mask
+from segdiff_jax.evaluation.ensemble import ENSEMBLES, Combined, standard_deviation, temper, to_mask
 
-# The axes of an image or mask along which each of its mirror images is flipped.
+# How a vote sees the image: so many quarter turns, then flipped along these axes.
+View = tuple[int, tuple[int, ...]]
 FLIPS = (), (1,), (0,), (0, 1)
+# Called with t, x_t f32[B, S, S] and the estimate of x_0, from x_T on; clean masks are -1 or +1.
+Trace = Callable[[int, np.ndarray, np.ndarray], None]
 
 
 class Predictor:
@@ -32,7 +36,10 @@ class Predictor:
         check_positive(sampler, "max_batch")
         if not 0 < sampler.threshold < 1:
             raise ValueError(f"sampler.threshold={sampler.threshold} must be between 0 and 1")
+        if not sampler.temperature > 0:
+            raise ValueError(f"sampler.temperature={sampler.temperature} must be above 0")
         self._ensemble, self._threshold = sampler.ensemble, sampler.threshold
+        self._temperature = sampler.temperature
         self.batch_size = parallel.round_up(1) * max(1, sampler.max_batch // samples)
 
     def __call__(
@@ -41,6 +48,7 @@ class Predictor:
         images: np.ndarray,
         ids: Sequence[str],
         progress: Callable[[float], None] = lambda share: None,
+        trace: Trace | None = None,
     ) -> np.ndarray:
         """Samples every image.
 
@@ -49,15 +57,24 @@ class Predictor:
             images: u8[B, S, S, 3], B a multiple of the number of devices.
             ids: B names; an image's noise follows from the seed, its name and the vote alone.
             progress: called with the share of the work that is done, now and then.
+            trace: of a diffusion model, is shown how the first vote of the images, or of the first
+                ones of them, comes about.
         Returns:
             f32[V, B, S, S], where clean masks are -1 or +1.
         """
         raise NotImplementedError
 
-    def combine(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One image's samples f32[V, H, W] as probability f32[H, W] and mask bool[H, W]."""
-        probability = ENSEMBLES[self._ensemble](samples)
-        return probability, to_mask(probability, self._threshold)
+    def seeded(self, seed: int) -> "Predictor":
+        """The same, with other noise, of which nothing is compiled again."""
+        other = copy.copy(self)
+        other._seed = seed
+        return other
+
+    def combine(self, samples: np.ndarray) -> Combined:
+        """One image's samples f32[V, H, W] as one mask."""
+        probability = temper(ENSEMBLES[self._ensemble](samples), self._temperature)
+        deviation = standard_deviation(samples) if len(samples) > 1 else None
+        return Combined(to_mask(probability, self._threshold), probability, deviation)
 
 
 def check_choice(sampler: ConfigDict, field: str, choices: Collection[str]) -> None:
@@ -72,14 +89,21 @@ def check_positive(sampler: ConfigDict, field: str) -> None:
         raise ValueError(f"sampler.{field}={sampler[field]} must be at least 1")
 
 
-def mirrored(images: Array, flips: int) -> Array:
-    """u8[B, S, S, 3] -> f32[B * flips, S, S, 3], normalised; `flips` is how many of `FLIPS`."""
-    mirrors = jax.vmap(lambda image: jnp.stack([jnp.flip(image, axes) for axes in FLIPS[:flips]]))
-    return normalise_image(mirrors(images).reshape(-1, *images.shape[1:]))
+def views_of(sampler: ConfigDict) -> tuple[View, ...]:
+    """By `sampler.flips` and `sampler.rotations`; the first is the image as it is."""
+    if sampler.rotations:
+        flips = FLIPS if sampler.flips else (FLIPS[0], FLIPS[3])  # Two turns flip both ways.
+        return tuple((turns, axes) for axes in flips for turns in (0, 1))
+    return tuple((0, axes) for axes in (FLIPS if sampler.flips else FLIPS[:1]))
 
 
-def mirrored_back(masks: np.ndarray, flips: Sequence[int]) -> np.ndarray:
-    """f32[B, V, S, S], vote i of the flips[i]-th of `FLIPS` -> f32[V, B, S, S], flipped back."""
-    return np.stack(
-        [[np.flip(mask, FLIPS[k]) for mask in masks[:, i]] for i, k in enumerate(flips)]
-    )
+def seen(images: Array, views: Sequence[View]) -> Array:
+    """u8[B, S, S, 3] -> f32[B * views, S, S, 3], normalised, each image's views in a row."""
+    see = lambda image: jnp.stack([jnp.flip(jnp.rot90(image, k), axes) for k, axes in views])
+    return normalise_image(jax.vmap(see)(images).reshape(-1, *images.shape[1:]))
+
+
+def seen_back(masks: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """f32[B, V, S, S], vote i of views[i] -> f32[V, B, S, S], as the images lie."""
+    back = lambda mask, k, axes: np.rot90(np.flip(mask, axes), -k)
+    return np.stack([[back(mask, *v) for mask in masks[:, i]] for i, v in enumerate(views)])

@@ -71,7 +71,7 @@ class Run:
         make_predictor(model, process, sampler, config.seed)
         sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
         if not is_diffusion(model):
-            sampler.flips = False
+            sampler.flips = sampler.rotations = False
         try:
             self._predictor = make_predictor(model, process, sampler, config.seed)
         except ValueError as error:
@@ -287,5 +287,7 @@ class Run:
 def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that a validation IoU depends on; the others do not make two incomparable."""
     sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
-    names = {"validation": ("num_images", "steps", "votes"), "sampler": sampler}
-    return {name: [config[name].get(field) for field in fields] for name, fields in names.items()}
+    names = {"validation": ("num_images", "steps", "votes"), "sampler": (*sampler, "rotations")}
+    return {
+        name: [config[name].get(field, False) for field in fields] for name, fields in names.items()
+    }

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from segdiff_jax.data.folder import FolderSource, files_by_stem
+from segdiff_jax.data.folder import FolderSource, files_by_name
 
 
 @pytest.fixture
@@ -63,19 +63,49 @@ def test_images_whose_names_differ_in_case_alone_get_their_own_masks(folders):
 
 def test_hidden_and_foreign_files_are_ignored(folders, tmp_path):
     images = folders("images", "a.jpg", ".b.jpg", "._a.png", "notes.txt", "Thumbs.db", "a", "a.csv")
-    (tmp_path / "images" / "deeper").mkdir()
-    (tmp_path / "images" / "deeper" / "d.jpg").touch()
-    assert list(files_by_stem(images)) == ["a"]
-    assert len(FolderSource(images)) == 1
+    folders("images/.thumbnails", "d.jpg")
+    folders("images/result", "settings.json", "d.jpg")
+    folders("images/result/records", "d.jpg")  # So it is an output folder of sample.py.
+    folders("images/masks", "a.png")
+    assert list(files_by_name(images, f"{images}/masks")) == ["a"]
+    assert len(FolderSource(images, f"{images}/masks")) == 1
+
+
+def test_folders_in_the_folder(folders):
+    images = folders("images", "a.jpg")
+    folders("images/x", "a.jpg", "b.png")
+    folders("images/x/y", "b.png", "b.jpg")
+    source = FolderSource(images)
+    assert source.ids == ["a", "x/a", "x/b"]
+    assert source[1] == {"id": "x/a", "image": b"images/x/a.jpg"}
+    reason = "x/y/b.jpg and x/y/b.png have the same name: rename one"
+    assert source.failures == {"x/y/b.png": reason, "x/y/b.jpg": reason}
+    masks = folders("masks", "a.png", "b_mask.png")
+    folders("masks/x", "a_Segmentation.png")
+    found = FolderSource(images, masks)
+    assert [found[i]["mask"] for i in range(3)] == [
+        b"masks/a.png",
+        b"masks/x/a_Segmentation.png",
+        b"masks/b_mask.png",  # of no subfolder
+    ]
+
+
+def test_a_file_and_a_pattern(folders):
+    images = folders("images", "a.jpg", "b.jpg", "c.png", "c.txt")
+    folders("images/x", "d.jpg")
+    assert FolderSource(f"{images}/b.jpg").ids == ["b"]
+    assert FolderSource(f"{images}/*.jpg").ids == ["a", "b"]
+    assert FolderSource(f"{images}/**/*.jpg").ids == ["a", "b", "x/d"]
+    assert FolderSource(f"{images}/[bc].*").ids == ["b", "c"]
+    with pytest.raises(ValueError, match=r"\*\.gif holds no images"):
+        FolderSource(f"{images}/*.gif")
 
 
 def test_rejects_a_missing_folder(folders, tmp_path):
     images = folders("images", "a.jpg")
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(ValueError, match="nowhere is no folder, file or pattern"):
         FolderSource(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"a\.jpg is not a folder"):
-        FolderSource(f"{images}/a.jpg")
-    with pytest.raises(ValueError, match="nomasks is not a folder"):
+    with pytest.raises(ValueError, match="nomasks is no folder, file"):
         FolderSource(images, str(tmp_path / "nomasks"))
 
 

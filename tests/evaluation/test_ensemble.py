@@ -34,6 +34,60 @@ def test_mean_and_vote_differ_where_one_vote_outweighs_two():
     assert ensemble.vote(SPLIT).dtype == np.float32
     assert ensemble.ENSEMBLES["mean"] is ensemble.mean
     assert ensemble.ENSEMBLES["vote"] is ensemble.vote
+    assert ensemble.ENSEMBLES["staple"] is ensemble.staple
+
+
+def raters(count, seed, shape=(40, 60)):
+    """A disc as so many raters see it, who err at their own rates: f32[count, 40, 60]."""
+    rng, (y, x) = np.random.default_rng(seed), np.indices(shape)
+    truth = (y - 20) ** 2 + (x - 30) ** 2 < 150
+    errs = rng.random((count, *shape)) < rng.uniform(0.02, 0.3, (count, 1, 1))
+    return truth, np.where(truth ^ errs, 0.8, -1.3).astype(np.float32)
+
+
+@pytest.mark.parametrize("count, seed", [(2, 0), (3, 1), (5, 2), (9, 3), (25, 4)])
+def test_staple_equals_simpleitk(count, seed):
+    sitk = pytest.importorskip("SimpleITK")
+    _, samples = raters(count, seed)
+    filter = sitk.STAPLEImageFilter()
+    filter.SetForegroundValue(1)
+    expected = filter.Execute([sitk.GetImageFromArray(np.uint8(vote > 0)) for vote in samples])
+    probability = ensemble.staple(samples)
+    assert probability.dtype == np.float32
+    np.testing.assert_allclose(probability, sitk.GetArrayFromImage(expected), rtol=0, atol=1e-4)
+
+
+def test_staple_trusts_good_votes_more():
+    truth, rng = raters(1, 5)[0], np.random.default_rng(0)
+    errs = rng.random((5, *truth.shape)) < np.reshape([0, 0, 0.3, 0.3, 0.3], (5, 1, 1))
+    samples = np.where(truth ^ errs, 1.0, -1.0)
+    staple, vote = (ensemble.to_mask(f(samples)) for f in (ensemble.staple, ensemble.vote))
+    assert (vote != truth).sum() > 10 and (staple != truth).sum() == 0
+
+
+def test_staple_where_all_votes_are_the_same():
+    mask = np.where(np.arange(12).reshape(1, 3, 4) < 5, 1.0, -1.0)
+    np.testing.assert_allclose(ensemble.staple(np.repeat(mask, 4, 0)), mask[0] > 0, atol=1e-6)
+    np.testing.assert_allclose(ensemble.staple(mask), mask[0] > 0, atol=1e-4)
+    for value in (0, 1):
+        assert (ensemble.staple(np.full((3, 2, 2), 2.0 * value - 1)) == value).all()
+    with pytest.raises(ValueError, match="at most 64 votes, not 65"):
+        ensemble.staple(np.zeros((65, 1, 1)))
+
+
+def test_a_temperature_divides_the_log_odds():
+    probability = np.float32([0.2, 0.5, 0.9])
+    odds = np.log(probability / (1 - probability))
+    expected = 1 / (1 + np.exp(-odds / 2.5))
+    np.testing.assert_allclose(ensemble.temper(probability, 2.5), expected, rtol=1e-6)
+    assert ensemble.temper(probability, 1) is probability
+    certain = ensemble.temper(np.float32([0, 1]), 2)
+    np.testing.assert_allclose(certain, [0.0424, 0.9576], atol=1e-4)  # Of 1/510: 1 / (1 + 509^0.5)
+
+
+def test_entropy():
+    expected = [0, 1, -0.25 * np.log2(0.25) - 0.75 * np.log2(0.75), 0]
+    np.testing.assert_allclose(ensemble.entropy(np.float32([0, 0.5, 0.25, 1])), expected, atol=1e-6)
 
 
 def test_a_tie_is_background():
@@ -59,7 +113,9 @@ def test_standard_deviation():
         (np.full((1, 2, 2), np.nan), "diverged"),
     ],
 )
-@pytest.mark.parametrize("combine", [ensemble.mean, ensemble.vote, ensemble.standard_deviation])
+@pytest.mark.parametrize(
+    "combine", [ensemble.mean, ensemble.vote, ensemble.staple, ensemble.standard_deviation]
+)
 def test_rejects_samples_it_cannot_combine(combine, samples, message):
     with pytest.raises(ValueError, match=message):
         combine(samples)

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval, segmentation_scores
 
@@ -21,17 +22,22 @@ def test_scores_by_hand():
         # The boundaries 1 1 0 0 / 1 0 0 0 and 1 1 1 1 / 0 0 0 0 lie within a pixel, but for the
         # last of the truth's, which is two away.
         "fbound": (2 * (3 / 4) / (1 + 3 / 4) + 4) / 5,
+        "wcov": 3 / 4,
+        # Every pixel is outline; a hundredth of the diagonal is less than a pixel.
+        "surface_dice": 4 / 7,
+        "hd95": np.quantile([0, 0, 1, 2], 0.95),
     }
     assert segmentation_scores(prediction, truth) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("prediction", "truth", "expected"),
-    [  # iou, dice, accuracy, sensitivity, specificity, thresholded Jaccard, FBound
-        (False, False, (1, 1, 1, 1, 1, 1, 1)),
-        (True, True, (1, 1, 1, 1, 1, 1, 1)),
-        (True, False, (0, 0, 0, 1, 0, 0, 1)),  # A full mask has no boundary either.
-        (False, True, (0, 0, 0, 0, 1, 0, 1)),
+    [  # iou, dice, accuracy, sensitivity, specificity, thresholded Jaccard, FBound, WCov, surface
+        (False, False, (1, 1, 1, 1, 1, 1, 1, 1, 1, 0)),
+        (True, True, (1, 1, 1, 1, 1, 1, 1, 1, 1, 0)),
+        # A full mask has no boundary either, but the image's end is outline.
+        (True, False, (0, 0, 0, 1, 0, 0, 1, 0, 0, np.hypot(3, 5))),
+        (False, True, (0, 0, 0, 0, 1, 0, 1, 0, 0, np.hypot(3, 5))),
     ],
 )
 def test_empty_and_full_masks(prediction, truth, expected):
@@ -48,6 +54,38 @@ def test_equals_the_original_segdiff(name):
         expected = (1, 1)
     np.testing.assert_allclose((scores["dice"], scores["iou"]), expected, rtol=0, atol=1e-12)
     assert scores["fbound"] == pytest.approx(fbound, abs=1e-12)
+    wcov = 1 if name == "both_empty" else GOLDEN[f"{name}/wcov"]  # It divides by 0 there.
+    assert scores["wcov"] == pytest.approx(wcov, abs=1e-12)
+
+
+def test_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    for share in (0.1, 0.5, 0.9):
+        prediction, truth = rng.random((2, 30, 40)) < share
+        ours, flat = segmentation_scores(prediction, truth), (truth.ravel(), prediction.ravel())
+        for name, function in (
+            ("iou", metrics.jaccard_score),
+            ("dice", metrics.f1_score),
+            ("accuracy", metrics.accuracy_score),
+            ("sensitivity", metrics.recall_score),
+            ("specificity", lambda t, p: metrics.recall_score(t, p, pos_label=0)),
+        ):
+            assert ours[name] == pytest.approx(function(*flat), abs=1e-12)
+
+
+def test_distances_of_outlines_equal_those_of_distance_maps():
+    """As MONAI measures them: edges by erosion, distances by the Euclidean transform."""
+    rng = np.random.default_rng(1)
+    smooth = ndimage.gaussian_filter(rng.standard_normal((2, 90, 120)), (0, 6, 6))
+    prediction, truth = smooth[0] > 0.02, smooth[0] + 0.3 * smooth[1] > 0.02
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (prediction, truth)]
+    there, back = (ndimage.distance_transform_edt(~b)[a] for a, b in (edges, reversed(edges)))
+    scores = segmentation_scores(prediction, truth)
+    expected = max(np.percentile(there, 95), np.percentile(back, 95))
+    assert expected > 2 and scores["hd95"] == pytest.approx(expected)
+    close = (there <= 1.5).sum() + (back <= 1.5).sum()  # The diagonal is 150.
+    assert scores["surface_dice"] == pytest.approx(close / (len(there) + len(back)))
 
 
 def test_average_counts_each_image_once():

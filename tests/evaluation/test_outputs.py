@@ -1,4 +1,3 @@
-import csv
 import json
 import os
 
@@ -7,26 +6,19 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.evaluation import outputs
+from segdiff_jax.evaluation.ensemble import Combined
 
 IMAGE = np.full((40, 60, 3), 90, np.uint8)
 MASK = np.zeros((40, 60), bool)
 MASK[10:30, 8:24] = True
 TRUTH = np.zeros((40, 60), bool)
 TRUTH[12:36, 40:56] = True
-TAGS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
-SURE, UNSURE = (
-    {"disagreement": disagreement, "calibration": np.full((3, 15), [[1], [total], [0]]) / 15}
-    for disagreement, total in ((0.125, 0.25), (0.375, 0.75))
-)
-ROWS = [
-    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS, **UNSURE},
-    {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}, **SURE},
-]
 PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)
 
 
 def write(path, id="ISIC_1", **changes):
-    arguments = {"image": IMAGE, "probability": PROBABILITY, "mask": MASK, "truth": TRUTH}
+    combined = Combined(changes.pop("mask", MASK), PROBABILITY, changes.pop("deviation", None))
+    arguments = {"image": IMAGE, "combined": combined, "truth": TRUTH}
     outputs.OutputFolder(path).write(id, **(arguments | changes))
 
 
@@ -34,16 +26,23 @@ def is_colour(pixels, colour):
     return np.abs(np.int32(pixels) - colour).max(axis=-1) < 60
 
 
-def test_mask_and_probability_files(tmp_path):
-    write(tmp_path)
+@pytest.mark.parametrize("id", ["ISIC_1", "patient 7/left/a.1"])
+def test_masks_and_maps(tmp_path, id):
+    write(tmp_path, id, deviation=np.where(MASK, 0.1, 0.5))
     for name, expected in (
-        ("masks/ISIC_1_Segmentation.png", np.where(MASK, 255, 0)),
-        ("probabilities/ISIC_1.png", np.where(MASK, 191, 26)),  # round(191.25), round(25.5)
+        (f"masks/{id}_Segmentation.png", np.where(MASK, 255, 0)),
+        (f"probabilities/{id}.png", np.where(MASK, 191, 26)),  # round(191.25), round(25.5)
+        (f"deviations/{id}.png", np.where(MASK, 51, 255)),
+        (f"entropies/{id}.png", np.where(MASK, 207, 120)),  # 0.8113 and 0.4690 bits
     ):
         with Image.open(tmp_path / name) as file:
             assert (file.format, file.mode, file.size) == ("PNG", "L", (60, 40))
             np.testing.assert_array_equal(np.asarray(file), expected)
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 4
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 6
+    outputs.OutputFolder(tmp_path / "one").write(id, IMAGE, Combined(MASK, PROBABILITY, None))
+    assert not any(path.is_file() for path in (tmp_path / "one" / "deviations").rglob("*"))
+    outputs.OutputFolder(tmp_path).keep_only([])
+    assert not any(path.is_file() for path in tmp_path.glob("[a-z]*s/**/*"))
 
 
 def test_overlay_draws_each_contour_in_its_colour(tmp_path):
@@ -69,13 +68,13 @@ def test_contour_thickens_with_the_image(side, thickness):
     assert (image[:thickness, 25:] == 9).all()
 
 
-@pytest.mark.parametrize("id", ["", "../a", "a\\b", "a\0b"])
+@pytest.mark.parametrize("id", ["", "../a", "/a", "a//b", "a\\b", "a\0b"])
 def test_rejects_ids_that_are_not_file_names(tmp_path, id):
     with pytest.raises(ValueError, match="cannot be a file name"):
         write(tmp_path, id=id)
 
 
-@pytest.mark.parametrize("name", ["probability", "mask", "truth"])
+@pytest.mark.parametrize("name", ["mask", "truth"])
 def test_rejects_arrays_of_another_size(tmp_path, name):
     with pytest.raises(ValueError, match=rf"{name} of 'ISIC_1' is \(40, 59\).*\(40, 60\)"):
         write(tmp_path, **{name: MASK[:, 1:]})
@@ -101,61 +100,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         outputs.OutputFolder(tmp_path / "file")
 
 
-def test_metrics_files(tmp_path):
-    summary = outputs.write_metrics(tmp_path / "new", ROWS, {"votes": 9})
-    assert summary["num_images"] == 2
-    assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
-    assert summary["settings"] == {"votes": 9}
-    assert summary["iou_interval"] == [0.5, 1.0]
-    expected = {"ece": pytest.approx(0.5), "disagreement": 0.25, "correlation": pytest.approx(1)}
-    assert summary["uncertainty"] == expected
-    assert summary["strata"]["hair"] == {
-        "no": {"num_images": 1, "iou": 0.5, "dice": pytest.approx(2 / 3)},
-        "yes": {"num_images": 1, "iou": 1.0, "dice": 1.0},
-    }
-    assert summary["strata"]["contrast"]["low"]["iou"] == 0.75
-    assert json.loads((tmp_path / "new/metrics.json").read_text()) == summary
-    with open(tmp_path / "new/metrics.csv", newline="") as file:
-        assert list(csv.reader(file)) == [
-            [
-                "id",
-                "iou",
-                "dice",
-                "disagreement",
-                "dark_corners",
-                "contrast",
-                "lesion_size",
-                "hair",
-            ],
-            ["a,1", "1.000000", "1.000000", "0.125000", "no", "low", "small", "yes"],
-            ["b", "0.500000", "0.666667", "0.375000", "no", "low", "small", "no"],
-        ]
-
-
-def test_of_a_single_vote_there_is_no_disagreement(tmp_path):
-    rows = [row | {"disagreement": None} for row in ROWS]
-    summary = outputs.write_metrics(tmp_path, rows, {})
-    assert summary["uncertainty"] == {"ece": pytest.approx(0.5)}
-    header, _ = (tmp_path / "metrics.csv").read_text().split("\n", 1)
-    assert header == "id,iou,dice,dark_corners,contrast,lesion_size,hair"
-    assert outputs.format_metrics(summary).splitlines()[2] == "expected calibration error 0.5000"
-
-
-def test_metrics_as_text(tmp_path):
-    assert outputs.format_metrics(outputs.write_metrics(tmp_path, ROWS, {})).splitlines() == [
-        "iou 0.7500, dice 0.8333 (2 images)",
-        "95% interval of the mean IoU: 0.5000 to 1.0000",
-        "expected calibration error 0.5000; the votes disagree by 0.2500 (1 - IoU of every two), "
-        "whose rank correlation with 1 - IoU is 1.00",
-        "condition             images      iou     dice",
-        "dark corners  no           2   0.7500   0.8333",
-        "contrast      low          2   0.7500   0.8333",
-        "lesion size   small        2   0.7500   0.8333",
-        "hair          no           1   0.5000   0.6667",
-        "              yes          1   1.0000   1.0000",
-    ]
-
-
 def test_an_earlier_evaluations_files_go(tmp_path):
     folder = outputs.OutputFolder(tmp_path)
     folder.begin({"seed": 1})
@@ -179,6 +123,16 @@ def test_the_files_of_other_data_are_not_touched(tmp_path):
     assert mask.read_bytes() == b"old"
 
 
+def test_all_is_made_anew_where_that_is_asked(tmp_path, capsys):
+    outputs.OutputFolder(tmp_path).begin({"seed": 1})
+    write(tmp_path, "x/a")
+    outputs.OutputFolder(tmp_path).begin({"seed": 1})
+    assert (tmp_path / "masks/x/a_Segmentation.png").exists()
+    outputs.OutputFolder(tmp_path).begin({"seed": 1}, resume=False)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == ["settings.json"] and capsys.readouterr().out == ""
+
+
 def test_settings_of_memory_are_no_others_and_others_are_told_of(tmp_path, capsys):
     before = {"data": "d", "max_batch": 4, "1. max_memory": 0, "steps": 5}
     outputs.OutputFolder(tmp_path).begin(before)
@@ -195,7 +149,7 @@ def test_settings_of_memory_are_no_others_and_others_are_told_of(tmp_path, capsy
 
 def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeypatch):
     folder = outputs.OutputFolder(tmp_path)
-    arrays = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4)), np.zeros((4, 4), bool)
+    arrays = np.zeros((4, 4, 3), np.uint8), Combined(np.zeros((4, 4), bool), np.zeros((4, 4)), None)
     folder.write("a", *arrays, record={"content": 1})
     assert folder.has("a", 1) and not folder.has("a", 2) and not folder.has("b", 1)
     write, written = outputs.write_file, []

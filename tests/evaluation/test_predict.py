@@ -13,7 +13,9 @@ from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.evaluation import denoise
 from segdiff_jax.evaluation.denoise import DiffusionPredictor, example_keys
+from segdiff_jax.evaluation.ensemble import temper
 from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
+from segdiff_jax.evaluation.predictor import seen, seen_back, views_of
 
 SIZE = 8
 SCHEDULE = make_schedule("linear", 100)
@@ -66,6 +68,8 @@ def sampler(**changes):
             "clip": False,
             "votes": 3,
             "flips": False,
+            "rotations": False,
+            "temperature": 1.0,
             "threshold": 0.5,
             "ensemble": "mean",
             "max_batch": 6,
@@ -296,7 +300,7 @@ def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
         predictor({}, images_of(4, seed), NAMES[:4])
         names = [name for name, _ in calls]
         if seed:
-            assert names == ["encode", *["begin", "advance", "advance"] * 2]
+            assert names == ["encode", *["begin", *["advance"] * 4] * 2]
     # Two votes of an image share its features, and all the timestep.
     assert traces == ["encode", (2, 1, 1)]
 
@@ -317,7 +321,7 @@ def test_a_chain_in_parts_compiles_once_and_is_the_chain_in_one(monkeypatch, cap
     np.testing.assert_allclose(ours, whole({}, images, NAMES[:4]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("steps, shares", [(20, 2), (7, 1), (11, 11)])
+@pytest.mark.parametrize("steps, shares", [(20, 4), (6, 2), (11, 11)])
 def test_progress_is_shown_within_the_chain(steps, shares):
     seen = []
     predictor = noisy(votes=4, max_batch=2, steps=steps)
@@ -390,9 +394,84 @@ def test_a_supervised_model_is_run_once_on_each_mirror_image():
             ramp = 0.5 * np.arange(SIZE)[::slope]
             expected = 2 / (1 + np.exp(-(images[..., 0] / 127.5 - 1 + ramp))) - 1
             np.testing.assert_allclose(sample, expected, atol=1e-5)
-    probability, mask = predictor.combine(samples[:, 0])
+    combined = predictor.combine(samples[:, 0])
+    probability, mask = combined.probability, combined.mask
     np.testing.assert_allclose(probability, (samples[:, 0].mean(axis=0) + 1) / 2, atol=1e-6)
     np.testing.assert_array_equal(mask, probability > 0.5)
+
+
+TURNED = (lambda x: x), np.rot90, (lambda x: np.rot90(x, 2)), (lambda x: np.rot90(x, 3))
+
+
+def views_as_arrays(image, flips, rotations):
+    """All that the views can be, of one array, whatever their order."""
+    turns = TURNED if rotations else TURNED[:1]
+    mirrors = [lambda x: x, lambda x: x[:, ::-1]] if flips else [lambda x: x]
+    if flips and not rotations:
+        mirrors += [lambda x: x[::-1], lambda x: x[::-1, ::-1]]
+    return {turn(mirror(image)).tobytes() for turn in turns for mirror in mirrors}
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("rotations", [False, True])
+def test_views_are_all_mirror_images_and_turns_and_come_back(flips, rotations):
+    views = views_of(sampler(flips=flips, rotations=rotations))
+    assert len(views) == {(0, 0): 1, (1, 0): 4, (0, 1): 4, (1, 1): 8}[flips, rotations]
+    images = images_of(2)
+    seen_as = np.asarray(seen(jnp.asarray(images), views)).reshape(2, len(views), *images.shape[1:])
+    np.testing.assert_allclose(seen_as[:, 0], images / 127.5 - 1, atol=1e-6)
+    for i in range(2):
+        expected = views_as_arrays(images[i, ..., 0], flips, rotations)
+        rounded = np.uint8(np.rint((seen_as[i, ..., 0] + 1) * 127.5))
+        assert {view.tobytes() for view in rounded} == expected
+    back = seen_back(seen_as[..., 0], views)
+    for view in back:
+        np.testing.assert_allclose(view, images[..., 0] / 127.5 - 1, atol=1e-6)
+
+
+def test_a_diffusion_model_sees_the_image_turned():
+    """Votes of a model that says what it sees are the image itself, however it was turned."""
+    config = sampler(votes=8, flips=True, rotations=True, steps=2)
+    predictor = DiffusionPredictor(Threshold(), Process(SCHEDULE, "x0", True), config, 0)
+    images = images_of(4)
+    samples = predictor({}, images, NAMES[:4])
+    expected = np.where(images[..., 0] > 127, 1.0, -1.0)
+    for vote in samples:
+        np.testing.assert_array_equal(np.sign(vote), expected)
+
+
+def test_a_trace_goes_from_noise_to_the_first_vote():
+    config, frames = sampler(votes=3, steps=10), []
+    predictor = DiffusionPredictor(Threshold(), Process(SCHEDULE, "x0", True), config, 0)
+    samples = predictor({}, images_of(4), NAMES[:4], trace=lambda *frame: frames.append(frame))
+    assert [t for t, *_ in frames] == [100, 50, 0]
+    assert frames[0][1].shape == (4, SIZE, SIZE) and abs(frames[0][1].std() - 1) < 0.2
+    assert (frames[0][2] == 0).all()
+    np.testing.assert_array_equal(frames[-1][1], samples[0])
+    assert np.abs(frames[1][1] - samples[0]).mean() > 0.1
+
+
+def test_a_temperature_changes_probabilities_and_not_the_mask_at_one_half():
+    votes = np.random.default_rng(0).uniform(-1.2, 1.2, (5, 30, 40)).astype(np.float32)
+    plain, warm = (
+        make_predictor(Left(), None, sampler(temperature=t), 0).combine(votes) for t in (1.0, 2.0)
+    )
+    np.testing.assert_array_equal(plain.mask, warm.mask)
+    np.testing.assert_array_equal(warm.probability, temper(plain.probability, 2.0))
+    np.testing.assert_allclose(plain.deviation, np.clip((votes + 1) / 2, 0, 1).std(0), atol=1e-6)
+    with pytest.raises(ValueError, match=r"sampler\.temperature=0\.0 must be above 0"):
+        make_predictor(Left(), None, sampler(temperature=0.0), 0)
+
+
+def test_another_seed_compiles_nothing(caplog):
+    predictor, images, names = noisy(), images_of(4), NAMES[:4]
+    first = predictor({}, images, names)
+    with jax.log_compiles():
+        other = predictor.seeded(1)({}, images, names)
+    assert not compilations(caplog)
+    assert (first != other).any()
+    np.testing.assert_array_equal(predictor({}, images, names), first)
+    np.testing.assert_array_equal(noisy(seed=1)({}, images, names), other)
 
 
 def test_an_ensemble_is_the_mean_of_its_members_probabilities():
@@ -407,8 +486,8 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities():
     assert samples.shape == (2, 4, SIZE, SIZE)
     own = [m(v, images, NAMES[:4]) for m, v in zip(members, variables, strict=True)]
     for i in range(4):
-        probabilities = [m.combine(s[:, i])[0] for m, s in zip(members, own, strict=True)]
-        probability, _ = ensemble.combine(samples[:, i])
+        probabilities = [m.combine(s[:, i]).probability for m, s in zip(members, own, strict=True)]
+        probability = ensemble.combine(samples[:, i]).probability
         np.testing.assert_allclose(probability, np.mean(probabilities, axis=0), atol=1e-6)
 
 

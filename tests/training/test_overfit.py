@@ -48,6 +48,6 @@ def test_overfits_four_images(name):
         state, _ = step(state, batch, jax.random.key(0), rate)
     predictor = make_predictor(model, process, config.sampler, 0)
     samples = predictor(state.averaged(), images, list("abcd"))
-    masks = [predictor.combine(samples[:, i])[1] for i in range(4)]
+    masks = [predictor.combine(samples[:, i]).mask for i in range(4)]
     ious = [segmentation_scores(m, t)["iou"] for m, t in zip(masks, truth, strict=True)]
     assert np.mean(ious) > 0.95, ious

@@ -1,0 +1,106 @@
+"""The tables of an evaluation, in files and for a terminal."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
+from segdiff_jax.evaluation.outputs import make_folder, write_file
+from segdiff_jax.evaluation.strata import scores_by_stratum
+from segdiff_jax.evaluation.uncertainty import summarise
+
+
+def write_metrics(
+    path: str | os.PathLike, rows: Sequence[dict[str, Any]], extra: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Writes metrics.csv (one line an image, sorted by id) and, with scores, metrics.json (means).
+
+    Args:
+      path: the folder.
+      rows: one {"id", "area": the share of the image that is lesion, "disagreement" of
+        `vote_disagreement` and, of all or none, "scores", "tags" and "levels" of
+        `segmentation_scores`, `condition_tags` and `calibration_levels`} an image.
+      extra: what the scores were made with; it becomes "settings".
+    Returns:
+      What metrics.json holds: {"num_images", "mean": {score: mean over images}, "intervals":
+      {score: [low, high]} of `bootstrap_interval`, "uncertainty" of `summarise`, "strata" of
+      `scores_by_stratum`, "settings"}; None without scores.
+    Raises:
+      ValueError: if there are no rows.
+      OSError: if a file cannot be written.
+    """
+    if not rows:
+        raise ValueError("rows is empty: there are no images")
+    scores, tags = ([row[name] for row in rows if name in row] for name in ("scores", "tags"))
+    more = ["area", *([] if rows[0]["disagreement"] is None else ["disagreement"])]
+    names, conditions = (list(of[0]) if of else [] for of in (scores, tags))
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["id", *names, *more, *conditions])
+    for row in sorted(rows, key=lambda row: row["id"]):
+        numbers = [row["scores"][name] for name in names] + [row[name] for name in more]
+        table.writerow(
+            [row["id"], *(f"{x:.6f}" for x in numbers), *(row["tags"][tag] for tag in conditions)]
+        )
+    make_folder(Path(path))
+    write_file(Path(path) / "metrics.csv", text.getvalue().encode())
+    if not scores:
+        return None
+    disagreements, levels = ([row[name] for row in rows] for name in ("disagreement", "levels"))
+    by_name = {name: [row[name] for row in scores] for name in names}
+    summary = {
+        "num_images": len(rows),
+        "mean": average_scores(scores),
+        "intervals": {name: list(bootstrap_interval(of)) for name, of in by_name.items()},
+        "uncertainty": summarise(by_name["iou"], disagreements, levels),
+        "strata": scores_by_stratum(scores, tags),
+        "settings": extra,
+    }
+    write_file(Path(path) / "metrics.json", json.dumps(summary, indent=2, default=str).encode())
+    return summary
+
+
+def write_failures(path: str | os.PathLike, failures: dict[str, str]) -> None:
+    """Writes failures.csv, an image and the reason a line, if there are any; OSError as above."""
+    if failures:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([("image", "reason"), *sorted(failures.items())])
+        write_file(Path(path) / "failures.csv", text.getvalue().encode())
+
+
+def format_metrics(metrics: dict) -> str:
+    """The means, the interval of the mean IoU and an aligned table of the strata, for a terminal.
+
+    Args:
+      metrics: what `write_metrics` returns.
+    """
+    low, high = metrics["intervals"]["iou"]
+    means = ", ".join(f"{name} {mean:.4f}" for name, mean in metrics["mean"].items())
+    rows = [("condition", "", "images", "iou", "dice")]
+    for tag, strata in metrics["strata"].items():
+        for i, (value, row) in enumerate(strata.items()):
+            numbers = (str(row["num_images"]), f"{row['iou']:.4f}", f"{row['dice']:.4f}")
+            rows.append(("" if i else tag.replace("_", " "), value, *numbers))
+    table = [f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows]
+    interval = f"95% interval of the mean IoU: {low:.4f} to {high:.4f}"
+    images = f"({metrics['num_images']} images)"
+    lines = [f"{means} {images}", interval, describe_uncertainty(metrics["uncertainty"]), *table]
+    return "\n".join(lines)
+
+
+def describe_uncertainty(uncertainty: dict) -> str:
+    """What `summarise` returns, in a sentence."""
+    text = (
+        f"expected calibration error {uncertainty['ece']:.4f}, "
+        f"{uncertainty['ece_tempered']:.4f} with a temperature of {uncertainty['temperature']:.2f}"
+    )
+    if "disagreement" in uncertainty:
+        text += f"; the votes disagree by {uncertainty['disagreement']:.4f} (1 - IoU of every two)"
+    if uncertainty.get("correlation") is not None:
+        text += f", whose rank correlation with 1 - IoU is {uncertainty['correlation']:.2f}"
+    return text
