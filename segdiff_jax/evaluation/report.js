@@ -240,6 +240,8 @@ function fill(item) {
     if (box && !box.childElementCount) box.append(...layers(item.case, false));
 }
 
+const badge = () => element("span", { className: "badge", title: "with its denoising", ariaHidden: "true" }, "\u25b6");
+
 // Long names lose their middle, as their ends tell them apart.
 function shorten(id) {
     const letters = Array.from(id);
@@ -250,13 +252,12 @@ function shorten(id) {
 function makeCard(one) {
     const facts = [];
     if (one.disagreement !== null) facts.push(`disagreement ${one.disagreement.toFixed(3)}`);
-    if (stripOf.has(one.id)) facts.push("denoising");
     const score = one.scores ? `IoU ${format("iou", iou(one))}` : "";
     const tile = element("button", { type: "button", className: "tile", title: one.id },
-        element("span", { className: "layers" }),
+        element("span", { className: "layers" }), ...(stripOf.has(one.id) ? [badge()] : []),
         element("span", { className: "facts" }, shorten(one.id),
             ...(score ? [element("b", {}, score)] : []), ...(facts.length ? [element("small", {}, facts.join(", "))] : [])));
-    tile.setAttribute("aria-label", [one.id, score, ...facts].filter(Boolean).join(", "));
+    tile.setAttribute("aria-label", [one.id, score, ...facts, stripOf.has(one.id) && "with denoising"].filter(Boolean).join(", "));
     tile.addEventListener("click", () => openViewer(one));
     const item = element("li", {}, tile);
     item.case = one;
