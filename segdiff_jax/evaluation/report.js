@@ -125,7 +125,7 @@ for (const chart of all("svg.chart")) {
         event.preventDefault();
     });
 }
-addEventListener("scroll", () => showTip(null), { passive: true });
+addEventListener("scroll", () => active && showTip(active), { passive: true });
 
 // ---------------------------------------------------------------- denoising
 

@@ -206,7 +206,6 @@ def write_report(
         number=_number,
         title=title,
         num_images=len(cases),
-        num_shown=len(chosen),
         settings=settings,
         scores=_score_table(scored, metrics) if metrics else [],
         headlines=HEADLINES,
@@ -214,14 +213,10 @@ def write_report(
         bars=_histogram([case.scores["iou"] for case in scored]),
         metrics=metrics,
         disagreement=float(np.mean(votes)) if votes else None,
-        conditions={tag: list(rows) for tag, rows in metrics["strata"].items()} if metrics else {},
-        curves=curves,
         failures=sorted(failures.items()),
-        stops=stops,
         prediction_colour=_hex(PREDICTION_COLOUR),
         truth_colour=_hex(TRUTH_COLOUR),
         heat=", ".join(_hex(colour) for colour in HEAT),
-        num_strips=len(strips),
         data={
             "cases": [dataclasses.asdict(case) | {"scores": _finite(case)} for case in chosen],
             "strips": [dataclasses.asdict(strip) for strip in strips],
@@ -266,7 +261,7 @@ def _number(value: float | None, unit: str = "", digits: int = 4) -> str:
 
 def _histogram(values: Sequence[float]) -> list[dict]:
     """Twenty bins from 0 to 1; 1 itself is in the last."""
-    counts, edges = np.histogram(values, bins=20, range=(0, 1))
+    counts, edges = np.histogram(values, bins=np.arange(21) / 20)
     return [
         {"low": low, "count": int(count), "share": count / max(counts.max(), 1)}
         for low, count in zip(edges, counts, strict=False)
