@@ -34,6 +34,7 @@ ALLOWED = {
     },
     "evaluation": {"diffusion", "models", "data", "parallel", "lock"},
     "trained": {"diffusion", "models", "evaluation", "checkpoint", "parallel"},
+    "export": {"command", "diffusion", "models", "evaluation", "trained"},
 }
 
 
