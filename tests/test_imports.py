@@ -35,6 +35,7 @@ ALLOWED = {
     "evaluation": {"diffusion", "models", "data", "parallel", "lock"},
     "trained": {"diffusion", "models", "data", "evaluation", "checkpoint", "parallel"},
     "__init__": {"trained"},
+    "export": {"command", "diffusion", "models", "evaluation", "trained"},
 }
 
 

@@ -42,6 +42,7 @@ class DiffusionPredictor(Predictor):
 
     Attributes:
         memory: bytes of a device that the largest program of the last call takes.
+        process, step_fn: of `advance`; the process is respaced.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class DiffusionPredictor(Predictor):
         process = dataclasses.replace(process, schedule=respaced, clip=sampler.clip)
         options = {"ddim": {"eta": sampler.eta}, "ddpm": {"variance": sampler.variance}}
         step_fn = functools.partial(STEPS[sampler.name], **options.get(sampler.name, {}))
+        self.process, self.step_fn = process, step_fn
         # The votes of a chunk; the images fill it up.
         self._votes, self._chunk = sampler.votes, even_part(sampler.votes, sampler.max_batch)
         self._seed = seed

@@ -16,7 +16,6 @@ from segdiff_jax.data.pipeline import size_within
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
-    describe_uncertainty,
     draw_contour,
     write_file,
 )
