@@ -70,7 +70,7 @@ function drawCurve(chart) {
         svg(chart, "text", { x: px(mark), y: 270, "text-anchor": "middle" }, label(mark));
     }
     svg(chart, "text", { x: 248, y: 292, "text-anchor": "middle" }, chart.dataset.x);
-    const side = { x: 9, y: 134, "text-anchor": "middle", transform: "rotate(-90 9 134)" };
+    const side = { x: 12, y: 134, "text-anchor": "middle", transform: "rotate(-90 12 134)" };
     svg(chart, "text", side, chart.dataset.y + (log ? ", logarithmic" : ""));
     const path = points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ");
     svg(chart, "polyline", { class: "line", points: path });
@@ -189,7 +189,7 @@ function drawStrip(strip, heading) {
     const stage = element("div", { className: "stage" }, pictures, controls);
     const box = element("div", { className: heading ? "strip card" : "strip" },
         element("h3", {}, heading ? strip.id : "Denoising"), element("div", {}, stage, film));
-    requestAnimationFrame(() => show(last)); // The film scrolls once it is in the page.
+    show(last); // Not in the page yet, so that the film still starts at its first frame.
     return box;
 }
 
