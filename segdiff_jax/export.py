@@ -70,12 +70,18 @@ def export_model(trained: Trained, platforms: Sequence[str] = PLATFORMS) -> jax.
     combine, size = ENSEMBLES[config.sampler.ensemble], config.data.image_size
     samples_of = _image_sampler(trained)
 
+    def temper(probability):
+        """As `ensemble.temper`."""
+        if config.sampler.temperature == 1:
+            return probability
+        odds = jax.scipy.special.logit(jnp.clip(probability, 1 / 510, 509 / 510))
+        return jax.scipy.special.expit(odds / config.sampler.temperature)
+
     def predict(images, names, seed):
         # One image's program, mapped: its shapes are known, the number of images is not.
         samples = jax.vmap(samples_of, (0, 0, None))(images, names, seed)
         votes = jnp.clip((samples + 1) / 2, 0, 1)
-        probability = _temper(jax.vmap(combine)(votes), config.sampler.temperature)
-        deviation = votes.std(axis=1)
+        probability, deviation = temper(jax.vmap(combine)(votes)), votes.std(axis=1)
         return {"samples": samples, "probability": probability, "deviation": deviation}
 
     batch = jax.export.symbolic_shape("b")
@@ -103,35 +109,25 @@ def _image_sampler(trained: Trained) -> Callable[[Array, Array, Array], Array]:
         raise ValueError("an ensemble cannot be exported: export its models one by one")
     views = views_of(sampler)[: sampler.votes]
     process, steps = predictor.process, len(predictor.process.schedule)
-    which = np.arange(sampler.votes) % len(views)
-    votes = np.argsort(which, kind="stable")  # As `advance` wants them.
+    # Those of a view in a row, as `advance` wants them.
+    votes = np.argsort(np.arange(sampler.votes) % len(views), kind="stable")
 
     def diffusion(image: Array, name: Array, seed: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), name)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.uint32(votes))[None]
         features = encode(model, views, variables, image[None])
-        inputs = features, keys, np.int32(which[votes])[None], *begin(features, keys)
+        inputs = features, keys, np.int32(votes % len(views))[None], *begin(features, keys)
         first = jnp.int32(steps - 1)
         x_0, _ = advance(model, process, predictor.step_fn, steps, variables, first, *inputs)
-        masks = (x_0[..., 0] / process.input_scale)[np.argsort(votes)]
-        return _seen_back(masks, [views[k] for k in which])
+        return _seen_back((x_0[..., 0] / process.input_scale)[np.argsort(votes)], views)
 
     return diffusion
 
 
 def _seen_back(masks: Array, views: Sequence[View]) -> Array:
-    """f32[V, S, S], each as its view shows it -> as the image lies; see `predictor.seen_back`."""
+    """f32[V, S, S], each of a view in turn -> f32[V, S, S], as the image lies."""
     back = lambda mask, k, axes: jnp.rot90(jnp.flip(mask, axes), -k)
-    return jnp.stack([back(mask, *view) for mask, view in zip(masks, views, strict=True)])
-
-
-def _temper(probability: Array, temperature: float) -> Array:
-    """As `ensemble.temper`, in jax."""
-    if temperature == 1:
-        return probability
-    return jax.nn.sigmoid(
-        jax.scipy.special.logit(probability.clip(1 / 510, 509 / 510)) / temperature
-    )
+    return jnp.stack([back(mask, *views[i % len(views)]) for i, mask in enumerate(masks)])
 
 
 def export_settings(trained: Trained, exported: jax.export.Exported) -> dict[str, Any]:
@@ -177,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         trained = load(given.workdir, **sampling | parse_settings(given.set))
         write_model(trained, given.out, given.platforms.split(","))
-    except MISTAKES as error:
+    except (*MISTAKES, ImportError) as error:  # Of flatbuffers, which jax alone does not need.
         sys.exit(f"error: {error}")
     print(f"{given.out}, {os.path.getsize(given.out) / 1e6:.2f} MB")
 

@@ -1,5 +1,6 @@
 """The exported function against the predictor, and its file in a program without this package."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,10 +24,10 @@ from segdiff_jax.data.synthetic_lesions import drawing
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import resize_samples, standard_deviation
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.evaluation.predict import make_predictor
+from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.export import export_model, export_settings, write_model
 from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.trained import Trained, _ensemble, load
+from segdiff_jax.trained import Trained, load
 from tests.conftest import ROOT, tiny_overrides
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
@@ -122,15 +123,8 @@ def check_equal(trained, parts=(slice(0, 1), slice(1, 4))):
     [
         {"name": "ddim", "eta": 1.0, "votes": 5, "flips": True, "steps": 12},  # Two programs.
         {"name": "ddpm", "votes": 8, "flips": True, "rotations": True, "ensemble": "vote"},
-        {
-            "name": "ddpm",
-            "variance": "fixed_small",
-            "votes": 3,
-            "rotations": True,
-            "clip": False,
-            "temperature": 1.7,
-        },
-        {"name": "dpm_solver_pp_2m", "steps": 4, "spacing": "uniform"},
+        {"name": "ddpm", "variance": "fixed_small", "votes": 3, "flips": True, "clip": False},
+        {"name": "dpm_solver_pp_2m", "steps": 4, "spacing": "uniform", "temperature": 1.5},
     ],
     ids=lambda sampler: sampler["name"],
 )
@@ -170,7 +164,7 @@ UNET = {"name": "unet", "channels": (8, 16), "norm": "batch"}
         ({"channel_mult": (1,)}, {"votes": 1}),
         pytest.param({"norm_groups": 0}, {"name": "ddpm"}, marks=pytest.mark.slow),
         pytest.param({"name": "medsegdiff"}, {}, marks=pytest.mark.slow),
-        (UNET, {"flips": True}),
+        (UNET, {"flips": True, "rotations": True}),
         pytest.param({"name": "medt"}, {}, marks=pytest.mark.slow),
     ],
     ids=["segdiff", "batch norm", "medsegdiff", "unet", "medt"],
@@ -203,9 +197,8 @@ def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
         options = {"env": environment, "capture_output": True, "text": True}
         return subprocess.run(command, cwd=ROOT if command[1] == "-m" else tmp_path, **options)
 
-    made = run(
-        "-m", "segdiff_jax.export", f"--workdir={workdir}", f"--out={file}", "--set=threshold=0.5"
-    )
+    more = "--set=threshold=0.5", "--set=temperature=2.0"
+    made = run("-m", "segdiff_jax.export", f"--workdir={workdir}", f"--out={file}", *more)
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[-1].startswith(f"{file}, 0.")
     code = (
@@ -215,13 +208,13 @@ def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
     used = run("-c", code, EXAMPLE, file, photos / "a b.png", "mask.png")
     assert used.returncode == 0, used.stderr
 
-    trained = load(workdir, threshold=0.5)
+    trained = load(workdir, threshold=0.5, temperature=2.0)
     example = NativeExamples(FolderSource(str(photos)), 16, "shades_of_gray")[0]
     samples = trained.predictor(trained.variables, example["input"][None].repeat(4, 0), IDS)
     combined = trained.predictor.combine(resize_samples(samples[:, 0], (40, 48)))
-    mask = combined.mask
+    probability, mask = combined.probability, combined.mask
     assert 0.01 < mask.mean() < 0.99
-    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), combined.probability, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), probability, atol=1e-5)
     picture = np.asarray(Image.open(tmp_path / "mask.png"))
     np.testing.assert_array_equal(picture, np.where(mask, 255, 0))
 
@@ -242,13 +235,15 @@ def test_the_example_is_short_and_needs_jax_numpy_and_pillow_alone():
 def test_what_cannot_be_exported_is_named(noisy, monkeypatch, tmp_path):
     trained, file = noisy(), tmp_path / "model.zip"
     file.write_bytes(b"former")
+    members = EnsemblePredictor([trained.predictor] * 2, trained.config.sampler)
+    ensemble = dataclasses.replace(trained, predictor=members)
     with pytest.raises(ValueError, match="an ensemble cannot be exported"):
-        write_model(_ensemble([trained, trained]), file)
+        write_model(ensemble, file)
+    with pytest.raises(ValueError, match="sampler.ensemble='staple' cannot be exported"):
+        write_model(noisy(ensemble="staple"), file)
     for platforms in (["cpu", "vulkan"], []):
         with pytest.raises(ValueError, match="platforms=.*: choose of cpu, cuda, rocm, tpu"):
             write_model(trained, file, platforms)
-    with pytest.raises(ValueError, match="sampler.ensemble='staple' cannot be exported"):
-        write_model(noisy(ensemble="staple"), file)
     monkeypatch.setattr(export, "MOST_BYTES", 3)
     with pytest.raises(ValueError, match=r"0\.0 GB of weights: .* holds 2 GB at most"):
         write_model(trained, file)

@@ -13,12 +13,14 @@ import numpy as np
 from PIL import Image
 
 from segdiff_jax.data.pipeline import size_within
+from segdiff_jax.evaluation.ensemble import entropy
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     draw_contour,
     write_file,
 )
+from segdiff_jax.evaluation.tables import describe_uncertainty
 
 GALLERY = 400  # the most images that the report shows
 MOST_BYTES = 13_000  # of a picture: 4 of each of 400 images, in base64, are 28 MB
@@ -147,13 +149,6 @@ def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) ->
         small = [Image.fromarray(g).resize(size, Image.Resampling.BILINEAR) for g in grey]
         pictures.append((int(timestep), *(_data_uri(np.asarray(g)) for g in small)))
     return Strip(id, pictures)
-
-
-def entropy(probability: np.ndarray) -> np.ndarray:
-    """-p log2 p - (1 - p) log2 (1 - p) in bits, f32 from 0 to 1; 0 at 0 and 1 (Shannon 1948)."""
-    p = np.clip(np.float32(probability), 0, 1)
-    q = 1 - p
-    return -p * np.log2(np.where(p > 0, p, 1)) - q * np.log2(np.where(q > 0, q, 1))
 
 
 def write_report(

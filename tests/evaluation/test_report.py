@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdiff_jax.evaluation.ensemble import entropy
 from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import PREDICTION_COLOUR, TRUTH_COLOUR
-from segdiff_jax.evaluation.report import Case, entropy, make_case, make_strip, write_report
+from segdiff_jax.evaluation.report import Case, make_case, make_strip, write_report
 
 IMAGE = np.full((24, 36, 3), 120, np.uint8)
 TRUTH = np.zeros((24, 36), bool)
@@ -190,6 +191,7 @@ def test_headlines_scores_and_histogram(tmp_path):
         ("0.400", "", "Mean IoU"),
         ("0.495", "", "Dice"),
         ("0.250", "", "Thresholded Jaccard"),
+        ("0.566", "", "Surface Dice"),
         ("n/a", "px", "HD95"),
     ]
     assert '<span class="label">95%: 0.124 to 0.900</span>' in html
@@ -206,8 +208,9 @@ def test_headlines_scores_and_histogram(tmp_path):
     assert rows["IoU"] == ("0.4000", "0.124 to 0.900", "0.2500", "0.1000")
     assert rows["WCov"] == ("0.4000", "0.124 to 0.900", "0.2500", "0.1000")
     assert rows["HD95 (px)"] == ("n/a", "0.1 to 0.9", "7.0", "30.3")  # The worst is the largest.
-    assert len(rows) == 9
-    assert "expected calibration error 0.0321; the votes disagree by 0.0500" in html
+    assert len(rows) == 10
+    assert "expected calibration error 0.0321, " in html
+    assert "; the votes disagree by 0.0500" in html
     assert "whose rank correlation with 1 - IoU is 0.61." in html
     counts = re.findall(r"<title>IoU ([\d.]+) to [\d.]+: (\d+)</title>", html)
     assert len(counts) == 20
