@@ -149,4 +149,6 @@ def _probabilities(samples: np.ndarray) -> np.ndarray:
         raise ValueError(f"samples must be [votes >= 1, height, width], not {samples.shape}")
     if not np.isfinite(samples).all():
         raise ValueError("samples hold NaN or infinity: the network or the sampler diverged")
-    return np.clip((samples + 1) / 2, 0, 1)
+    probabilities = samples + 1  # A large image's votes are gigabytes: one copy of them is made.
+    probabilities /= 2
+    return np.clip(probabilities, 0, 1, out=probabilities)
