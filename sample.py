@@ -25,10 +25,10 @@ MASKS = flags.DEFINE_string("masks", None, "Folder of their masks, to score the 
 OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* in the workdir.")
 RESUME = flags.DEFINE_boolean("resume", True, "Do only what is missing in --out.")
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads that read, and that write.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", None, "Draws the samples.")
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Added to test robustness.")
 SET = flags.DEFINE_multi_string("set", [], "Other fields of config.sampler: --set=flips=true")
 SAMPLING = {
+    "seed": flags.DEFINE_integer("seed", None, "Draws the samples."),
     "name": flags.DEFINE_enum("sampler", None, sorted(SOLVERS), "Solver."),
     "steps": flags.DEFINE_integer("steps", None, "Sampling steps."),
     "votes": flags.DEFINE_integer("votes", None, "Samples of each image."),
@@ -46,16 +46,16 @@ def main() -> int:
         raise ValueError("beside --checkpoint, give one --workdir: where to write")
     if MASKS.value and not IMAGES.value:
         raise ValueError("--masks needs --images")
-    given = {"seed": SEED} | SAMPLING
-    given = {name: flag.value for name, flag in given.items() if flag.value is not None}
+    given = {name: flag.value for name, flag in SAMPLING.items() if flag.value is not None}
     trained = load(paths, **given | parse_settings(SET.value))
-    if trained.config.objective == "supervised" and {"steps", "votes", "name"} & set(given):
-        name = trained.config.model.name
-        print(f"{name} takes no --steps, --votes or --sampler: they are not read")
+    diffuses = any(name.endswith("steps") for name in trained.settings)
+    if not diffuses and {"steps", "votes", "name"} & set(given):
+        print(f"{trained.settings['model']} takes no --steps, --votes or --sampler: not read")
     data = trained.config.data
     if IMAGES.value:
-        records, what = FolderSource(IMAGES.value, MASKS.value), IMAGES.value
-        name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(os.path.normpath(what)))
+        what = os.path.normpath(IMAGES.value)
+        records = FolderSource(what, MASKS.value)
+        name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
     else:
         records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir)
         what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
@@ -64,11 +64,13 @@ def main() -> int:
     others = "_".join(run_name(path) for path in paths[1:])
     name = f"ensemble_{others}_{name}" if others else f"samples_{name}"
     out = OUT.value or os.path.join([*WORKDIR.value, "."][0], name)
-    looks = data.image_size, data.colour_constancy, ARTEFACT.value, WORKERS.value
-    settings = {"data": what} | trained.settings
-    title, how = f"{settings['model']} on {what}", (RESUME.value, WORKERS.value)
-    examples, of = NativeExamples(records, *looks), (trained.predictor, trained.variables)
-    result = evaluate(*of, examples, out, settings, title, trained.history, *how)
+    if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
+        raise ValueError(f"--out={out} is the folder of images: choose another")
+    looks = data.image_size, data.colour_constancy
+    examples = NativeExamples(records, *looks, ARTEFACT.value, WORKERS.value)
+    settings, title = {"data": what} | trained.settings, f"{trained.settings['model']} on {what}"
+    how = {"history": trained.history, "resume": RESUME.value, "workers": WORKERS.value}
+    result = evaluate(trained.predictor, trained.variables, examples, out, settings, title, **how)
     print(format_result(result, out))
     return 2 if result.failures else 0
 

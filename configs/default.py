@@ -117,7 +117,7 @@ def get_config() -> ConfigDict:
     sampler.flips = False  # the votes see the image mirrored in turn: not, each way, both ways
     sampler.rotations = False  # and, or, by right angles; with flips there are eight views
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority; staple
-    sampler.temperature = 1.0  # divides the log odds of the probability; see "temperature fitted"
+    sampler.temperature = 1.0  # divides the log odds of the probability, of an ensemble's mean
     sampler.threshold = 0.5  # of the probability above which a pixel is lesion
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
     sampler.max_memory = 0.0  # GiB of a device, for which there are fewer; 0: what is free

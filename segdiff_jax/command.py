@@ -106,7 +106,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
             parsed[field] = yaml.safe_load(value)
         except yaml.YAMLError:
             equals = ""
-        if not equals:
+        if not equals or parsed[field] is None:
             raise ValueError(f"{setting}: write FIELD=VALUE")
     return parsed
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,9 @@ from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, s
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.pipeline import padded_batches, resize_image
 from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.evaluation.ensemble import Combined, resize_samples
+from segdiff_jax.evaluation.ensemble import Combined
 from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.evaluation.predictor import Predictor
-from segdiff_jax.evaluation.uncertainty import vote_disagreement
 from segdiff_jax.models import is_diffusion, make_model, variables_like
 
 # Fields that came later, as runs were that lack them.
@@ -28,21 +28,7 @@ LATER = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Prediction(Combined):
-    """What `Trained.predict` says of one image, at its own size.
-
-    Attributes:
-        mask: bool[H, W], lesion or not.
-        probability: f32[H, W], of lesion.
-        deviation: f32[H, W], the standard deviation of the votes, 0 to 0.5; None of a single one.
-        uncertainty: 1 - the mean IoU of every two votes, from 0 to 1; None of a single one.
-    """
-
-    uncertainty: float | None
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """One model or an ensemble.
 
@@ -57,10 +43,10 @@ class Trained:
 
     config: ConfigDict
     predictor: Predictor
-    variables: Any
+    variables: Any = dataclasses.field(repr=False)
     settings: dict[str, Any]
-    history: list[dict[str, float | None]]
-    sampled: Callable[..., "Trained"]
+    history: list[dict[str, float | None]] = dataclasses.field(repr=False)
+    sampled: Callable[..., "Trained"] = dataclasses.field(repr=False)
 
     def predict(
         self,
@@ -69,24 +55,30 @@ class Trained:
         votes: int | None = None,
         key: int | None = None,
         ids: Sequence[str] | None = None,
-    ) -> list[Prediction]:
-        """Segments images, as sample.py does.
+    ) -> list[Combined]:
+        """Segments images, as sample.py does; with few images, each other number is compiled.
 
         Args:
             images: u8[H, W, 3] each, sRGB, of any sizes; or u8[B, H, W, 3].
-            steps: of the sampler; None: as the run says. Other values are compiled, once.
+            steps: of the sampler; None: as the run says. Other values are compiled.
             votes: samples of each image; likewise.
             key: seed of the samples, an int; likewise, but nothing is compiled.
             ids: a name for each image, with which and `key` its samples are always the same; None:
                 "0", "1" and so on.
+        Returns:
+            Of each image, at its own size, mask bool[H, W], probability f32[H, W], deviation
+            f32[H, W] and uncertainty, 0 to 1; the last two None of a single vote. See `Combined`.
         Raises:
             ValueError: naming an image that is not u8[H, W, 3], or a setting that cannot be.
         """
+        if not isinstance(key, int | None):
+            raise ValueError(f"key={key!r} is not an int, the seed of the samples")
         given = {"steps": steps, "votes": votes}
         given = {name: value for name, value in given.items() if value is not None}
         if given:
             return self.sampled(**given).predict(images, key=key, ids=ids)
         predictor = self.predictor if key is None else self.predictor.seeded(key)
+        images = [np.asarray(image) for image in images]
         ids = [str(i) for i in range(len(images))] if ids is None else ids
         if len(ids) != len(images):
             raise ValueError(f"{len(ids)} ids for {len(images)} images")
@@ -99,15 +91,13 @@ class Trained:
             {"id": id, "input": correct(resize_image(image, data.image_size)), "image": image}
             for id, image in zip(ids, images, strict=True)
         )
-        size = min(predictor.batch_size, parallel.round_up(max(1, len(images))))
-        for group, valid in padded_batches(inputs, size):
+        count = min(predictor.batch_size, parallel.round_up(max(1, len(images))))
+        for group, valid in padded_batches(inputs, count):
             batch = np.stack([example["input"] for example in group])
             samples = predictor(self.variables, batch, [example["id"] for example in group])
             for i in np.flatnonzero(valid):
-                native = resize_samples(samples[:, i], group[i]["image"].shape[:2])
-                combined = vars(predictor.combine(native))
-                uncertainty = vote_disagreement(samples[:, i])
-                predictions.append(Prediction(**combined, uncertainty=uncertainty))
+                size = group[i]["image"].shape[:2]
+                predictions.append(predictor.at_size(samples[:, i], size))
         return predictions
 
 
@@ -117,14 +107,20 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Trained:
     Args:
         path: a workdir of train.py, a folder of checkpoints or one checkpoint.
         sampling: fields of `config.sampler`, such as steps, votes, ensemble or threshold, and
-            "seed", the seed of the samples; what is not given is as the run's config says.
+            "seed", the seed of the samples; what is None or not given is as the run's config says.
+            Of several paths, "temperature" is that of the mean.
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: naming what does not fit.
     """
-    if isinstance(path, str | Path):
-        return _load(path)(**sampling)
-    return _ensemble([_load(one)(**sampling) for one in path])
+    sampling = {name: value for name, value in sampling.items() if value is not None}
+    paths = [path] if isinstance(path, str | Path) else path
+    if not paths:
+        raise ValueError("no path of a model is given")
+    if len(paths) == 1:
+        return _load(paths[0])(**sampling)
+    temperature = sampling.pop("temperature", 1.0)
+    return _ensemble([_load(one)(**sampling) for one in paths], temperature)
 
 
 def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
@@ -138,8 +134,6 @@ def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
             raise ValueError(f"{field}={value}: no such field; there are {', '.join(config)}")
         kind = type(config[field]).__name__
         try:
-            if value is None:
-                raise TypeError
             config[field] = value
         except TypeError as error:
             raise ValueError(f"{field}={value}: {field} is of type {kind}") from error
@@ -157,12 +151,16 @@ def _load(path: str | Path) -> Callable[..., Trained]:
     variables = parallel.replicate(load_variables(checkpoint, like))
     history = _history(checkpoint.parents[2] / "metrics.csv")
 
-    @functools.cache
     def sampled(**sampling: Any) -> Trained:
         config = ConfigDict(LATER | saved)
         config.sampler = ConfigDict(LATER["sampler"] | saved["sampler"])
-        config.seed = sampling.pop("seed", config.seed)
+        set_fields(config, {name: sampling.pop(name) for name in ("seed",) if name in sampling})
         set_fields(config.sampler, sampling)
+        return made(config.to_json())
+
+    @functools.lru_cache(maxsize=4)  # Each holds its compiled programs.
+    def made(config: str) -> Trained:
+        config = ConfigDict(json.loads(config))
         predictor = make_predictor(model, process, config.sampler, config.seed)
         settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
         settings |= {"model": config.model.name}
@@ -173,21 +171,19 @@ def _load(path: str | Path) -> Callable[..., Trained]:
             settings |= {"seed": config.seed, "sampler": config.sampler.name}
             fields = [field for field in config.sampler if field != "name"]
         settings |= {field: config.sampler[field] for field in fields}
-        more = lambda **others: sampled(**{"seed": config.seed} | sampling | others)
+        more = lambda **others: sampled(**{"seed": config.seed} | config.sampler.to_dict() | others)
         return Trained(config, predictor, variables, settings, history, more)
 
     return sampled
 
 
-def _ensemble(members: Sequence[Trained]) -> Trained:
-    """The mean of several models' probabilities as one more; of one model, that itself.
+def _ensemble(members: Sequence[Trained], temperature: float = 1.0) -> Trained:
+    """The mean of several models' probabilities as one more, then at a temperature.
 
     Raises:
         ValueError: if the models do not see images alike, or their thresholds differ.
     """
-    first, *others = members
-    if not others:
-        return first
+    first = members[0]
     for section, field in (
         ("data", "image_size"),
         ("data", "colour_constancy"),
@@ -196,12 +192,18 @@ def _ensemble(members: Sequence[Trained]) -> Trained:
         values = [member.config[section][field] for member in members]
         if len(set(values)) > 1:
             raise ValueError(f"the models of an ensemble differ in {section}.{field}: {values}")
-    predictor = EnsemblePredictor([member.predictor for member in members], first.config.sampler)
+    sampler = first.config.sampler.copy_and_resolve_references()
+    set_fields(sampler, {"temperature": temperature})
+    predictor = EnsemblePredictor([member.predictor for member in members], sampler)
     settings = {f"{i}. {k}": v for i, m in enumerate(members, 1) for k, v in m.settings.items()}
-    settings = {"model": " + ".join(m.settings["model"] for m in members)} | settings
-    more = lambda **others: _ensemble([member.sampled(**others) for member in members])
+    models = " + ".join(m.settings["model"] for m in members)
+    settings = {"model": models, "temperature": temperature} | settings
+
+    def sampled(temperature: float = temperature, **others: Any) -> Trained:
+        return _ensemble([member.sampled(**others) for member in members], temperature)
+
     variables = [member.variables for member in members]
-    return Trained(first.config, predictor, variables, settings, [], functools.cache(more))
+    return Trained(first.config, predictor, variables, settings, [], sampled)
 
 
 def _history(path: Path) -> list[dict[str, float | None]]:

@@ -20,7 +20,7 @@ def test_fields_are_set_by_yaml():
     [
         ("vote=3", "vote=3: no such field; there are votes"),
         ("votes=many", "votes=many: votes is of type int"),
-        ("votes=", "votes=None: votes is of type int"),
+        ("votes=", "votes=: write FIELD=VALUE"),
         ("votes", "votes: write FIELD=VALUE"),
         ("votes={", "votes={: write FIELD=VALUE"),
     ],

@@ -173,7 +173,7 @@ def probabilities(folder):
 @pytest.mark.slow
 def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
     out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--votes=9")
-    assert "unet takes no --steps, --votes or --sampler: they are not read" in out
+    assert "unet takes no --steps, --votes or --sampler: not read" in out
     settings = json.loads((unet / "samples_test" / "metrics.json").read_text())["settings"]
     assert settings["model"] == "unet" and settings["flips"] and "steps" not in settings
     both = [f"--workdir={workdir}", f"--workdir={unet}", "--split=test"]

@@ -1,13 +1,20 @@
 """Loading runs of different kinds, and what cannot be an ensemble."""
 
+import csv
+import io
+
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 import segdiff_jax
 from configs import default
 from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.evaluation.ensemble import entropy, temper
+from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.trained import _ensemble, load
 from tests.conftest import tiny_overrides
@@ -58,7 +65,9 @@ def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
     "sampling, message",
     [
         ({"vote": 3}, "vote=3: no such field; there are"),
-        ({"votes": "many"}, "votes is of type int"),
+        ({"votes": "many"}, "votes=many: votes is of type int"),
+        ({"flips": [1, 2]}, "flips is of type bool"),
+        ({"seed": 1.5}, "seed=1.5: seed is of type int"),
     ],
 )
 def test_wrong_sampling_is_named(workdirs, sampling, message):
@@ -98,11 +107,41 @@ def test_predicting_images_of_any_sizes(workdirs):
     np.testing.assert_array_equal(same.probability, other.probability)
 
 
+def test_an_evaluations_files_hold_what_is_predicted(workdirs, tmp_path):
+    segdiff, images = load(workdirs["segdiff"], votes=3), images_of((20, 30), (16, 16), (7, 50))
+    records = []
+    for id, image in zip("abc", images, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PNG")
+        records.append({"id": id, "image": file.getvalue()})
+    examples = NativeExamples(records, 16)
+    evaluate(segdiff.predictor, segdiff.variables, examples, tmp_path, segdiff.settings, "t")
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    for row, p in zip(rows, segdiff.predict(images, ids=list("abc")), strict=True):
+        maps = {"probabilities": 255 * p.probability, "deviations": 510 * p.deviation}
+        maps["entropies"] = 255 * entropy(p.probability)
+        for name, expected in maps.items():
+            found = np.asarray(Image.open(tmp_path / name / f"{row['id']}.png"))
+            np.testing.assert_allclose(found, expected, atol=0.51)
+        mask = np.asarray(Image.open(tmp_path / "masks" / f"{row['id']}_Segmentation.png"))
+        assert ((mask == 255) != p.mask).mean() < 0.01
+        assert float(row["disagreement"]) == pytest.approx(p.uncertainty, abs=0.01)
+
+
+def test_the_temperature_of_an_ensemble_is_that_of_its_mean(workdirs):
+    paths, images = [workdirs["segdiff"], workdirs["unet"]], images_of((16, 16))
+    (plain,) = load(paths).predict(images)
+    (warm,) = load(paths, temperature=3.0).predict(images)
+    np.testing.assert_allclose(warm.probability, temper(plain.probability, 3.0), atol=1e-5)
+    assert load(paths, temperature=3.0).settings["1. temperature"] == 1
+
+
 def test_predicting_with_other_steps_and_votes(workdirs):
     segdiff, images = load(workdirs["segdiff"], seed=7), images_of((16, 16))
     (one,) = segdiff.predict(images, steps=1, votes=1)
     assert one.deviation is None and one.uncertainty is None
     assert segdiff.sampled(steps=1, votes=1) is segdiff.sampled(steps=1, votes=1)
+    assert "variables" not in repr(segdiff)
     (expected,) = load(workdirs["segdiff"], seed=7, steps=1, votes=1).predict(images)
     np.testing.assert_array_equal(one.probability, expected.probability)
 
@@ -114,5 +153,9 @@ def test_images_that_are_none_are_named(workdirs):
         unet.predict([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))])
     with pytest.raises(ValueError, match=r"image x: uint8\(4, 4\) is not uint8 \(H, W, 3\)"):
         unet.predict([np.zeros((4, 4), np.uint8)], ids=["x"])
+    with pytest.raises(ValueError, match="is not an int, the seed"):
+        unet.predict([np.zeros((4, 4, 3), np.uint8)], key=jax.random.key(0))
+    with pytest.raises(ValueError, match="no path of a model"):
+        load([])
     with pytest.raises(ValueError, match="2 ids for 1 images"):
         unet.predict([np.zeros((4, 4, 3), np.uint8)], ids=["x", "y"])

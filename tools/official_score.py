@@ -42,7 +42,7 @@ def official_scores(truth: Path, masks: Path) -> dict[str, float]:
         command += ["segmentation", str(truth), str(masks)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
+        raise ValueError((done.stderr.strip() or "the scorer failed").splitlines()[-1])
     return json.loads(done.stdout)["macro_average"]
 
 

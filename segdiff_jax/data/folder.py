@@ -1,5 +1,6 @@
 """Images, with or without masks, from files."""
 
+import functools
 import glob
 import itertools
 import os
@@ -21,7 +22,7 @@ class FolderSource:
     Attributes:
         ids: of the records.
         failures: file -> why it is no record: its name is that of another file, or, where masks are
-            given, it has none or more than one.
+            given, it has none, more than one or that of another image.
     """
 
     def __init__(self, images: str, masks: str | None = None):
@@ -33,8 +34,11 @@ class FolderSource:
             masks: a folder; each mask lies in the same subfolder as its image, or all of them in
                 none.
         Raises:
-            ValueError: if there is no image, or no mask.
+            ValueError: if there is no image, or no mask, or both are in one folder.
         """
+        both = masks and os.path.isdir(images) and os.path.isdir(masks)
+        if both and os.path.samefile(images, masks):
+            raise ValueError(f"{masks} holds images and masks: put them into two folders")
         self.failures: dict[str, str] = {}
         self._images, self._masks = {}, {}
         named: dict[str, list[Path]] = defaultdict(list)
@@ -58,6 +62,11 @@ class FolderSource:
                 self.failures |= dict.fromkeys(files, reason)
             else:
                 self._images[name], self._masks[name] = paths[0], found
+        for mask, names in _shared(self._masks).items():
+            reason = f"{mask.name} is the mask of {len(names)} images: sort masks into folders, too"
+            self.failures |= dict.fromkeys(names, reason)
+            for name in names:
+                del self._images[name]
         self.ids = sorted(self._images)
 
     def __len__(self) -> int:
@@ -69,6 +78,15 @@ class FolderSource:
         for mask in self._masks[name]:
             record["mask"] = mask.read_bytes()
         return record
+
+
+def _shared(masks: Mapping[str, Sequence[Path]]) -> dict[Path, list[str]]:
+    """Masks of more than one image -> the names of these."""
+    names: dict[Path, list[str]] = defaultdict(list)
+    for name, (*paths,) in masks.items():
+        for path in paths:
+            names[path].append(name)
+    return {path: of for path, of in names.items() if len(of) > 1}
 
 
 def shown(name: str) -> str:
@@ -89,7 +107,12 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
     elif glob.has_magic(pattern):
         fixed = itertools.takewhile(lambda part: not glob.has_magic(part), root.parts)
         root = Path(*fixed)
-        paths = [Path(path) for path in glob.glob(pattern, recursive=True)]
+        passed_over = functools.cache(lambda folder: _passed_over(folder, other))
+        paths = [
+            path
+            for path in map(Path, glob.glob(pattern, recursive=True))
+            if not any(map(passed_over, [p for p in path.parents if p.is_relative_to(root)][:-1]))
+        ]
     else:
         raise ValueError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
@@ -109,12 +132,14 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
 
 def _files_in(folder: Path, other: str | None) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        for name in list(folders):
-            inner = Path(place, name)
-            ours = (inner / "records").is_dir() and (inner / "settings.json").is_file()
-            if name.startswith(".") or ours or (other and inner.samefile(other)):
-                folders.remove(name)
+        folders[:] = [name for name in folders if not _passed_over(Path(place, name), other)]
         yield from (Path(place, name) for name in names)
+
+
+def _passed_over(folder: Path, other: str | None) -> bool:
+    ours = (folder / "records").is_dir() and (folder / "settings.json").is_file()
+    same = other is not None and Path(other).exists() and folder.samefile(other)
+    return folder.name.startswith(".") or ours or same
 
 
 def _masks_of(name: str, named: Mapping[str, Sequence[Path]]) -> list[Path]:

@@ -15,11 +15,14 @@ class Combined:
       mask: bool[H, W], lesion or not.
       probability: f32[H, W], of lesion.
       deviation: f32[H, W], `standard_deviation` of the samples; None of a single one.
+      uncertainty: `vote_disagreement` of the samples as the network made them; None of a single
+        one, or where it was not measured.
     """
 
     mask: np.ndarray
     probability: np.ndarray
     deviation: np.ndarray | None
+    uncertainty: float | None = None
 
 
 def mean(samples: np.ndarray) -> np.ndarray:
@@ -49,7 +52,7 @@ def staple(samples: np.ndarray) -> np.ndarray:
     Expectation maximisation, in logarithms, estimates the true mask together with each vote's
     sensitivity and specificity. As in ITK, the prior is the share of lesion over all votes; it
     starts with the share of the votes at each pixel, and ends where no sensitivity or specificity
-    changes by more than 1e-7.
+    changes by more than 1e-7, or after 1000 steps, as with votes that are noise.
 
     Arguments, return value and errors are those of `mean`; at most 64 votes.
     """
@@ -64,7 +67,7 @@ def staple(samples: np.ndarray) -> np.ndarray:
     if prior in (0, 1):
         return np.full(votes.shape[1:], prior, np.float32)
     probability, former = lesion.mean(axis=1), np.inf
-    while True:
+    for _ in range(1000):
         weights = count * np.stack([probability, 1 - probability])
         hits = weights[0] @ lesion, weights[1] @ ~lesion
         # Sensitivities, then specificities; of logarithms, 0 and 1 would have none.
@@ -74,8 +77,9 @@ def staple(samples: np.ndarray) -> np.ndarray:
         of_skin = np.log1p(-prior) + np.where(lesion, wrong[1], right[1]).sum(axis=1)
         probability = special.expit(of_lesion - of_skin)
         if np.abs(quality - former).max() <= 1e-7:
-            return probability[place].reshape(votes.shape[1:]).astype(np.float32)
+            break
         former = quality
+    return probability[place].reshape(votes.shape[1:]).astype(np.float32)
 
 
 ENSEMBLES = {"mean": mean, "vote": vote, "staple": staple}
@@ -112,6 +116,23 @@ def standard_deviation(samples: np.ndarray) -> np.ndarray:
       f32[H, W], from 0 (all votes agree, or there is only one) to 0.5 (they split evenly).
     """
     return _probabilities(samples).std(axis=0)
+
+
+def vote_disagreement(samples: np.ndarray) -> float | None:
+    """One minus the mean IoU of every two votes' masks, cut at 0; two empty masks have IoU 1.
+
+    Args:
+        samples: f32[V, H, W], masks of -1 and +1 as sampled.
+    Returns:
+        From 0, all votes are the same, to 1; None for a single vote.
+    """
+    if len(samples) < 2:
+        return None
+    masks = (samples > 0).reshape(len(samples), -1).astype(np.float64)
+    areas, common = masks.sum(axis=1), masks @ masks.T
+    union = areas[:, None] + areas[None] - common
+    iou = np.where(union > 0, common / np.maximum(union, 1), 1.0)
+    return float(1 - iou[np.triu_indices(len(masks), 1)].mean())
 
 
 def to_mask(probability: np.ndarray, threshold: float = 0.5) -> np.ndarray:

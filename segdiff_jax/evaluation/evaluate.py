@@ -14,14 +14,13 @@ from tqdm import tqdm
 
 from segdiff_jax import parallel
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
-from segdiff_jax.evaluation.ensemble import resize_samples
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.outputs import OutputFolder
+from segdiff_jax.evaluation.outputs import BadName, OutputFolder
 from segdiff_jax.evaluation.predictor import Predictor
 from segdiff_jax.evaluation.report import Case, Strip, make_case, make_strip, write_report
 from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_metrics
-from segdiff_jax.evaluation.uncertainty import calibration_levels, vote_disagreement
+from segdiff_jax.evaluation.uncertainty import calibration_levels
 from segdiff_jax.lock import locked
 
 STRIPS = 4  # images whose denoising the report shows
@@ -110,7 +109,7 @@ def _segment_share(
         "done": ids, of which so many "before", and "failures": id -> why.
     """
     share = parallel.share(len(examples))
-    done, failures, before, chain = [], {}, 0, []
+    done, failures, before, chain, noted = [], {}, 0, [], False
     pending: deque[tuple[str, Any]] = deque()
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -121,6 +120,7 @@ def _segment_share(
             elif "done" in example:
                 done.append(example["id"])
                 before += 1
+                progress.initial += 1  # It does not count for images/s.
             else:
                 yield example
                 continue
@@ -131,28 +131,30 @@ def _segment_share(
         try:
             written.result()
             done.append(id)
-        except ValueError as error:  # An id that cannot be a file's name.
+        except BadName as error:
             failures[id] = str(error)
         progress.update()
 
     with (
-        tqdm(total=len(share), desc="sampling", unit="image") as progress,
+        tqdm(total=len(share), desc="sampling", unit="image", smoothing=0) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
         for group, valid in padded_batches(readable(), batch_size(predictor, len(share))):
             images = np.stack([example["input"] for example in group])
             show = lambda part: progress.set_postfix_str(f"batch {part:.0%}")
             ids = [example["id"] for example in group]
-            note = None if chain else lambda *frame: chain.append(frame)
-            samples = predictor(variables, images, ids, show, note)
+            note = lambda t, *arrays: chain.append((t, *(x[:STRIPS].copy() for x in arrays)))
+            samples = predictor(variables, images, ids, show, None if noted else note)
+            noted = True
             for i in np.flatnonzero(valid):
                 strip = None
-                if note and chain and i < min(STRIPS, len(chain[0][1])):
+                if chain and i < len(chain[0][1]):
                     strip = make_strip(ids[i], [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain])
                 if len(pending) > workers:
                     finish()
                 job = pool.submit(_finish, predictor, folder, group[i], samples[:, i], strip)
                 pending.append((ids[i], job))
+            chain.clear()
         while pending:
             finish()
     return {"done": done, "before": before, "failures": failures}
@@ -170,8 +172,8 @@ def _finish(
     Its record holds the row of `write_metrics` and what the report shows of it.
     """
     id, image, truth, tags = (example[name] for name in ("id", "image", "truth", "tags"))
-    disagreement = vote_disagreement(samples)
-    combined = predictor.combine(resize_samples(samples, image.shape[:2]))
+    combined = predictor.at_size(samples, image.shape[:2])
+    disagreement = combined.uncertainty
     row, scores = {"id": id, "area": combined.mask.mean(), "disagreement": disagreement}, None
     if truth is not None:
         scores, levels = segmentation_scores(combined.mask, truth), calibration_levels

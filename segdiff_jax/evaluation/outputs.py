@@ -1,6 +1,7 @@
 """The files of an evaluation: what is written of each image, at its own size."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -15,11 +16,17 @@ from scipy import ndimage
 from segdiff_jax.evaluation.ensemble import Combined, entropy
 
 MEMORY = "max_batch", "max_memory"
+NAMES = errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 MOST_BYTES = 230  # of a name, so that with what is added file systems take it
+VERSION = 2  # of a record; those of another are made again
 FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "records"
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
+
+
+class BadName(ValueError):
+    """An image whose files cannot be named after it."""
 
 
 class OutputFolder:
@@ -80,10 +87,10 @@ class OutputFolder:
 
     def has(self, id: str, content: int) -> bool:
         """Whether the image's files are there, made of files of this checksum."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = self.record(id)
             sizes = ((self.path / file).stat().st_size for file in record["files"])
-            return record["content"] == content and all(sizes)
+            return (record["version"], record["content"]) == (VERSION, content) and all(sizes)
         return False
 
     def record(self, id: str) -> dict:
@@ -129,14 +136,16 @@ class OutputFolder:
           truth: bool[H, W], if known.
           record: for `record`, which adds the id; as "content" the checksum of the image's files.
         Raises:
-          ValueError: if id is no relative path, or a name in it is too long, or if sizes differ.
+          BadName: if files cannot have this id: it is no relative path, it is that of a folder of
+            another image, or a name in it is too long.
+          ValueError: if sizes differ.
           OSError: if a file cannot be written.
         """
         names = id.split("/")
         if any(len(os.fsencode(name)) > MOST_BYTES for name in names):
-            raise ValueError(f"the name is longer than {MOST_BYTES} bytes: shorten it")
+            raise BadName(f"the name is longer than {MOST_BYTES} bytes: shorten it")
         if {"", ".", ".."} & set(names) or set(id) & set("\\\0"):
-            raise ValueError(f"id {id!r} cannot be a file name: a part of it is empty or no name")
+            raise BadName(f"id {id!r} cannot be a file name: a part of it is empty or no name")
         for name, array in (("mask", combined.mask), ("truth", truth)):
             if array is not None and array.shape != image.shape[:2]:
                 raise ValueError(
@@ -156,9 +165,19 @@ class OutputFolder:
         # While the files change, there is a record that is of no content.
         write_file(self._record(id), json.dumps({"id": id}).encode())
         for path, picture in files.items():
-            make_folder(path.parent)
-            write_file(path, encode_image(picture, "JPEG" if path.suffix == ".jpg" else "PNG"))
-        known = {"id": id, "files": [path.relative_to(self.path).as_posix() for path in files]}
+            content = encode_image(picture, "JPEG" if path.suffix == ".jpg" else "PNG")
+            try:
+                make_folder(path.parent)
+                write_file(path, content)
+            except OSError as error:
+                if getattr(error.__cause__, "errno", None) not in NAMES:
+                    raise
+                raise BadName(f"no file can have this name ({error.__cause__.strerror})") from error
+        known = {
+            "version": VERSION,
+            "id": id,
+            "files": [path.relative_to(self.path).as_posix() for path in files],
+        }
         text = json.dumps({**(record or {}), **known}, default=lambda array: array.tolist())
         write_file(self._record(id), text.encode())
 

@@ -50,10 +50,10 @@ class EnsemblePredictor(Predictor):
 
         Args:
             members: for images of the same size.
-            sampler: its threshold is taken.
+            sampler: its threshold is taken, and its temperature for the mean.
         """
         super().__init__(sampler, 1, {})
-        self._members, self._ensemble, self._temperature = members, "mean", 1.0
+        self._members, self._ensemble = members, "mean"
         self.batch_size = min(member.batch_size for member in members)
 
     def __call__(

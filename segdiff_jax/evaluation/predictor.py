@@ -1,6 +1,7 @@
 """What all predictors share: from a batch of images to samples of their masks."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -12,7 +13,15 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.data.normalise import normalise_image
-from segdiff_jax.evaluation.ensemble import ENSEMBLES, Combined, standard_deviation, temper, to_mask
+from segdiff_jax.evaluation.ensemble import (
+    ENSEMBLES,
+    Combined,
+    resize_samples,
+    standard_deviation,
+    temper,
+    to_mask,
+    vote_disagreement,
+)
 
 # How a vote sees the image: so many quarter turns, then flipped along these axes.
 View = tuple[int, tuple[int, ...]]
@@ -75,6 +84,11 @@ class Predictor:
         probability = temper(ENSEMBLES[self._ensemble](samples), self._temperature)
         deviation = standard_deviation(samples) if len(samples) > 1 else None
         return Combined(to_mask(probability, self._threshold), probability, deviation)
+
+    def at_size(self, samples: np.ndarray, size: tuple[int, int]) -> Combined:
+        """One image's samples f32[V, S, S] as one mask of its own size (height, width)."""
+        combined = self.combine(resize_samples(samples, size))
+        return dataclasses.replace(combined, uncertainty=vote_disagreement(samples))
 
 
 def check_choice(sampler: ConfigDict, field: str, choices: Collection[str]) -> None:

@@ -417,7 +417,10 @@ for (const button of all("button[data-tag]")) {
         if (shown.length) items.get(shown[0]).firstChild.focus({ preventScroll: true });
     });
 }
-if (innerWidth <= 832) document.querySelector(".filters").open = false;
+const narrow = matchMedia("(max-width: 52rem)");
+const fold = () => { document.querySelector(".filters").open = !narrow.matches; };
+narrow.addEventListener("change", fold);
+fold();
 addEventListener("beforeprint", () => items.forEach(fill));
 fade(stops.indexOf("prediction"));
 update();

@@ -25,6 +25,7 @@ from segdiff_jax.evaluation.tables import describe_uncertainty
 GALLERY = 400  # the most images that the report shows
 MOST_BYTES = 13_000  # of a picture: 4 of each of 400 images, in base64, are 28 MB
 FRAME = 128  # pixels a side of the frames of a strip, at most
+MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
 # Label, meaning and unit ("" from 0 to 1, the higher the better; "px" the lower the better).
 SCORES = {
@@ -140,10 +141,11 @@ def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) ->
     Args:
         id: the image's name.
         frames: (timestep, x_t, x_start) from T to 0; f32[S, S], where clean masks are -1 or +1 and
-            what is beyond is clipped.
+            what is beyond is clipped. Of more than 20, 20 are shown.
     """
     pictures = []
-    for timestep, *arrays in frames:
+    shown = np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))
+    for timestep, *arrays in (frames[i] for i in shown):
         grey = [np.uint8(np.round(127.5 * (np.clip(array, -1, 1) + 1))) for array in arrays]
         size = size_within(grey[0].shape, FRAME)[::-1]
         small = [Image.fromarray(g).resize(size, Image.Resampling.BILINEAR) for g in grey]
@@ -264,7 +266,7 @@ def _histogram(values: Sequence[float]) -> list[dict]:
 
 def _column(history: Sequence[dict[str, float | None]], name: str) -> list[tuple[float, float]]:
     """(step, value) of the rows that have one; over 300 are averaged in groups."""
-    pairs = [(row["step"], row.get(name)) for row in history]
+    pairs = [(row["step"], row.get(name)) for row in history if row.get("step") is not None]
     pairs = [pair for pair in pairs if pair[1] is not None and np.isfinite(pair[1])]
     if len(pairs) <= POINTS:
         return pairs

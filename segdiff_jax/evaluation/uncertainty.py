@@ -13,23 +13,6 @@ BINS = 15
 COVERAGES = 1.0, 0.9, 0.8, 0.7, 0.6, 0.5
 
 
-def vote_disagreement(samples: np.ndarray) -> float | None:
-    """One minus the mean IoU of every two votes' masks, cut at 0; two empty masks have IoU 1.
-
-    Args:
-        samples: f32[V, H, W], masks of -1 and +1 as sampled.
-    Returns:
-        From 0, all votes are the same, to 1; None for a single vote.
-    """
-    if len(samples) < 2:
-        return None
-    masks = (samples > 0).reshape(len(samples), -1).astype(np.float64)
-    areas, common = masks.sum(axis=1), masks @ masks.T
-    union = areas[:, None] + areas[None] - common
-    iou = np.where(union > 0, common / np.maximum(union, 1), 1.0)
-    return float(1 - iou[np.triu_indices(len(masks), 1)].mean())
-
-
 def calibration_levels(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """What calibration needs of one image.
 

@@ -288,6 +288,5 @@ def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that a validation IoU depends on; the others do not make two incomparable."""
     sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
     names = {"validation": ("num_images", "steps", "votes"), "sampler": (*sampler, "rotations")}
-    return {
-        name: [config[name].get(field, False) for field in fields] for name, fields in names.items()
-    }
+    values = {name: [config[name].get(f, False) for f in fields] for name, fields in names.items()}
+    return values | {"temperature": config["sampler"].get("temperature", 1.0)}

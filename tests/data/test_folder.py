@@ -90,6 +90,27 @@ def test_folders_in_the_folder(folders):
     ]
 
 
+def test_a_mask_of_two_images_is_none(folders):
+    images = folders("images", "z.jpg")
+    folders("images/p1", "a.jpg")
+    folders("images/p2", "a.jpg", "b.jpg")
+    source = FolderSource(images, folders("masks", "a.png", "b.png", "z.png"))
+    assert source.ids == ["p2/b", "z"]
+    reason = "a.png is the mask of 2 images: sort masks into folders, too"
+    assert source.failures == {"p1/a": reason, "p2/a": reason}
+    with pytest.raises(ValueError, match="images holds images and masks: put them into two"):
+        FolderSource(images, images)
+
+
+def test_a_pattern_passes_over_what_a_folder_does(folders):
+    images = folders("images", "a.png")
+    for folder in ("out", "out/records", "out/masks", ".hidden", "x", "masks"):
+        folders(f"images/{folder}", "b.png", "settings.json")
+    pattern = f"{images}/**/*.png"
+    assert FolderSource(pattern).ids == ["a", "masks/b", "x/b"]
+    assert FolderSource(pattern, f"{images}/masks").failures.keys() == {"a.png"}
+
+
 def test_a_file_and_a_pattern(folders):
     images = folders("images", "a.jpg", "b.jpg", "c.png", "c.txt")
     folders("images/x", "d.jpg")

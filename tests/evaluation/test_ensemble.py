@@ -65,6 +65,12 @@ def test_staple_trusts_good_votes_more():
     assert (vote != truth).sum() > 10 and (staple != truth).sum() == 0
 
 
+def test_staple_of_votes_that_are_noise_ends():
+    noise = np.random.default_rng(3).standard_normal((4, 34, 34))
+    probability = ensemble.staple(noise)
+    assert np.isfinite(probability).all() and 0 <= probability.min() < probability.max() <= 1
+
+
 def test_staple_where_all_votes_are_the_same():
     mask = np.where(np.arange(12).reshape(1, 3, 4) < 5, 1.0, -1.0)
     np.testing.assert_allclose(ensemble.staple(np.repeat(mask, 4, 0)), mask[0] > 0, atol=1e-6)

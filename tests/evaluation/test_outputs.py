@@ -123,6 +123,22 @@ def test_the_files_of_other_data_are_not_touched(tmp_path):
     assert mask.read_bytes() == b"old"
 
 
+def test_records_of_another_version_or_none_are_made_again(tmp_path):
+    write(tmp_path, "a", record={"content": 1})
+    folder, (record,) = outputs.OutputFolder(tmp_path), (tmp_path / "records").iterdir()
+    assert folder.has("a", 1)
+    known = json.loads(record.read_text())
+    for other in (known | {"version": 1}, {k: known[k] for k in known if k != "files"}, None):
+        record.write_text(json.dumps(other))
+        assert not folder.has("a", 1)
+
+
+def test_a_name_that_is_another_images_folder_is_a_bad_one(tmp_path):
+    write(tmp_path, "x.png/y")
+    with pytest.raises(outputs.BadName, match="no file can have this name"):
+        write(tmp_path, "x")
+
+
 def test_all_is_made_anew_where_that_is_asked(tmp_path, capsys):
     outputs.OutputFolder(tmp_path).begin({"seed": 1})
     write(tmp_path, "x/a")

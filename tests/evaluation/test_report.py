@@ -250,6 +250,14 @@ def test_reliability_diagram(tmp_path):
     assert "error 0.0321. With log odds divided by 1.38" in caption and "it is 0.0123." in caption
 
 
+def test_a_long_chain_is_shown_in_twenty_frames():
+    frames = [(t, np.full((8, 8), t / 100), np.zeros((8, 8))) for t in range(100, -1, -1)]
+    steps = [t for t, *_ in make_strip("a", frames).frames]
+    assert len(steps) == 20 and steps[0] == 100 and steps[-1] == 0
+    assert np.diff(steps).min() * -1 <= 6
+    assert [t for t, *_ in make_strip("a", frames[-2:]).frames] == [1, 0]
+
+
 def test_curves(tmp_path):
     rows = "step,loss,validation_iou\n1,2.5,\n20,0.5,\n20,,0.75\n40,nan,\n60,0.25,\n60,,0.875\n"
     history = [

@@ -13,6 +13,7 @@ from segdiff_jax.evaluation.report import make_case, make_strip, write_report
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 BROWSERS = "chromium", "chromium-browser", "google-chrome"
 IOUS = [0.55, 0.95, 0.15, 0.75, 0.35]  # of id0, id1, ...
@@ -272,6 +273,14 @@ def test_a_phone_does_not_scroll_sideways(report, name, width):
     assert js(browser, "document.documentElement.scrollWidth") == width
     js(browser, "document.querySelector('.tile').click()")
     assert js(browser, "document.getElementById('viewer').scrollWidth") <= width
+
+
+def test_filters_unfold_where_a_phone_is_turned(report):
+    browser = report("report.html", 390)
+    assert not browser.find_element("id", "sort").is_displayed()
+    size = {"width": 1000, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    WebDriverWait(browser, 5).until(lambda _: browser.find_element("id", "sort").is_displayed())
 
 
 def test_dark_and_light(report):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from segdiff_jax.evaluation.ensemble import temper
+from segdiff_jax.evaluation.ensemble import temper, vote_disagreement
 from segdiff_jax.evaluation.uncertainty import (
     calibration_error,
     calibration_levels,
@@ -9,7 +9,6 @@ from segdiff_jax.evaluation.uncertainty import (
     reliability,
     risk_coverage,
     summarise,
-    vote_disagreement,
 )
 
 
