@@ -114,7 +114,7 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Trained:
         ValueError: naming what does not fit.
     """
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    paths = [path] if isinstance(path, str | Path) else path
+    paths = [path] if isinstance(path, str | Path) else list(path)
     if not paths:
         raise ValueError("no path of a model is given")
     if len(paths) == 1:
@@ -143,13 +143,12 @@ def _load(path: str | Path) -> Callable[..., Trained]:
     """Reads a checkpoint; what is returned makes a `Trained` of it with the given sampling."""
     checkpoint = find_checkpoint(path)
     saved = load_meta(checkpoint)["config"]
-    model, process = (
-        make_model(ConfigDict(saved["model"])),
-        make_process(ConfigDict(saved["diffusion"])),
-    )
+    model = make_model(ConfigDict(saved["model"]))
+    process = make_process(ConfigDict(saved["diffusion"]))
     like = variables_like(model, saved["data"]["image_size"], process.input_channels)
     variables = parallel.replicate(load_variables(checkpoint, like))
-    history = _history(checkpoint.parents[2] / "metrics.csv")
+    workdir = checkpoint.parent.parent.parent
+    history = _history(workdir / "metrics.csv") if (workdir / "checkpoints").is_dir() else []
 
     def sampled(**sampling: Any) -> Trained:
         config = ConfigDict(LATER | saved)

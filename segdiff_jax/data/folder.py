@@ -83,7 +83,7 @@ class FolderSource:
 def _shared(masks: Mapping[str, Sequence[Path]]) -> dict[Path, list[str]]:
     """Masks of more than one image -> the names of these."""
     names: dict[Path, list[str]] = defaultdict(list)
-    for name, (*paths,) in masks.items():
+    for name, paths in masks.items():
         for path in paths:
             names[path].append(name)
     return {path: of for path, of in names.items() if len(of) > 1}
