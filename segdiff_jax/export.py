@@ -169,7 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--platforms", default=",".join(PLATFORMS), help=", ".join(KNOWN_PLATFORMS))
     given = parser.parse_args(arguments)
     sampling = {name: getattr(given, name) for name in ("steps", "votes", "name")}
-    sampling = {name: value for name, value in sampling.items() if value is not None}
     try:
         trained = load(given.workdir, **sampling | parse_settings(given.set))
         write_model(trained, given.out, given.platforms.split(","))

@@ -30,8 +30,6 @@ from segdiff_jax.evaluation.predictor import (
 
 # In one program, between which progress is shown; more would be no faster.
 MOST_STEPS = 5
-
-
 SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
 
 
