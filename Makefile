@@ -18,7 +18,7 @@ test: $(VENV)/dev  ## The test suite, without the slow tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 slow: $(VENV)/dev  ## The slow tests.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 ROUNDS ?= 20
 soak: $(VENV)/run  ## Kill a training run 20 times; it must end as if nobody had (6 minutes).

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from segdiff_jax import parallel
@@ -54,7 +55,8 @@ class Checkpoints:
         self._save(self._best, step, variables, meta, {})
 
     def _save(self, manager, step, variables, meta, more):
-        trees = parallel.of_all_processes(_variable_items(variables) | more)
+        # As numpy arrays: of replicated ones, Orbax compiles a slice for every shape.
+        trees = jax.tree.map(np.asarray, _variable_items(variables) | more)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
         try:

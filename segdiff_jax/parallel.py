@@ -150,14 +150,6 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
-def of_all_processes(tree: Any) -> Any:
-    """What `replicate` gave in every process as arrays of all of them, to be saved together."""
-    if jax.process_count() == 1:
-        return tree
-    mesh = Mesh(np.array(jax.devices()), (AXIS,))
-    return multihost_utils.host_local_array_to_global_array(tree, mesh, PartitionSpec())
-
-
 def on_one_device(tree: Any) -> Any:
     """Shapes of the leaves, to be placed on one device wherever they were before."""
     sharding = SingleDeviceSharding(jax.local_devices()[0])

