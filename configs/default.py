@@ -67,6 +67,8 @@ def get_config() -> ConfigDict:
     model.rrdb_remat = False  # compute G again in the backward pass, for memory
     model.remat_resolutions = ()  # likewise the levels of these downsampling factors
     model.attention = "xla"  # or cudnn, with bfloat16; elsewhere than on GPUs, that is xla, too
+    model.image_mean = ()  # of the colours, 0 to 255, that G sees as 0; (): it sees -1 to +1
+    model.image_std = ()  # of the colours, 0 to 255, that G sees as 1
     model.dtype = "float32"  # or bfloat16, of the computation; parameters stay float32
 
     config.diffusion = diffusion = ConfigDict()  # see segdiff_jax/diffusion/process.py
@@ -83,6 +85,7 @@ def get_config() -> ConfigDict:
 
     config.train = train = ConfigDict()
     train.num_steps = 10_000  # updates
+    train.init_from = ""  # a workdir or checkpoint, from whose averaged parameters a new run starts
     train.max_minutes = 0.0  # end after this wall time of training; 0: off
     train.batch_size = 16  # of all devices together
     train.half_size_share = 0.0  # of the training, its start, is at half of data.image_size

@@ -19,6 +19,7 @@ from tests.conftest import ROOT, tiny_overrides
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 NAMES.remove("compare")
+NAMES.remove("saved")  # Needs a workdir: see training/test_loop.py.
 NAMES += [f"compare:{model}" for model in compare.MODELS]
 PARAMETERS = {
     "compare:medsegdiff": 1_397_801,
@@ -34,7 +35,7 @@ PARAMETERS = {
 }
 # test_loop.py trains the first, and the second is isic2016_64.
 TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]
-QUICK = "isic2016_64", "compare:unet"  # to compile
+QUICK = ("compare:unet",)  # to compile
 TRAINED = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TRAINED]
 
 

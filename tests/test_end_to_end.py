@@ -29,7 +29,6 @@ TINY = """
     --config.validation.every=4
     --config.validation.num_images=2
     --config.diffusion.self_conditioning=True
-    --config.diffusion.recycling=True
     --config.sampler.name=dpm_solver_pp_2m
     --config.sampler.steps=2
     --config.sampler.votes=2

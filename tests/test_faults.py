@@ -295,8 +295,8 @@ def test_a_kill_between_any_two_steps_of_a_save_leaves_a_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(tmp_path):
-    command = [sys.executable, "-m", "tools.soak", "--rounds=3", f"--folder={tmp_path / 'soak'}"]
-    command += [f"--config.data.dir={tmp_path / 'data'}"]
+    command = [sys.executable, "-m", "tools.soak", "--rounds=3", "--longest=3"]
+    command += [f"--folder={tmp_path / 'soak'}", f"--config.data.dir={tmp_path / 'data'}"]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     soak = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert soak.returncode == 0, soak.stdout + soak.stderr

@@ -36,6 +36,8 @@ ALLOWED = {
     "trained": {"diffusion", "models", "data", "evaluation", "checkpoint", "parallel"},
     "__init__": {"trained"},
     "export": {"command", "diffusion", "models", "evaluation", "trained"},
+    "import_torch": {"command", "models", "checkpoint"},
+    "export_torch": {"command", "diffusion", "models", "checkpoint"},
 }
 
 

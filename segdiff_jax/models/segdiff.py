@@ -14,7 +14,8 @@ class SegDiff(nn.Module):
     """F, G, E and D put together; the defaults are the paper's network for 256 px.
 
     Attributes are explained in `RRDBNet`, `UNet` and, `norm_groups` and `axis_name`, `make_norm`;
-    `rrdb_remat` is the first one's `remat`.
+    `rrdb_remat` is the first one's `remat`. With `image_mean` and `image_std`, of colours from 0 to
+    255, G sees (image - mean) / std, as in the original.
 
     Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError.
     `dtype` is "float32" or "bfloat16"; parameters are float32 either way.
@@ -36,6 +37,8 @@ class SegDiff(nn.Module):
     rrdb_remat: bool = False
     remat_resolutions: tuple[int, ...] = ()
     attention: str = "xla"
+    image_mean: tuple[float, ...] = ()
+    image_std: tuple[float, ...] = ()
     dtype: str = "float32"
     axis_name: str | None = None
 
@@ -46,6 +49,11 @@ class SegDiff(nn.Module):
             raise ValueError(f"model.attention={self.attention!r}: choose 'xla' or 'cudnn'")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("model.attention='cudnn' needs model.dtype='bfloat16'")
+        if not len(self.image_mean) == len(self.image_std) in (0, 3) or 0 in self.image_std:
+            raise ValueError(
+                f"model.image_mean={tuple(self.image_mean)}, "
+                f"model.image_std={tuple(self.image_std)}: give three numbers for each, or none"
+            )
         levels = [2**level for level in range(len(self.channel_mult))]
         if not set(self.remat_resolutions) <= set(levels):
             raise ValueError(
@@ -96,10 +104,13 @@ class SegDiff(nn.Module):
         """G(I), which depends on neither t nor x_t: computed once per image.
 
         Args:
-            image: f32[B, H, W, 3], normalised.
+            image: f32[B, H, W, 3], from -1 to +1.
         Returns:
             dtype[B, H, W, channels].
         """
+        if self.image_mean:
+            mean, std = (jnp.array(x)[None, None, None] for x in (self.image_mean, self.image_std))
+            image = (127.5 * (image + 1) - mean) / std
         return self.G(image)
 
     def denoise(self, x_t: Array, features: Array, t: Array, train: bool = False) -> Array:

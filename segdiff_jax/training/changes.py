@@ -21,6 +21,8 @@ FIXED = (
 )
 # But for these, which change no result.
 FREE = ("model.rrdb_remat", "model.remat_resolutions", "model.attention")
+# Nor do these change what the parameters mean.
+TRAINING = ("model.dropout", "model.dtype")
 
 
 def report_changes(
@@ -32,9 +34,7 @@ def report_changes(
         ValueError: unless `accept`, if one of `FIXED` did, but for fields that the run did not know
             yet; of the network's, it knew the default.
     """
-    fields = MODELS[now["model"]["name"]].__dataclass_fields__
-    defaults = {name: fields[name].default for name in now["model"].keys() & fields.keys()}
-    before = before | {"model": json.loads(json.dumps(defaults)) | before["model"]}
+    before = before | {"model": _with_defaults(before["model"], now["model"])}
     before, now = flatten(before), flatten(now)
     changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
     lines = [f"config.{n}: {before.get(n)!r} before, {now.get(n)!r} now" for n in changed]
@@ -47,6 +47,28 @@ def report_changes(
         )
     for line in lines:
         print(line, flush=True)
+
+
+def check_same_network(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
+    """Raises a ValueError if `config.model` was another one for the parameters in `path`."""
+    before = _with_defaults(before, now)
+    lines = [
+        f"model.{name}: {before.get(name)!r} there, {now.get(name)!r} here"
+        for name in sorted(before | now)
+        if before.get(name) != now.get(name) and f"model.{name}" not in (*FREE, *TRAINING)
+    ]
+    if lines:
+        raise ValueError(
+            f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
+            "its config:\n  " + "\n  ".join(lines)
+        )
+
+
+def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """`config.model` with what was the default of fields that came later."""
+    fields = MODELS[now["name"]].__dataclass_fields__
+    defaults = {name: fields[name].default for name in now.keys() & fields.keys()}
+    return json.loads(json.dumps(defaults)) | before
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
-from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.diffusion.process import make_process
@@ -21,10 +21,16 @@ from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.predict import make_predictor
 from segdiff_jax.lock import locked
 from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
-from segdiff_jax.training.changes import report_changes
+from segdiff_jax.training.changes import check_same_network, report_changes
 from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs, has_validation, naming
-from segdiff_jax.training.state import create_state, learning_rate, make_optimizer, progress
+from segdiff_jax.training.state import (
+    TrainState,
+    create_state,
+    learning_rate,
+    make_optimizer,
+    progress,
+)
 from segdiff_jax.training.steps import make_train_step
 from segdiff_jax.training.stop import Stopped, told_to_stop
 
@@ -78,8 +84,10 @@ class Run:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
         self._step_fn = make_train_step(config, model, process, tx, parallel.AXIS)
         size, channels = config.data.image_size, process.input_channels
-        self._create = lambda: create_state(init_variables(model, config.seed, size, channels), tx)
-        self._like = jax.eval_shape(self._create)  # Says what the network cannot be.
+        self._init = lambda: init_variables(model, config.seed, size, channels)
+        self._create_state = functools.partial(create_state, tx=tx)
+        # Says what the network cannot be.
+        self._like = jax.eval_shape(lambda: self._create_state(self._init()))
         if config.train.half_size_share:
             try:
                 half = variables_like(model, size // 2, channels)
@@ -105,7 +113,7 @@ class Run:
         self._open_data()
         self._make_step_fns()
         if meta is None:
-            state, self._elapsed = jax.jit(self._create)(), 0.0
+            state, self._elapsed = self._first_state(), 0.0
         else:
             if meta["training_images"] != len(self._train) and not accept_changes:
                 raise ValueError(
@@ -135,6 +143,17 @@ class Run:
         )
         if meta is not None:
             print(f"resuming {workdir} at step {self._step}", flush=True)
+
+    def _first_state(self) -> TrainState:
+        """Of new parameters or of those in `train.init_from`."""
+        path = self._config.train.init_from
+        if not path:
+            return jax.jit(lambda: self._create_state(self._init()))()
+        checkpoint = find_checkpoint(path)
+        check_same_network(load_meta(checkpoint)["config"]["model"], self._settings["model"], path)
+        variables = load_variables(checkpoint, self._like.averaged())
+        print(f"starting from the parameters of {checkpoint}", flush=True)
+        return jax.jit(self._create_state)(variables)
 
     def _open_data(self) -> None:
         data, train = self._config.data, self._config.train
@@ -188,8 +207,10 @@ class Run:
 
     def train(self) -> None:
         """Steps, logs, saves and validates until the end, where it does so once more."""
-        # Of a run that was stopped or killed before its validation was done.
-        is_owed = self._is_validation_due() and not has_validation(self._workdir, self._step)
+        # Of a run that was stopped or killed before its validation was done, or begins elsewhere.
+        is_owed = self._is_validation_due() and (
+            not self._step or not has_validation(self._workdir, self._step)
+        )
         (is_owed, *_) = parallel.gather(is_owed)
         if self.ended() and not is_owed:
             return
@@ -248,9 +269,9 @@ class Run:
                     logs.restart_clock()
 
     def _is_validation_due(self) -> bool:
-        """After so many steps."""
-        every = self._config.validation.every
-        return bool(every and self._step and (self.ended() or self._step % every == 0))
+        """After so many steps, and before the first one if the parameters are not new."""
+        every, begun = self._config.validation.every, self._step or self._config.train.init_from
+        return bool(every and begun and (self.ended() or self._step % every == 0))
 
     def _learning_rate(self) -> np.float32:
         """Of the next step; the type is always the same, so that the step is compiled once."""

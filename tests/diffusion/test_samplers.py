@@ -17,7 +17,7 @@ from segdiff_jax.diffusion.samplers import (
     sample,
 )
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule, respace, space_timesteps
-from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.original import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 
 # name -> (schedule, T, spacing, clip, step, network, factor on the timesteps)

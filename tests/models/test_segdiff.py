@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from segdiff_jax.models import init_variables, make_model, variables_like
-from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
 from segdiff_jax.models.medsegdiff import MedSegDiff
+from segdiff_jax.models.original import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import timestep_embedding
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import saved
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
@@ -21,6 +22,7 @@ from segdiff_jax.training.changes import report_changes
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state, make_optimizer
 from segdiff_jax.training.stop import Stopped
+from tests.conftest import tiny_overrides
 
 
 def rows(workdir):
@@ -200,6 +202,27 @@ def test_a_checkpoint_of_another_network_is_not_trained_on(six_steps, tmp_path):
     config.train.num_steps = 7
     with pytest.raises(ValueError, match="last/6: not a checkpoint of this network, or damaged"):
         train(config, str(tmp_path))
+
+
+def test_a_run_begins_with_the_parameters_of_another(six_steps, tmp_path, capsys):
+    """The validation at step 0 is that of the parameters; other networks are refused."""
+    first, workdir = six_steps
+    best = find_checkpoint(workdir)
+    config = tiny_overrides(saved.get_config(str(workdir)))
+    assert config.model == first.model and config.diffusion == first.diffusion
+    config.train.update(num_steps=1, learning_rate=1e-12)
+    train(config, str(tmp_path / "second"))
+    assert f"starting from the parameters of {best}" in capsys.readouterr().out
+    iou = load_meta(best)["validation_iou"]
+    scores = [(row["step"], row["validation_iou"]) for row in rows(tmp_path / "second")]
+    assert [step for step, _ in scores] == ["0", "1", "1"]
+    assert float(scores[0][1]) == pytest.approx(iou, abs=1e-5)
+    # A run that goes on does not begin again.
+    train(config, str(tmp_path / "second"))
+    assert "already trained" in capsys.readouterr().out
+    config.model.rrdb_width = 16
+    with pytest.raises(ValueError, match="model.rrdb_width: 8 there, 16 here"):
+        train(config, str(tmp_path / "third"))
 
 
 def test_fields_that_a_run_did_not_know_are_no_difference(tmp_path, capsys):

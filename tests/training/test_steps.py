@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from flax import traverse_util
 
 from segdiff_jax import parallel
 from segdiff_jax.data.augment import Augmentation
@@ -18,12 +17,7 @@ from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.models import init_variables, is_diffusion, make_model
-from segdiff_jax.models.import_torch import (
-    config_from_torch,
-    params_from_torch,
-    torch_name,
-    torch_shape,
-)
+from segdiff_jax.models.original import config_from_torch, params_from_torch, torch_from_params
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.training.losses import mse
 from segdiff_jax.training.state import apply_gradients, create_state
@@ -60,11 +54,8 @@ def original(golden, golden_state_dict):
 def numbers(tree, config, names):
     """For each of the original's names: sum, 2-norm and dot with a fixed random tensor."""
     rows, sizes = {}, {}
-    for path, leaf in traverse_util.flatten_dict(tree).items():
-        name = torch_name(path, config)
-        leaf = np.asarray(leaf, np.float64)
-        leaf = leaf.transpose(3, 2, 0, 1) if leaf.ndim == 4 else leaf.T
-        leaf = leaf.reshape(torch_shape(path, leaf.T.shape) if leaf.ndim == 2 else leaf.shape)
+    for name, leaf in torch_from_params(tree, config).items():
+        leaf = leaf.astype(np.float64)
         probe = np.random.RandomState(zlib.crc32(name.encode()) ^ 1).standard_normal(leaf.shape)
         rows[name] = [leaf.sum(), np.sqrt(np.sum(leaf**2)), np.sum(leaf * probe)]
         sizes[name] = [np.sqrt(leaf.size), 1.0, np.sqrt(np.sum(probe**2))]

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.original import config_from_torch, params_from_torch
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Parameters of the original PyTorch SegDiff (tomeramit/SegDiff) as ours.
+"""Parameters of the original PyTorch SegDiff (tomeramit/SegDiff) as ours, and back.
 
 Names and layouts there: convolutions OIHW, conv1d OI1, linear OI. Here: HWIO and IO.
 """
@@ -67,6 +67,24 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if problems:
         raise ValueError("not a state dict of the original SegDiff: " + "; ".join(sorted(problems)))
     return traverse_util.unflatten_dict(params)
+
+
+def torch_from_params(
+    params: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Turns parameters into a state dict of the original: its names -> f32 arrays.
+
+    Args:
+        params: of `SegDiff(**config)` with group norm and without `rrdb_scan`.
+        config: as that of `torch_name`.
+    """
+    state_dict = {}
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        array = np.asarray(leaf, np.float32)
+        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        array = np.array(array, order="C").reshape(torch_shape(path, leaf.shape))
+        state_dict[torch_name(path, config)] = array
+    return state_dict
 
 
 def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:

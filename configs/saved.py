@@ -1,0 +1,30 @@
+"""The config of another run or of an imported checkpoint, to train on from its parameters.
+
+python train.py --config=configs/saved.py:runs/isic --workdir=runs/fine
+
+Machine, Time and Score are those of what is trained; the validation at step 0 scores the parameters
+as they come.
+"""
+
+import json
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(workdir):
+    config = default.get_config().unlock()
+    saved = json.loads((Path(workdir) / "config.json").read_text())
+    if saved["model"]["name"] != config.model.name:
+        config.model = ConfigDict()  # Another one's fields.
+    as_tuples = lambda x: tuple(x) if isinstance(x, list) else x
+    for section, fields in saved.items():
+        if isinstance(fields, dict):
+            for name, value in fields.items():
+                config[section][name] = as_tuples(value)
+        else:
+            config[section] = fields
+    config.train.init_from = workdir
+    return config.lock()
