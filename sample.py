@@ -66,7 +66,7 @@ def main() -> int:
     out = OUT.value or os.path.join([*WORKDIR.value, "."][0], name)
     if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
         raise ValueError(f"--out={out} is the folder of images: choose another")
-    looks = data.image_size, data.colour_constancy
+    looks = trained.input_size, data.colour_constancy
     examples = NativeExamples(records, *looks, ARTEFACT.value, WORKERS.value)
     settings, title = {"data": what} | trained.settings, f"{trained.settings['model']} on {what}"
     how = {"history": trained.history, "resume": RESUME.value, "workers": WORKERS.value}

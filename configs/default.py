@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
     data.extra_datasets = ()  # whose training images are added, but for ids of data.dataset
     data.image_size = 64  # pixels; images and masks are resized to a square of this side
+    data.full_size = 0  # or to this one, of which windows of image_size are learned and segmented
     data.colour_constancy = "none"  # or shades_of_gray: the images under white light
     data.soft_masks = False  # a pixel's share of lesion; False: whether that is over one half
     data.dir = "data"  # the built data set lies here, and its resized images
@@ -122,6 +123,8 @@ def get_config() -> ConfigDict:
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority; staple
     sampler.temperature = 1.0  # divides the log odds of the probability, of an ensemble's mean
     sampler.threshold = 0.5  # of the probability above which a pixel is lesion
+    sampler.native = False  # segment windows of images at their own size, not resized to a square
+    sampler.overlap = 0.25  # of neighbouring windows, as a share of their side
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device
     sampler.max_memory = 0.0  # GiB of a device, for which there are fewer; 0: what is free
 

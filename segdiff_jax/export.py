@@ -25,6 +25,7 @@ from segdiff_jax.evaluation.denoise import DiffusionPredictor, advance, begin, e
 from segdiff_jax.evaluation.outputs import write_file
 from segdiff_jax.evaluation.predict import SupervisedPredictor, segment
 from segdiff_jax.evaluation.predictor import View, views_of
+from segdiff_jax.evaluation.windows import WindowedPredictor
 from segdiff_jax.models import make_model
 from segdiff_jax.trained import Trained, load
 
@@ -105,6 +106,8 @@ def _image_sampler(trained: Trained) -> Callable[[Array, Array, Array], Array]:
             return _seen_back(segment(model, views, variables, image[None])[0], views)
 
         return supervised
+    if isinstance(predictor, WindowedPredictor):
+        raise ValueError("a model that segments in windows cannot be exported: it takes one size")
     if not isinstance(predictor, DiffusionPredictor):
         raise ValueError("an ensemble cannot be exported: export its models one by one")
     views = views_of(sampler)[: sampler.votes]

@@ -19,12 +19,20 @@ from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import Combined
 from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.evaluation.predictor import Predictor
+from segdiff_jax.evaluation.windows import input_size
 from segdiff_jax.models import is_diffusion, make_model, variables_like
 
 # Fields that came later, as runs were that lack them.
 LATER = {
     "objective": "diffusion",
-    "sampler": {"max_memory": 0.0, "rotations": False, "temperature": 1.0},
+    "data": {"full_size": 0},
+    "sampler": {
+        "max_memory": 0.0,
+        "rotations": False,
+        "temperature": 1.0,
+        "native": False,
+        "overlap": 0.25,
+    },
 }
 
 
@@ -47,6 +55,11 @@ class Trained:
     settings: dict[str, Any]
     history: list[dict[str, float | None]] = dataclasses.field(repr=False)
     sampled: Callable[..., "Trained"] = dataclasses.field(repr=False)
+
+    @property
+    def input_size(self) -> int | Callable[[tuple[int, int]], tuple[int, int]]:
+        """See `windows.input_size`."""
+        return input_size(self.config.data, self.config.sampler)
 
     def predict(
         self,
@@ -88,7 +101,7 @@ class Trained:
         data, predictions = self.config.data, []
         correct = find_colour_constancy(data.colour_constancy)
         inputs = (
-            {"id": id, "input": correct(resize_image(image, data.image_size)), "image": image}
+            {"id": id, "input": correct(resize_image(image, self.input_size)), "image": image}
             for id, image in zip(ids, images, strict=True)
         )
         count = min(predictor.batch_size, parallel.round_up(max(1, len(images))))
@@ -152,7 +165,8 @@ def _load(path: str | Path) -> Callable[..., Trained]:
 
     def sampled(**sampling: Any) -> Trained:
         config = ConfigDict(LATER | saved)
-        config.sampler = ConfigDict(LATER["sampler"] | saved["sampler"])
+        for section in ("data", "sampler"):
+            config[section] = ConfigDict(LATER[section] | saved[section])
         set_fields(config, {name: sampling.pop(name) for name in ("seed",) if name in sampling})
         set_fields(config.sampler, sampling)
         return made(config.to_json())
@@ -160,15 +174,20 @@ def _load(path: str | Path) -> Callable[..., Trained]:
     @functools.lru_cache(maxsize=4)  # Each holds its compiled programs.
     def made(config: str) -> Trained:
         config = ConfigDict(json.loads(config))
-        predictor = make_predictor(model, process, config.sampler, config.seed)
+        data, in_windows = config.data, config.data.full_size or config.sampler.native
+        window = data.image_size if in_windows else 0
+        predictor = make_predictor(model, process, config.sampler, config.seed, window)
         settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
         settings |= {"model": config.model.name}
-        settings |= {"image size": config.data.image_size}
-        settings |= {"colour constancy": config.data.colour_constancy}
-        fields = ["flips", "rotations", "ensemble", "temperature", "threshold", "max_batch"]
+        settings |= {"image size": data.image_size}
+        settings |= {"full size": data.full_size} if data.full_size else {}
+        settings |= {"colour constancy": data.colour_constancy}
+        fields = ["native", "overlap"] if in_windows else []
+        fields += ["flips", "rotations", "ensemble", "temperature", "threshold", "max_batch"]
         if is_diffusion(model):
             settings |= {"seed": config.seed, "sampler": config.sampler.name}
             fields = [field for field in config.sampler if field != "name"]
+            fields = fields if in_windows else [f for f in fields if f not in ("native", "overlap")]
         settings |= {field: config.sampler[field] for field in fields}
         more = lambda **others: sampled(**{"seed": config.seed} | config.sampler.to_dict() | others)
         return Trained(config, predictor, variables, settings, history, more)
@@ -186,6 +205,8 @@ def _ensemble(members: Sequence[Trained], temperature: float = 1.0) -> Trained:
     for section, field in (
         ("data", "image_size"),
         ("data", "colour_constancy"),
+        ("data", "full_size"),
+        ("sampler", "native"),
         ("sampler", "threshold"),
     ):
         values = [member.config[section][field] for member in members]

@@ -137,3 +137,24 @@ class Augmentation:
                 whether, how = jnp.split(draws[_START[name] :][: 1 + number], [1])
                 image = jnp.where(whether[0] < share, function(how, image), image)
         return image
+
+
+def random_patch(keys: Array, image: Array, mask: Array, size: int) -> tuple[Array, Array]:
+    """The same square of image and mask, at a random place.
+
+    Args:
+        keys: key[B], one per example; what `Augmentation` draws of them is independent.
+        image: u8[B, H, W, 3].
+        mask: u8[B, H, W, 1].
+        size: S, at most H and W.
+    Returns:
+        u8[B, S, S, 3] and u8[B, S, S, 1].
+    """
+
+    def one(key, image, mask):
+        room = jnp.array(mask.shape[:2]) - size + 1
+        start = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, room)
+        cut = lambda x: jax.lax.dynamic_slice(x, (*start, 0), (size, size, x.shape[-1]))
+        return cut(image), cut(mask)
+
+    return jax.vmap(one)(keys, image, mask)

@@ -8,7 +8,7 @@ import io
 import re
 import secrets
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -92,9 +92,15 @@ def size_within(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     return height, width
 
 
-def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """u8[H, W, 3] -> u8[size, size, 3], bilinear with antialiasing; the aspect is not kept."""
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))
+def resize_image(
+    image: np.ndarray, size: int | Callable[[tuple[int, int]], tuple[int, int]]
+) -> np.ndarray:
+    """u8[H, W, 3] -> u8[size, size, 3], bilinear with antialiasing; the aspect is not kept.
+
+    `size` may also be a function from (H, W) to another height and width.
+    """
+    height, width = size(image.shape[:2]) if callable(size) else (size, size)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:

@@ -124,6 +124,27 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
     return noise_fn
 
 
+def field_noise(keys: Array, pixels: Array, channels: int) -> Callable[[Array], Array]:
+    """Noise that belongs to the pixels of a large image, so that windows of it share theirs.
+
+    Args:
+        keys: key[B], one per example.
+        pixels: u32[B, H, W], a number for each pixel.
+        channels: C.
+    Returns:
+        A function from an i32 scalar to standard normal f32[B, H, W, C].
+    """
+
+    def noise_fn(t: Array) -> Array:
+        def one(key, pixels):
+            draw = lambda pixel: jax.random.normal(jax.random.fold_in(key, pixel), (channels,))
+            return jax.vmap(jax.vmap(draw))(pixels)
+
+        return jax.vmap(one)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), pixels)
+
+    return noise_fn
+
+
 def sample(
     denoise_fn: Callable[[Array, Array, Array], Prediction],
     x_T: Array,

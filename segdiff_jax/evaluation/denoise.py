@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import VARIANCES, Process
-from segdiff_jax.diffusion.samplers import START, STEPS, gaussian_noise, sample
+from segdiff_jax.diffusion.samplers import START, STEPS, field_noise, gaussian_noise, sample
 from segdiff_jax.diffusion.schedule import respace, space_timesteps
 from segdiff_jax.evaluation.predictor import (
     Predictor,
@@ -30,6 +30,7 @@ from segdiff_jax.evaluation.predictor import (
 
 # In one program, between which progress is shown; more would be no faster.
 MOST_STEPS = 5
+ROW = 2**16  # between the numbers of two pixels of a column
 SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "uniform": "{}"}
 
 
@@ -86,26 +87,23 @@ class DiffusionPredictor(Predictor):
         self._timesteps = timesteps
         self._part = max(n for n in range(1, MOST_STEPS + 1) if sampler.steps % n == 0)
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._views), 1)
-        self._begin = parallel.pmap_map(begin, 2, num_whole=0)
+        self._begin = parallel.pmap_map(begin, 3, num_whole=0)
         run = functools.partial(advance, model, process, step_fn, self._part)
-        self._advance = parallel.pmap_map(run, 5, num_whole=2, donate=(5, 6))
+        self._advance = parallel.pmap_map(run, 6, num_whole=2, donate=(5, 6))
 
-    def __call__(
+    def _sample(
         self,
         variables: Any,
         images: np.ndarray,
         ids: Sequence[str],
-        progress: Callable[[float], None] = lambda share: None,
-        trace: Trace | None = None,
+        progress: Callable[[float], None],
+        trace: Trace | None,
+        places: np.ndarray | None,
     ) -> np.ndarray:
-        """As `Predictor.__call__`; V is `sampler.votes`.
-
-        Raises:
-            ValueError: if not even one sample a device fits into `sampler.max_memory`.
-        """
-        if len(images) not in self._fitting:
-            self._fitting[len(images)] = self._fit(variables, images, ids)
-        size, chunk, self.memory = self._fitting[len(images)]
+        key = len(images), places is None
+        if key not in self._fitting:
+            self._fitting[key] = self._fit(variables, images, ids, places)
+        size, chunk, self.memory = self._fitting[key]
         samples = np.empty((self._votes, *images.shape[:3]), np.float32)
         sizes, chunks = range(0, len(images), size), range(0, self._votes, chunk)
         parts, done = len(sizes) * len(chunks) * (self._steps // self._part), 0
@@ -116,11 +114,12 @@ class DiffusionPredictor(Predictor):
             features = self._encode(variables, parallel.shard(images[batch]))
             for first in chunks:
                 votes = self._votes_from(first, chunk)
-                *inputs, x_t, previous = self._inputs(features, ids[batch], votes)
+                place = None if places is None else places[batch]
+                *inputs, x_t, previous, pixels = self._inputs(features, ids[batch], votes, place)
                 shown = trace if start == first == 0 else None
                 self._show(shown, self._steps, x_t, previous, size)
                 for t in range(self._steps - 1, -1, -self._part):
-                    state = x_t, previous
+                    state = x_t, previous, pixels
                     x_t, previous = self._advance(variables, np.int32(t), *inputs, *state)
                     jax.block_until_ready(x_t)
                     self._show(shown, t - self._part + 1, x_t, previous, size)
@@ -145,24 +144,43 @@ class DiffusionPredictor(Predictor):
             first_votes = lambda x: parallel.unshard(x).reshape(size, -1, *x.shape[-3:-1])[:, 0]
             trace(t, *(first_votes(x) / self._scale for x in (x_t, x_start)))
 
-    def _inputs(self, features: Array, ids: Sequence[str], votes: np.ndarray) -> tuple[Any, ...]:
+    def _inputs(
+        self,
+        features: Array,
+        ids: Sequence[str],
+        votes: np.ndarray,
+        places: np.ndarray | None,
+    ) -> tuple[Any, ...]:
         """What `_advance` takes after the variables at the start of a chain."""
         keys = parallel.shard(example_keys(self._seed, ids, votes))
-        views = np.broadcast_to(np.int32(votes % len(self._views)), keys.shape)
-        return features, keys, views, *self._begin(features, keys)
+        views, pixels = votes % len(self._views), None
+        if places is not None:
+            seen_at = pixel_numbers(features.shape[-2], self._views)[views]
+            offsets = places[:, 0] * ROW + places[:, 1]
+            pixels = parallel.shard(np.uint32(offsets[:, None, None, None] + seen_at))
+        views = np.broadcast_to(np.int32(views), keys.shape)
+        return features, keys, views, *self._begin(features, keys, pixels), pixels
 
-    def _fit(self, variables: Any, images: np.ndarray, ids: Sequence[str]) -> tuple[int, int, int]:
+    def _fit(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        places: np.ndarray | None,
+    ) -> tuple[int, int, int]:
         """Images and votes to denoise together, halved until it fits into memory, and its bytes."""
         devices, chunk = parallel.round_up(1), self._chunk
         size = count = parallel.shard(images).shape[1]
         limit = self._max_bytes or parallel.free_bytes()
         while True:
-            batch, names = parallel.shard(images[: size * devices]), ids[: size * devices]
+            part = slice(size * devices)
+            batch, names = parallel.shard(images[part]), ids[part]
+            place = None if places is None else places[part]
             needed = parallel.program_bytes(self._encode, variables, batch)
             encodes = needed <= limit
             if encodes:
                 features = self._encode(variables, batch)
-                inputs = self._inputs(features, names, self._votes_from(0, chunk))
+                inputs = self._inputs(features, names, self._votes_from(0, chunk), place)
                 inputs = variables, np.int32(self._steps - 1), *inputs
                 needed = max(needed, parallel.program_bytes(self._advance, *inputs))
             smallest = size == 1 and (chunk == 1 or not encodes)
@@ -201,10 +219,23 @@ def encode(model: nn.Module, views: Sequence[View], variables: Any, images: Arra
     return features.reshape(len(images), len(views), *features.shape[1:])
 
 
-def begin(features: Array, keys: Array) -> tuple[Array, Array]:
+def pixel_numbers(size: int, views: Sequence[View]) -> np.ndarray:
+    """i32[views, S, S], row * ROW + column of each pixel, as each view shows them."""
+    rows, columns = np.mgrid[:size, :size].astype(np.int32)
+    pixels = rows * ROW + columns
+    return np.stack([np.flip(np.rot90(pixels, k), axes) for k, axes in views])
+
+
+def begin(features: Array, keys: Array, pixels: Array | None = None) -> tuple[Array, Array]:
     """x_T and the estimate before any step, zero: f32[B * V, S, S, 1] each, see `advance`."""
-    x_T = gaussian_noise(keys.reshape(-1), (*features.shape[2:4], 1))(START)
+    x_T = _noise(keys, features.shape[2:4], pixels)(START)
     return x_T, jnp.zeros_like(x_T)
+
+
+def _noise(keys: Array, size: tuple[int, ...], pixels: Array | None) -> Callable[[Array], Array]:
+    if pixels is None:
+        return gaussian_noise(keys.reshape(-1), (*size, 1))
+    return field_noise(keys.reshape(-1), pixels.reshape(-1, *size), 1)
 
 
 def advance(
@@ -219,6 +250,7 @@ def advance(
     views: Array,
     x_t: Array,
     previous: Array,
+    pixels: Array | None = None,
 ) -> tuple[Array, Array]:
     """So many steps of the chains of a batch.
 
@@ -231,6 +263,7 @@ def advance(
             votes each, in order.
         x_t: f32[B * V, S, S, 1].
         previous: f32[B * V, S, S, 1], the estimate x_start of the step before.
+        pixels: u32[B, V, S, S], whose noise it is in a larger image; None: of this one's own.
     Returns:
         The next x_t, after the last step x_0, and the next estimate.
     """
@@ -244,6 +277,6 @@ def advance(
         inputs = network_input, features, timesteps[t][None]
         return process.predict(model.apply(variables, *inputs, method="denoise"), x_t, t)
 
-    noise_fn = gaussian_noise(keys.reshape(-1), x_t.shape[1:])
+    noise_fn = _noise(keys, x_t.shape[1:3], pixels)
     steps = first - jnp.arange(count, dtype=jnp.int32)
     return sample(denoise_fn, x_t, process.schedule, step_fn, noise_fn, steps, previous)

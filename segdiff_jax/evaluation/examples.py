@@ -27,7 +27,7 @@ class NativeExamples(Sequence):
     def __init__(
         self,
         records: Sequence[dict[str, Any]],
-        image_size: int,
+        image_size: int | Callable[[tuple[int, int]], tuple[int, int]],
         colour_constancy: str = "none",
         artefact: str | None = None,
         workers: int = 2,
@@ -36,7 +36,7 @@ class NativeExamples(Sequence):
 
         Args:
             records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
-            image_size: S.
+            image_size: S, or what gives the input's (height, width) for those of an image.
             colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
             artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
             workers: threads that read and decode.

@@ -14,6 +14,7 @@ from segdiff_jax import parallel
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.evaluation.denoise import DiffusionPredictor
 from segdiff_jax.evaluation.predictor import Predictor, Trace, View, seen, seen_back, views_of
+from segdiff_jax.evaluation.windows import WindowedPredictor
 from segdiff_jax.models import is_diffusion
 
 
@@ -26,21 +27,23 @@ class SupervisedPredictor(Predictor):
         super().__init__(sampler, len(self._views), {"__call__": len(self._views)})
         self._segment = parallel.pmap_map(functools.partial(segment, model, self._views), 1)
 
-    def __call__(
+    def _sample(
         self,
         variables: Any,
         images: np.ndarray,
         ids: Sequence[str],
-        progress: Callable[[float], None] = lambda share: None,
-        trace: Trace | None = None,
+        progress: Callable[[float], None],
+        trace: Trace | None,
+        places: np.ndarray | None,
     ) -> np.ndarray:
-        """As `Predictor.__call__`; V is the number of views, and `ids` are not read."""
         masks = parallel.unshard(self._segment(variables, parallel.shard(images)))
         return seen_back(masks, self._views)
 
 
 class EnsemblePredictor(Predictor):
     """The mean of several models' probabilities, such as of a diffusion and a supervised one.
+
+    Each gives one sample, 2 p - 1; `variables` are a sequence of those of each.
 
     Fu et al. 2023 (MELBA 2023:016) found this ensemble the best of what they compared.
     """
@@ -56,18 +59,15 @@ class EnsemblePredictor(Predictor):
         self._members, self._ensemble = members, "mean"
         self.batch_size = min(member.batch_size for member in members)
 
-    def __call__(
+    def _sample(
         self,
         variables: Any,
         images: np.ndarray,
         ids: Sequence[str],
-        progress: Callable[[float], None] = lambda share: None,
-        trace: Trace | None = None,
+        progress: Callable[[float], None],
+        trace: Trace | None,
+        places: np.ndarray | None,
     ) -> np.ndarray:
-        """As `Predictor.__call__`, with one sample a member: 2 p - 1.
-
-        `variables` are a sequence of those of each member.
-        """
         means = []
         for k, (member, own) in enumerate(zip(self._members, variables, strict=True)):
             so_far = lambda share, k=k: progress((k + share) / len(self._members))
@@ -88,6 +88,7 @@ def make_predictor(
     process: Process,
     sampler: ConfigDict,
     seed: int,
+    window: int = 0,
 ) -> Predictor:
     """The predictor of a network. Compiles nothing yet.
 
@@ -95,14 +96,17 @@ def make_predictor(
         model: a diffusion model, with `encode_image` and `denoise`, or a supervised one.
         process: of the training of a diffusion model; it is respaced here.
         sampler: `config.sampler`; of it, supervised models read flips, rotations, ensemble,
-            temperature, threshold and max_batch only.
+            temperature, threshold, overlap and max_batch only.
         seed: of the samples.
+        window: the side in pixels of the windows in which images are segmented; 0: whole.
     Raises:
         ValueError: naming a field of `sampler` that does not fit.
     """
     if is_diffusion(model):
-        return DiffusionPredictor(model, process, sampler, seed)
-    return SupervisedPredictor(model, sampler)
+        predictor = DiffusionPredictor(model, process, sampler, seed)
+    else:
+        predictor = SupervisedPredictor(model, sampler)
+    return WindowedPredictor(predictor, window, sampler) if window else predictor
 
 
 def segment(model: nn.Module, views: Sequence[View], variables: Any, images: Array) -> Array:

@@ -58,6 +58,7 @@ class Predictor:
         ids: Sequence[str],
         progress: Callable[[float], None] = lambda share: None,
         trace: Trace | None = None,
+        places: np.ndarray | None = None,
     ) -> np.ndarray:
         """Samples every image.
 
@@ -68,9 +69,25 @@ class Predictor:
             progress: called with the share of the work that is done, now and then.
             trace: of a diffusion model, is shown how the first vote of the images, or of the first
                 ones of them, comes about.
+            places: i32[B, 2], row and column of each image in a larger one of its name, whose noise
+                it shares; None: they are whole.
         Returns:
-            f32[V, B, S, S], where clean masks are -1 or +1.
+            f32[V, B, S, S], where clean masks are -1 or +1; V is `sampler.votes` of a diffusion
+            model, the number of views of a supervised one, and of an ensemble that of its members.
+        Raises:
+            ValueError: if not even one sample a device fits into `sampler.max_memory`.
         """
+        return self._sample(variables, images, ids, progress, trace, places)
+
+    def _sample(
+        self,
+        variables: Any,
+        images: np.ndarray,
+        ids: Sequence[str],
+        progress: Callable[[float], None],
+        trace: Trace | None,
+        places: np.ndarray | None,
+    ) -> np.ndarray:
         raise NotImplementedError
 
     def seeded(self, seed: int) -> "Predictor":

@@ -11,6 +11,7 @@ FIXED = (
     "data.dataset",
     "data.extra_datasets",
     "data.image_size",
+    "data.full_size",
     "data.colour_constancy",
     "data.soft_masks",
     "model.",

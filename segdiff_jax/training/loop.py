@@ -73,13 +73,15 @@ class Run:
         check_objective(config, is_diffusion(model))
         tx = make_optimizer(config)
         sampler = config.sampler.copy_and_resolve_references()
-        # Its mistakes show now, not at the end.
-        make_predictor(model, process, sampler, config.seed)
+        window = config.data.image_size if config.data.full_size else 0
+        predictor = lambda: make_predictor(model, process, sampler, config.seed, window)
+        predictor()  # Its mistakes show now, not at the end.
         sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
         if not is_diffusion(model):
             sampler.flips = sampler.rotations = False
+        sampler.native = False
         try:
-            self._predictor = make_predictor(model, process, sampler, config.seed)
+            self._predictor = predictor()
         except ValueError as error:
             raise ValueError(f"validation.steps, validation.votes: {error}") from error
         self._step_fn = make_train_step(config, model, process, tx, parallel.AXIS)
@@ -158,9 +160,9 @@ class Run:
     def _open_data(self) -> None:
         data, train = self._config.data, self._config.train
 
-        where = data.dir, data.manual_dir
+        where, size = (data.dir, data.manual_dir), data.full_size or data.image_size
         prepare = lambda records, limit=None: ResizedSource(
-            records, data.image_size, data.cache, limit, data.colour_constancy, data.dir
+            records, size, data.cache, limit, data.colour_constancy, data.dir
         )
         self._train = prepare(load_training_source(data.dataset, data.extra_datasets, *where))
         validation = load_source(data.dataset, "validation", *where)
@@ -310,4 +312,5 @@ def how_validated(config: dict[str, Any]) -> dict[str, Any]:
     sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
     names = {"validation": ("num_images", "steps", "votes"), "sampler": (*sampler, "rotations")}
     values = {name: [config[name].get(f, False) for f in fields] for name, fields in names.items()}
-    return values | {"temperature": config["sampler"].get("temperature", 1.0)}
+    later = {"temperature": 1.0, "overlap": 0.25}
+    return values | {name: config["sampler"].get(name, value) for name, value in later.items()}

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.augment import Augmentation, random_patch
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
 from segdiff_jax.training.losses import bce_dice, mse
@@ -178,6 +178,7 @@ def make_train_step(
         ema_warmup=config.train.ema_warmup,
         soft_masks=config.data.soft_masks,
         microbatches=config.train.microbatches,
+        patch_size=config.data.image_size if config.data.full_size else 0,
         axis_name=axis_name,
     )
 
@@ -196,6 +197,7 @@ def train_step(
     soft_masks: bool = False,
     microbatches: int = 1,
     half_size: bool = False,
+    patch_size: int = 0,
     frozen_gate_steps: int = 0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
@@ -217,6 +219,7 @@ def train_step(
             norm takes the statistics of each slice, which are averaged, too.
         half_size: train on images and masks of half the height and width, which are the means of
             2 x 2 augmented pixels: about four times as fast.
+        patch_size: train on a square of this side, cut from each image at random; 0: on all of it.
         frozen_gate_steps: updates before the gates of gated attention move.
         axis_name: of the devices' axis to average over, if any.
     Returns:
@@ -228,7 +231,10 @@ def train_step(
     def loss_fn(params, part):
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
         keys = jax.vmap(split)(part["index"])
-        image, mask = augment(keys[:, 0], part["image"], part["mask"])
+        image, mask = part["image"], part["mask"]
+        if patch_size:
+            image, mask = random_patch(keys[:, 0], image, mask, patch_size)
+        image, mask = augment(keys[:, 0], image, mask)
         if half_size:
             image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
