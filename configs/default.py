@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0  # in the residual blocks
     model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
     model.norm_groups = 32  # of each GroupNorm; 0: batch norm
-    model.out_channels = 1  # 2: with a learned variance, of imported parameters
+    model.out_channels = 1  # 2: with a learned variance, for sampler.variance = learned_range
     model.rrdb_blocks = 1  # blocks of the image encoder G
     model.rrdb_width = 32  # channels of G
     model.rrdb_growth = 16  # channels that each convolution of G adds
@@ -76,9 +76,10 @@ def get_config() -> ConfigDict:
     diffusion.schedule = "linear"  # or cosine
     diffusion.num_timesteps = 100  # T
     diffusion.prediction = "x0"  # or eps, v: what the network predicts
-    diffusion.loss = "bce_dice"  # or mse; bce_dice is on the log odds of x0
+    diffusion.loss = "bce_dice"  # on the log odds of x0; or mse, rescaled_mse, kl, rescaled_kl
     diffusion.weight = "simple"  # or min_snr (gamma 5): of the loss at each timestep
     diffusion.timestep_power = 1.0  # trains at t = T u^this, u uniform; 1/3: more of the noisy end
+    diffusion.timestep_sampler = "uniform"  # or loss_second_moment: by the losses seen at each t
     diffusion.recycling = False  # train on x_t made of the network's own mask (x0 only)
     diffusion.self_conditioning = False  # the network sees its estimate of the step before
     diffusion.input_scale = 0.3  # clean masks are -b or +b
@@ -115,7 +116,7 @@ def get_config() -> ConfigDict:
     sampler.steps = 10  # evaluations of the network per sample
     sampler.spacing = "trailing"  # ends at T - 1; leading: from 0, for many steps; uniform: both
     sampler.eta = 0.0  # ddim: 0 is deterministic, 1 as noisy as DDPM
-    sampler.variance = "fixed_large"  # ddpm: or fixed_small, learned_range
+    sampler.variance = "fixed_large"  # ddpm, and the losses kl: or fixed_small, learned_range
     sampler.clip = True  # keep the predicted clean mask in its range
     sampler.votes = 5  # samples of each image
     sampler.flips = False  # the votes see the image mirrored in turn: not, each way, both ways

@@ -145,7 +145,10 @@ def _variable_items(variables):
 
 
 def _rest(state):
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    if state.timestep_history is not None:
+        rest["timestep_history"] = state.timestep_history
+    return rest
 
 
 def _open(step_folder):

@@ -15,7 +15,7 @@ from jax import Array
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule
 
 PREDICTIONS = ("eps", "x0", "v")
-LOSSES = ("mse", "bce_dice")
+LOSSES = ("mse", "rescaled_mse", "kl", "rescaled_kl", "bce_dice")
 WEIGHTS = ("simple", "min_snr")
 MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")

@@ -50,6 +50,12 @@ def check_config(config: ConfigDict) -> None:
     if config.diffusion.timestep_power <= 0:
         power = config.diffusion.timestep_power
         raise ValueError(f"diffusion.timestep_power={power} must be positive")
+    if config.diffusion.timestep_sampler != "uniform" and config.diffusion.timestep_power != 1:
+        raise ValueError(
+            f"diffusion.timestep_power={config.diffusion.timestep_power} draws timesteps, and so "
+            f"does diffusion.timestep_sampler={config.diffusion.timestep_sampler!r}: set 1.0 or "
+            "'uniform'"
+        )
     if train.half_size_share > 1:
         raise ValueError(f"train.half_size_share={train.half_size_share} must be at most 1")
     if train.ema_decay >= 1:
@@ -68,10 +74,42 @@ def check_config(config: ConfigDict) -> None:
             f"{parallel.device_count()} devices x {train.microbatches} microbatches: choose a "
             f"multiple of {parts}"
         )
-    if config.model.get("out_channels", 1) != 1:
+    if config.objective == "diffusion":
+        check_variance(config)
+
+
+def check_variance(config: ConfigDict) -> None:
+    """Raises a ValueError that names the fields which do not fit a learned variance or a bound."""
+    diffusion, loss = config.diffusion, f"diffusion.loss={config.diffusion.loss!r}"
+    channels, variance = config.model.get("out_channels", 1), config.sampler.variance
+    if channels not in (1, 2):
+        raise ValueError(f"model.out_channels={channels} must be 1 or, with a variance, 2")
+    learned = channels == 2
+    if learned != (variance == "learned_range"):
         raise ValueError(
-            f"model.out_channels={config.model.out_channels}: a learned variance can be sampled, "
-            "from imported parameters, but not trained; set 1"
+            f"model.out_channels={channels} does not fit sampler.variance={variance!r}: a learned "
+            "variance needs 2 and 'learned_range', a fixed one 1 and another"
+        )
+    if diffusion.loss == "rescaled_mse" and not learned:
+        raise ValueError(
+            f"{loss} rescales the bound that trains a variance: set 'mse', or model.out_channels=2 "
+            "and sampler.variance='learned_range'"
+        )
+    if learned and diffusion.loss == "bce_dice":
+        raise ValueError(
+            f"{loss} trains no variance: with model.out_channels=2, set 'mse', 'rescaled_mse', "
+            "'kl' or 'rescaled_kl'"
+        )
+    bound = learned or diffusion.loss in ("kl", "rescaled_kl")
+    if bound and diffusion.recycling:
+        raise ValueError(
+            f"diffusion.recycling noises the network's own mask, but the bound (of {loss}, "
+            f"model.out_channels={channels}) is of the true one: set False"
+        )
+    if bound and diffusion.weight != "simple":
+        raise ValueError(
+            f"diffusion.weight={diffusion.weight!r} would weight the terms of the bound (of "
+            f"{loss}, model.out_channels={channels}), which is their sum: set 'simple'"
         )
 
 

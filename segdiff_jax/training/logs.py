@@ -19,6 +19,7 @@ COLUMNS = (
     "step",
     "loss",
     "mse",
+    "vb",
     "bce",
     "dice",
     "grad_norm",
@@ -28,6 +29,7 @@ COLUMNS = (
     "minutes",
     "validation_iou",
 )
+FORMER = tuple(name for name in COLUMNS if name != "vb")  # of runs begun before there was one
 
 
 class Logs:
@@ -91,7 +93,7 @@ class Logs:
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
         rows = complete_rows(self._path)
-        if rows and tuple(rows[0]) != COLUMNS:
+        if rows and tuple(rows[0]) not in (COLUMNS, FORMER):
             raise ValueError(f"{self._path} is not the log of a training run: move it away")
         rows = [row for row in rows if int(row["step"]) <= step]
         temporary = self._path.with_name(".metrics.csv.part")

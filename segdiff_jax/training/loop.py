@@ -33,6 +33,7 @@ from segdiff_jax.training.state import (
 )
 from segdiff_jax.training.steps import make_train_step
 from segdiff_jax.training.stop import Stopped, told_to_stop
+from segdiff_jax.training.timesteps import make_history
 
 
 def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> None:
@@ -87,7 +88,9 @@ class Run:
         self._step_fn = make_train_step(config, model, process, tx, parallel.AXIS)
         size, channels = config.data.image_size, process.input_channels
         self._init = lambda: init_variables(model, config.seed, size, channels)
-        self._create_state = functools.partial(create_state, tx=tx)
+        self._create_state = functools.partial(
+            create_state, tx=tx, timestep_history=make_history(config)
+        )
         # Says what the network cannot be.
         self._like = jax.eval_shape(lambda: self._create_state(self._init()))
         if config.train.half_size_share:

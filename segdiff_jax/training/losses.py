@@ -9,7 +9,51 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from segdiff_jax.diffusion.bound import vb_term
+from segdiff_jax.diffusion.process import Process
+
 PIXELS = (1, 2, 3)
+
+
+def gaussian_losses(
+    process: Process,
+    loss: str,
+    variance: str,
+    output: Array,
+    x_start: Array,
+    x_t: Array,
+    t: Array,
+    eps: Array,
+) -> dict[str, Array]:
+    """The losses of a network that predicts the mean of a Gaussian and, with 2C, its variance.
+
+    "mse" is of what the network predicts; with a learned variance there is also the bound's term,
+    whose gradient reaches that variance alone (Nichol and Dhariwal 2021, eq. 16, with lambda
+    1 / T). "rescaled_mse" multiplies it by T / 1000 (lambda 0.001, as there). "kl" is the bound's
+    term alone, and trains mean and variance; "rescaled_kl" multiplies it by T, so that its mean
+    over t is the whole bound but for the prior.
+
+    Args:
+        loss: one of these four.
+        variance: of the bound's term, see `process.log_variance`.
+        output: f32[B, H, W, C] or, with a learned variance, f32[B, H, W, 2C].
+        x_start, x_t, eps: f32[B, H, W, C], the clean mask, the noisy one and the noise in it.
+        t: i32[B].
+    Returns:
+        "mse" of eps, v or the mask as +-1, and "vb", in bits per pixel; or one of them.
+    """
+    bound = lambda output: vb_term(
+        process, variance, process.predict(output, x_t, t), x_start, x_t, t
+    )
+    T = len(process.schedule)
+    if loss in ("kl", "rescaled_kl"):
+        return {"vb": bound(output) * (T if loss == "rescaled_kl" else 1)}
+    predicted, values = jnp.split(output, [x_t.shape[-1]], axis=-1)
+    terms = mse(predicted, process.target(x_start, t, eps))
+    if values.size:
+        frozen = jnp.concatenate([jax.lax.stop_gradient(predicted), values], axis=-1)
+        terms["vb"] = bound(frozen) * (T / 1000 if loss == "rescaled_mse" else 1)
+    return terms
 
 
 def mse(output: Array, target: Array) -> dict[str, Array]:

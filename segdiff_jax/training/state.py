@@ -12,6 +12,8 @@ from jax import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
+from segdiff_jax.training.timesteps import History
+
 MOST_STACKED = 2**18  # elements of a leaf that is stacked with others
 
 
@@ -25,6 +27,7 @@ class TrainState:
         opt_state: of the optimiser.
         batch_stats: f32 tree, the same moving average of the statistics of each batch, for batch
             norm; empty for models without.
+        timestep_history: of `timesteps`, where timesteps are drawn by their losses; else None.
     """
 
     step: Array
@@ -32,17 +35,23 @@ class TrainState:
     ema_params: Any
     opt_state: Any
     batch_stats: Any
+    timestep_history: History | None = None
 
     def averaged(self) -> dict[str, Any]:
         """The variables that are evaluated and sampled."""
         return {"params": self.ema_params, "batch_stats": self.batch_stats}
 
 
-def create_state(variables: dict[str, Any], tx: optax.GradientTransformation) -> TrainState:
+def create_state(
+    variables: dict[str, Any],
+    tx: optax.GradientTransformation,
+    timestep_history: History | None = None,
+) -> TrainState:
     """The state before the first step; the moving average starts at the parameters."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, tx.init(params), batch_stats)
+    step, opt_state = jnp.zeros((), jnp.int32), tx.init(params)
+    return TrainState(step, params, ema_params, opt_state, batch_stats, timestep_history)
 
 
 def apply_gradients(
@@ -78,8 +87,12 @@ def apply_gradients(
         decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     new = {"params": params, "batch_stats": batch_stats}
     averaged = optax.incremental_update(new, state.averaged(), 1 - decay)
-    return TrainState(
-        state.step + 1, params, averaged["params"], opt_state, averaged["batch_stats"]
+    return state.replace(
+        step=state.step + 1,
+        params=params,
+        ema_params=averaged["params"],
+        opt_state=opt_state,
+        batch_stats=averaged["batch_stats"],
     )
 
 

@@ -15,8 +15,14 @@ from ml_collections import ConfigDict
 from segdiff_jax.data.augment import Augmentation, random_patch
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.diffusion.process import Process, at, q_sample
-from segdiff_jax.training.losses import bce_dice, mse
+from segdiff_jax.training.losses import bce_dice, gaussian_losses
 from segdiff_jax.training.state import TrainState, apply_gradients, nonfinite_in_a_row, stacks
+from segdiff_jax.training.timesteps import (
+    History,
+    add_to_history,
+    loss_aware_timesteps,
+    uniform_timesteps,
+)
 
 Batch = dict[str, Array]
 Losses = dict[str, Array]  # The terms, whose sum is minimised: f32[B] each.
@@ -33,12 +39,13 @@ def diffusion_loss(
     keys: Array | None = None,
     recycling: bool = False,
     batch_stats: Any = None,
+    loss: str = "mse",
+    variance: str = "fixed_large",
 ) -> tuple[Losses, Any]:
     """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
     Args:
-        process: says what the network predicts, and so how it is scored: eps, v or the mask by
-            the mean squared error, the mask's log odds by BCE + Dice.
+        process: says what the network predicts: eps, v, the mask or its log odds.
         image: f32[B, H, W, 3], normalised.
         mask: f32[B, H, W, 1], from -1 to +1.
         t: i32[B], in [0, T).
@@ -50,6 +57,7 @@ def diffusion_loss(
             forward pass.
         batch_stats: the average statistics of batch norm; None or empty: there are none. With keys,
             the batch's own are used.
+        loss, variance: see `losses.gaussian_losses`; log odds are scored by BCE + Dice.
     Returns:
         The terms of `losses`, f32[B] each, and the statistics of this batch.
     """
@@ -94,7 +102,7 @@ def diffusion_loss(
     output, updated = apply(params, x_t, t, estimate)
     if process.logits:
         return bce_dice(output, (mask + 1) / 2), updated
-    return mse(output, process.target(x_start, t, eps)), updated
+    return gaussian_losses(process, loss, variance, output, x_start, x_t, t, eps), updated
 
 
 def diffusion_losses(
@@ -103,32 +111,43 @@ def diffusion_losses(
     image: Array,
     mask: Array,
     keys: Array,
+    history: History | None = None,
     *,
     model: nn.Module,
     process: Process,
     weights: np.ndarray | None = None,
     recycling: bool = False,
     timestep_power: float = 1.0,
-) -> tuple[Losses, Any]:
+    loss: str = "mse",
+    variance: str = "fixed_large",
+) -> tuple[Any, ...]:
     """`diffusion_loss` at a timestep and with a noise drawn for each example.
 
     Args:
         keys: key[B, 3], of the timestep, of the noise, and of what `diffusion_loss` draws.
+        history: draws timesteps by their losses, see `timesteps.loss_aware_timesteps`; None: by
+            `timestep_power`.
         weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
-        timestep_power: t = floor(T u^timestep_power) with u uniform: 1 is uniform, less trains
-            more at the noisy end, where sampling starts.
+        timestep_power: see `timesteps.uniform_timesteps`.
+        loss, variance: as of `diffusion_loss`.
     Returns:
-        As `diffusion_loss`.
+        As `diffusion_loss`, and, of a history, for it, the timesteps i32[B] and their losses
+        f32[B]; the terms themselves are multiplied by their importance then.
     """
     u = jax.vmap(jax.random.uniform)(keys[:, 0])
-    T = len(process.schedule)
-    t = jnp.minimum(jnp.int32(T * u**timestep_power), T - 1)
+    if history is None:
+        t = uniform_timesteps(u, len(process.schedule), timestep_power)
+    else:
+        t, importance = loss_aware_timesteps(u, history)
     eps = jax.vmap(lambda k: jax.random.normal(k, mask.shape[1:]))(keys[:, 1])
-    inputs = image, mask, t, eps, keys[:, 2], recycling, batch_stats
+    inputs = image, mask, t, eps, keys[:, 2], recycling, batch_stats, loss, variance
     losses, batch_stats = diffusion_loss(model, process, params, *inputs)
     if weights is not None:
         losses = jax.tree.map(lambda term: at(weights, t, 1) * term, losses)
-    return losses, batch_stats
+    if history is None:
+        return losses, batch_stats
+    drawn = t, sum(losses.values())
+    return jax.tree.map(lambda term: importance * term, losses), batch_stats, *drawn
 
 
 def supervised_losses(
@@ -146,7 +165,7 @@ def supervised_losses(
 
 def make_losses_fn(
     config: ConfigDict, model: nn.Module, process: Process
-) -> Callable[..., tuple[Losses, Any]]:
+) -> Callable[..., tuple[Any, ...]]:
     """What `config.objective` minimises, for `train_step`; `process` is of diffusion only."""
     if config.objective == "supervised":
         return functools.partial(supervised_losses, model=model)
@@ -158,6 +177,8 @@ def make_losses_fn(
         weights=process.loss_weights(diffusion.weight),
         recycling=diffusion.recycling,
         timestep_power=diffusion.timestep_power,
+        loss=diffusion.loss,
+        variance=config.sampler.variance,
     )
 
 
@@ -189,7 +210,7 @@ def train_step(
     key: Array,
     rate: Array | float,
     *,
-    losses_fn: Callable[..., tuple[Losses, Any]],
+    losses_fn: Callable[..., tuple[Any, ...]],
     tx: optax.GradientTransformation,
     augment: Callable[[Array, Array, Array], tuple[Array, Array]],
     ema_decay: float,
@@ -211,7 +232,8 @@ def train_step(
         rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
         losses_fn: (params, batch_stats, image f32[B, H, W, 3] normalised, mask f32[B, H, W, 1] from
             -1 to +1, key[B, 3]) -> ({term: f32[B]}, batch_stats): `diffusion_losses` or
-            `supervised_losses`, with the model.
+            `supervised_losses`, with the model. Of a state with a `timestep_history`, it takes
+            that as well and also returns the timesteps i32[B] and their losses f32[B].
         augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
         soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
             over one half.
@@ -227,6 +249,7 @@ def train_step(
         "nonfinite" i32[], see `state.nonfinite_in_a_row`.
     """
     step_key = jax.random.fold_in(key, state.step)
+    history = [] if state.timestep_history is None else [state.timestep_history]
 
     def loss_fn(params, part):
         split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
@@ -238,27 +261,43 @@ def train_step(
         if half_size:
             image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
         image, mask = normalise_image(image), normalise_mask(mask, soft_masks)
-        losses, batch_stats = losses_fn(params, state.batch_stats, image, mask, keys[:, 1:])
+        inputs = state.batch_stats, image, mask, keys[:, 1:]
+        losses, batch_stats, *drawn = losses_fn(params, *inputs, *history)
         terms = jax.tree.map(jnp.mean, losses)
-        return sum(terms.values()), (terms, batch_stats)
+        return sum(terms.values()), ((terms, batch_stats), [part["index"], *drawn])
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def evaluate(part):
+        (loss, (means, drawn)), grads = grad_fn(state.params, part)
+        return (loss, *means, grads), drawn
+
     if microbatches == 1:
-        (loss, (terms, batch_stats)), grads = grad_fn(state.params, batch)
+        means, drawn = evaluate(batch)
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, grad_fn(state.params, part)), None
+            means, drawn = evaluate(part)
+            return jax.tree.map(jnp.add, total, means), drawn
 
-        like = jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts))
+        like, _ = jax.eval_shape(evaluate, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), like)
-        total, _ = jax.lax.scan(add, zeros, parts)
-        (loss, (terms, batch_stats)), grads = jax.tree.map(lambda x: x / microbatches, total)
+        total, drawn = jax.lax.scan(add, zeros, parts)
+        means = jax.tree.map(lambda x: x / microbatches, total)
+        drawn = [x.reshape(-1) for x in drawn]
+    loss, terms, batch_stats, grads = means
     if axis_name is not None:  # Batch norm itself averages its statistics.
         loss, terms, grads = jax.lax.pmean((loss, terms, grads), axis_name)
     metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(stacks(grads))}
     gate_rate = jnp.where(state.step < frozen_gate_steps, 0.0, 1.0)
     options = tx, ema_decay, ema_warmup, rate, gate_rate
     state = apply_gradients(state, grads, batch_stats, *options)
-    return state, metrics | {"nonfinite": nonfinite_in_a_row(state.opt_state)}
+    nonfinite = nonfinite_in_a_row(state.opt_state)
+    if history:
+        if axis_name is not None:
+            drawn = jax.lax.all_gather(drawn, axis_name, tiled=True)
+        keep = lambda new, old: jnp.where(nonfinite == 0, new, old)
+        updated = jax.tree.map(keep, add_to_history(*history, *drawn), *history)
+        state = state.replace(timestep_history=updated)
+    return state, metrics | {"nonfinite": nonfinite}
