@@ -1,4 +1,4 @@
-"""The variational bound, and the losses with it, against the original's recorded terms, and against closed forms."""
+"""The variational bound, and losses with it, against the original and against closed forms."""
 
 import jax
 import jax.numpy as jnp

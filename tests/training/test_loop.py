@@ -380,7 +380,7 @@ def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_p
         ("train.ema_decay", 1.0, "train.ema_decay=1.0 must be below 1"),
         ("validation.num_images", 0, "validation.num_images=0 must be at least 1"),
         ("validation.steps", 101, "validation.steps=101 exceeds diffusion.num_timesteps=100"),
-        ("model.out_channels", 2, "model.out_channels=2: a learned variance"),
+        ("model.out_channels", 2, "model.out_channels=2 does not fit sampler.variance='fixed_l"),
         ("sampler.ensemble", "max", "sampler.ensemble='max': choose one of"),
         ("sampler.steps", 101, "sampler.steps=101: "),
         ("data.image_size", 15, "image size 15 x 15 must be divisible by 2"),
@@ -398,6 +398,47 @@ def test_bad_fields_are_named_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+LEARNED = {"model.out_channels": 2, "sampler.variance": "learned_range"}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"model.out_channels": 3}, "model.out_channels=3 must be 1 or"),
+        ({"sampler.variance": "learned_range"}, "model.out_channels=1 does not fit sampler.var"),
+        (LEARNED, "diffusion.loss='bce_dice' trains no variance"),
+        ({"diffusion.loss": "rescaled_mse"}, "diffusion.loss='rescaled_mse' rescales the bound"),
+        ({"diffusion.loss": "kl", "diffusion.recycling": True}, "diffusion.recycling noises"),
+        (
+            LEARNED | {"diffusion.loss": "mse", "diffusion.weight": "min_snr"},
+            "diffusion.weight='min_snr' would weight the terms of the bound",
+        ),
+        (
+            {"diffusion.timestep_sampler": "loss_second_moment", "diffusion.timestep_power": 0.5},
+            "diffusion.timestep_power=0.5 draws timesteps, and so does",
+        ),
+        ({"diffusion.timestep_sampler": "loss"}, "diffusion.timestep_sampler='loss': choose one"),
+    ],
+)
+def test_fields_that_do_not_fit_together_are_named(tiny_config, tmp_path, fields, message):
+    config = tiny_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        loop.Run(config, tmp_path)
+
+
+def test_a_learned_variance_and_its_losses_are_accepted(tiny_config, tmp_path):
+    config = tiny_config()
+    config.update_from_flattened_dict(LEARNED)
+    for loss in ("mse", "rescaled_mse", "kl", "rescaled_kl"):
+        config.diffusion.loss = loss
+        losses_fn = loop.Run(config, tmp_path)._step_fn.keywords["losses_fn"]
+        assert losses_fn.keywords["loss"] == loss
+        assert losses_fn.keywords["variance"] == "learned_range"
+    config.update_from_flattened_dict({"model.out_channels": 1, "sampler.variance": "fixed_small"})
+    loop.Run(config, tmp_path)
 
 
 def test_another_number_of_images_is_refused(six_steps, monkeypatch):
