@@ -1,0 +1,96 @@
+"""Bits per pixel of a trained diffusion model: python -m tools.bound --workdir=runs/isic.
+
+The variational bound of the negative log likelihood of masks given their images, all T steps,
+each at one noisy mask (Nichol and Dhariwal 2021, arXiv 2102.09672). The split is of the data set
+that the run was trained on.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax import Array
+
+import segdiff_jax
+from segdiff_jax.command import MISTAKES, keep_compiled_programs
+from segdiff_jax.data.normalise import normalise_image, normalise_mask
+from segdiff_jax.data.pipeline import ResizedSource, padded_batches
+from segdiff_jax.data.prepare import load_source
+from segdiff_jax.diffusion.bound import Bound, variational_bound
+from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.diffusion.samplers import gaussian_noise
+from segdiff_jax.models import is_diffusion, make_model
+from segdiff_jax.trained import Trained
+
+
+def make_bound_fn(model: Trained) -> Callable[[Array, Array, Array], Bound]:
+    """(image u8[B, S, S, 3], mask u8[B, S, S, 1], key[B]) -> Bound, of a diffusion model.
+
+    The variance is `sampler.variance`, and x_start is clipped if `sampler.clip` is set.
+
+    Raises:
+        ValueError: if the model does not denoise.
+    """
+    config, network = model.config, make_model(model.config.model)
+    if not is_diffusion(network):
+        raise ValueError(f"model.name={config.model.name!r} is no diffusion model: no bound")
+    process = dataclasses.replace(make_process(config.diffusion), clip=config.sampler.clip)
+
+    def run(variables, image, mask, keys):
+        features = network.apply(variables, normalise_image(image), method="encode_image")
+        x_start = process.input_scale * normalise_mask(mask, config.data.get("soft_masks", False))
+
+        def denoise_fn(x_t, t):
+            inputs = process.network_input(x_t, t), features, t[None]
+            return process.predict(network.apply(variables, *inputs, method="denoise"), x_t, t)
+
+        noise_fn = gaussian_noise(keys, x_start.shape[1:])
+        return variational_bound(process, config.sampler.variance, denoise_fn, x_start, noise_fn)
+
+    compiled = jax.jit(run)
+    return lambda *batch: compiled(model.variables, *batch)
+
+
+def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[np.ndarray]:
+    """Of each image: the bound, its prior and the terms of each step; f32[N], f32[N], f32[N, T]."""
+    model = segdiff_jax.load(workdir)
+    bound_fn, data = make_bound_fn(model), model.config.data
+    records = load_source(data.dataset, split, data.dir, data.manual_dir)
+    options = {"limit": num_images or None, "colour_constancy": data.colour_constancy}
+    source = ResizedSource(records, data.image_size, cache=False, **options)
+    examples, found = ({"number": i, **source[i]} for i in range(len(source))), []
+    for group, valid in padded_batches(examples, min(batch_size, len(source))):
+        image, mask = (np.stack([e[name] for e in group]) for name in ("image", "mask"))
+        numbers = np.array([e["number"] for e in group])
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(model.config.seed), numbers)
+        bound = bound_fn(image, mask, keys)
+        found.append([np.asarray(x)[valid] for x in (bound.total, bound.prior, bound.vb)])
+        print(f"{sum(len(total) for total, *_ in found)} of {len(source)} images", flush=True)
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--workdir", required=True, help="of train.py, or a checkpoint")
+    parser.add_argument("--split", default="test", help="such as validation")
+    parser.add_argument("--num_images", type=int, default=0, help="the first so many; 0: all")
+    parser.add_argument("--batch_size", type=int, default=8)
+    options = parser.parse_args()
+    keep_compiled_programs()
+    try:
+        if options.num_images < 0 or options.batch_size < 1:
+            raise ValueError("--num_images must be at least 0 and --batch_size at least 1")
+        total, prior, vb = measure(**vars(options))
+    except MISTAKES as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    parts = {"bits per pixel": total, "prior": prior, "steps": vb[:, 1:].sum(1), "mask": vb[:, 0]}
+    print("\n".join(f"{name:<16}{part.mean():>12.6f}" for name, part in parts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
