@@ -102,7 +102,8 @@ def get_config() -> ConfigDict:
     train.max_skipped = 0  # steps in a row that a NaN or infinite gradient may cost; then it ends
     train.ema_decay = 0.999  # of the averaged parameters, which are evaluated and sampled
     train.ema_warmup = True  # decay min(ema_decay, (1 + n) / (10 + n)) at update n
-    train.log_every = 20  # steps, for metrics.csv and TensorBoard
+    train.log_every = 20  # steps, for metrics.csv and the trackers
+    train.trackers = ("tensorboard",)  # and, or, wandb, mlflow; (): none
     train.checkpoint_every = 500  # steps; and at the end
 
     config.validation = validation = ConfigDict()  # during training, at data.image_size

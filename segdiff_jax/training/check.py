@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.training.state import learning_rate
+from segdiff_jax.training.tracking import check_trackers
 
 OBJECTIVES = ("diffusion", "supervised")
 
@@ -47,6 +48,7 @@ def check_config(config: ConfigDict) -> None:
     if train.learning_rate <= 0:
         raise ValueError(f"train.learning_rate={train.learning_rate} must be positive")
     learning_rate(config, 0, 0.0)
+    check_trackers(train.trackers)
     if config.diffusion.timestep_power <= 0:
         power = config.diffusion.timestep_power
         raise ValueError(f"diffusion.timestep_power={power} must be positive")

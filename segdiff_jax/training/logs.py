@@ -1,4 +1,4 @@
-"""What a run shows and writes: progress bar, metrics.csv, TensorBoard."""
+"""What a run shows and writes: progress bar, metrics.csv, trackers."""
 
 import contextlib
 import csv
@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from segdiff_jax.training.tracking import Trackers
 
 COLUMNS = (
     "step",
@@ -48,6 +49,8 @@ class Logs:
         max_skipped: int = 0,
         pending: Sequence[dict[str, float]] = (),
         writes: bool = True,
+        trackers: Sequence[str] = (),
+        settings: dict[str, Any] | None = None,
     ):
         """Opens the logs of a workdir.
 
@@ -58,14 +61,16 @@ class Logs:
             max_skipped: steps in a row that may be without an update, see `check_finite`.
             pending: what `pending` gave at `step`, of a run that is resumed.
             writes: whether to write and show anything.
+            trackers: names of `TRACKERS`, which show the same.
+            settings: the config, for them.
         Raises:
-            ValueError: if there is a metrics.csv of another kind.
+            ValueError: if there is a metrics.csv of another kind; as `Trackers`.
             OSError: naming a file that cannot be written.
         """
         self._path, self._writes, self._max_skipped = workdir / "metrics.csv", writes, max_skipped
         if writes:
             self._trim(step)
-            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._trackers = Trackers(trackers, settings or {}, workdir, step)
         self._num_steps, self._max_minutes, self._iou = num_steps, max_minutes, ""
         self._first, self._start = step, time.monotonic()
         self._window: list[dict[str, Any]] = list(pending)
@@ -87,8 +92,8 @@ class Logs:
 
     def __exit__(self, kind: type | None, *exception) -> None:
         self._bar.close()
-        if self._writes and not (kind and issubclass(kind, OSError)):  # On a full disk, it fails.
-            self._writer.close()
+        if self._writes:
+            self._trackers.close(kind)
 
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
@@ -172,7 +177,7 @@ class Logs:
             return
         rows = [np.concatenate(row, axis=1) for row in zip(*(p[:8] for p in pictures), strict=True)]
         grid = np.concatenate(rows, axis=0)
-        self._writer.add_image("validation", grid, step, dataformats="HWC")
+        self._trackers.images(step, {"validation": grid})
 
     def _row(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
@@ -180,8 +185,7 @@ class Logs:
         with naming(self._path), self._path.open("a", newline="") as file:
             table = csv.DictWriter(file, COLUMNS)
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        self._trackers.scalars(step, values)
 
 
 def complete_rows(path: Path) -> list[dict[str, str]]:

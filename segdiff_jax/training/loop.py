@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
 
     Args:
         config: see configs/default.py.
-        workdir: holds config.json, checkpoints/, metrics.csv and tensorboard/.
+        workdir: holds config.json, checkpoints/, metrics.csv and what trackers write.
         accept_changes: go on with another model or other data than before, as far as the
             checkpoint fits.
     Raises:
@@ -221,8 +221,8 @@ class Run:
             return
         train = self._config.train
         limits = train.num_steps, train.max_minutes, train.max_skipped
-        writes = parallel.is_main()
-        with Logs(self._workdir, self._step, *limits, self._pending, writes) as logs:
+        shown = parallel.is_main(), train.trackers, self._settings
+        with Logs(self._workdir, self._step, *limits, self._pending, *shown) as logs:
             try:
                 if is_owed:
                     self._validate(logs)

@@ -1,0 +1,130 @@
+"""Where the numbers and pictures of a run are shown: TensorBoard, Weights & Biases, MLflow.
+
+Names, places and modes are those of the libraries' environment variables: WANDB_PROJECT,
+WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME and so on.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segdiff_jax.training.changes import flatten
+from segdiff_jax.training.stop import Stopped
+
+PROJECT = "segdiff_jax"
+
+
+class TensorBoard:
+    """One tracker; the others are made and used like this one, and may raise anything.
+
+    They are made of the config, the workdir, the last step that counts and the `id` of the run that
+    goes on, None for a new one. Their `id` then is that of the run; None: the workdir is enough.
+    """
+
+    id = None
+
+    def __init__(self, settings: dict[str, Any], workdir: Path, step: int, id: str | None):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._thread = getattr(self._writer.file_writer.event_writer, "_worker", None)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._check()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """values: u8[H, W, 3] each."""
+        self._check()
+        for name, image in values.items():
+            self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def close(self, kind: type[BaseException] | None) -> None:
+        """kind: of the exception that ends the training, if one does."""
+        if not (kind and issubclass(kind, OSError)):  # On a full disk, it fails.
+            self._check()
+            self._writer.close()
+
+    def _check(self) -> None:
+        """A full disk ends the thread that writes; what is queued would then block the run."""
+        if self._thread and not self._thread.is_alive():
+            raise OSError("its files cannot be written")
+
+
+class WandB:
+    def __init__(self, settings: dict[str, Any], workdir: Path, step: int, id: str | None):
+        import wandb
+
+        self._image = wandb.Image
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=os.environ.get("WANDB_NAME", workdir.resolve().name),
+            dir=os.environ.get("WANDB_DIR", str(workdir)),
+            config=settings,
+            allow_val_change=True,
+            id=id,
+            resume="allow",
+            reinit="create_new",  # Beside a run of the caller's.
+            settings=wandb.Settings(console="off"),  # Else it uploads the progress bar.
+        )
+        self.id = self._run.id
+        # Its own steps count what it got, and never go back.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step} | values)
+
+    def images(self, step: int, values: dict[str, np.ndarray]) -> None:
+        self._run.log({"step": step} | {name: self._image(x) for name, x in values.items()})
+
+    def close(self, kind: type[BaseException] | None) -> None:
+        status = how_ended(kind)
+        if status == "KILLED":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=int(status != "FINISHED"))
+
+
+class MLflow:
+    def __init__(self, settings: dict[str, Any], workdir: Path, step: int, id: str | None):
+        from mlflow import MlflowClient, entities
+
+        self._client, self._metric = MlflowClient(), entities.Metric
+        if id is None:
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+            found = self._client.get_experiment_by_name(name)
+            experiment = found.experiment_id if found else self._client.create_experiment(name)
+            id = self._client.create_run(experiment, run_name=workdir.resolve().name).info.run_id
+        self._client.update_run(id, status="RUNNING")
+        self.id, known = id, self._client.get_run(id).data.params
+        # Every server takes 500 characters. A parameter stays as it is: what changes is a tag.
+        values = {name: str(value)[:500] for name, value in flatten(settings).items()}
+        params = [entities.Param(k, v) for k, v in values.items() if k not in known]
+        tags = [entities.RunTag(k, v) for k, v in values.items() if known.get(k, v) != v]
+        self._client.log_batch(id, params=params, tags=tags)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self.id, metrics=metrics)
+
+    def images(self, step: int, values: dict[str, np.ndarray]) -> None:
+        for name, image in values.items():
+            self._client.log_image(self.id, image, key=name, step=step, synchronous=True)
+
+    def close(self, kind: type[BaseException] | None) -> None:
+        self._client.set_terminated(self.id, how_ended(kind))
+
+
+TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def how_ended(kind: type[BaseException] | None) -> str:
+    """MLflow's word for it; a run that was KILLED goes on."""
+    if kind is None:
+        return "FINISHED"
+    return "KILLED" if issubclass(kind, (Stopped, KeyboardInterrupt)) else "FAILED"

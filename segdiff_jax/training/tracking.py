@@ -1,0 +1,118 @@
+"""The trackers of a run together: chosen, kept up with over its restarts, left out if they fail."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from segdiff_jax.training.trackers import TRACKERS
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises a ValueError that names the first that is unknown or not installed."""
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"train.trackers: {name!r} is none; choose of {tuple(TRACKERS)}")
+        # A folder of the same name, as wandb makes it, can be imported, but has no origin.
+        found = name == "tensorboard" or importlib.util.find_spec(name)
+        if not getattr(found, "origin", found):
+            raise ValueError(
+                f"train.trackers: {name} is not installed: pip install -r requirements-trackers.txt"
+            )
+
+
+class Trackers:
+    """Those of a run; one that fails is left out, and the training goes on.
+
+    trackers.json in the workdir has the ids of their runs and the last step of each name, so that
+    what they know of a run that was killed later than at `step` is not told again.
+    """
+
+    def __init__(self, names: Sequence[str], settings: dict[str, Any], workdir: Path, step: int):
+        """Opens them, with the runs of before or, at step 0, new ones.
+
+        Raises:
+            ValueError: if trackers.json is of another kind; at step 0, naming a tracker that cannot
+                be opened.
+        """
+        self._path, self._open = workdir / "trackers.json", {}
+        self._runs = read_runs(self._path)
+        if not step:
+            self._runs = {}
+            self._path.unlink(missing_ok=True)
+        for name in names:
+            run = self._runs.get(name, {"id": None, "steps": {}})
+            try:
+                self._open[name] = TRACKERS[name](settings, workdir, step, run["id"])
+                if self._open[name].id:
+                    self._runs[name] = run | {"id": self._open[name].id}
+                    self._save()
+            except Exception as error:
+                if step:
+                    self._leave_out(name, error)
+                    continue
+                self.close(ValueError)
+                raise ValueError(
+                    f"train.trackers: {name} cannot be opened ({reason(error)}): set it up, or "
+                    "leave it out"
+                ) from error
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self._tell(step, values, lambda tracker, new: tracker.scalars(step, new))
+
+    def images(self, step: int, values: dict[str, np.ndarray]) -> None:
+        self._tell(step, values, lambda tracker, new: tracker.images(step, new))
+
+    def _tell(self, step: int, values: dict[str, Any], tell: Callable) -> None:
+        for name, tracker in list(self._open.items()):
+            steps = self._runs[name]["steps"] if tracker.id else {}
+            new = {k: v for k, v in values.items() if step > steps.get(k, -1)}
+            try:
+                if new:
+                    tell(tracker, new)
+                    steps |= dict.fromkeys(new, step)
+                    self._save()
+            except Exception as error:
+                self._leave_out(name, error)
+
+    def close(self, kind: type[BaseException] | None) -> None:
+        """kind: of the exception that ends the training, if one does."""
+        for name, tracker in list(self._open.items()):
+            try:
+                tracker.close(kind)
+            except Exception as error:
+                self._leave_out(name, error)
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._open.pop(name, None)
+        tqdm.write(f"{name} is left out until the next start: {reason(error)}")
+
+    def _save(self) -> None:
+        if self._runs:
+            part = self._path.with_name(".trackers.json.part")
+            part.write_text(json.dumps(self._runs))
+            part.replace(self._path)
+
+
+def read_runs(path: Path) -> dict[str, dict[str, Any]]:
+    """Of a trackers.json, which may be absent: {tracker: {"id": str, "steps": {name: int}}}."""
+    if not path.exists():
+        return {}
+    try:
+        return {
+            name: {"id": str(run["id"]), "steps": {k: int(v) for k, v in run["steps"].items()}}
+            for name, run in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or not of train.py: move it away, and the trackers begin new runs"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """Its first line, or its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

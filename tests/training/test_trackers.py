@@ -1,0 +1,376 @@
+"""What trackers get, of a run in one piece or several, and what becomes of one that fails."""
+
+import csv
+import importlib.machinery
+import importlib.util
+import json
+import struct
+import sys
+import types
+
+import numpy as np
+import pytest
+from tensorboardX.proto import event_pb2
+
+from segdiff_jax.training import tracking
+from segdiff_jax.training.changes import report_changes
+from segdiff_jax.training.logs import Logs
+from segdiff_jax.training.loop import train
+from segdiff_jax.training.stop import Stopped
+from segdiff_jax.training.tracking import check_trackers
+from segdiff_jax.training.trackers import TRACKERS
+
+PICTURES = [np.full((9, 4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
+SETTINGS = {"seed": 0, "train": {"num_steps": 6, "trackers": ["mlflow"]}}
+ENDS = [
+    (None, "FINISHED"),
+    (Stopped("", 15), "KILLED"),
+    (KeyboardInterrupt(), "KILLED"),
+    (FloatingPointError(), "FAILED"),
+]
+
+
+class FakeRun:
+    def __init__(self, id):
+        self.id, self.metrics, self.rows, self.ends = id, [], [], []
+
+    def define_metric(self, name, **arguments):
+        self.metrics.append((name, arguments))
+
+    def log(self, row):
+        self.rows.append(row)
+
+    def mark_preempting(self):
+        self.ends.append("preempting")
+
+    def finish(self, exit_code):
+        self.ends.append(exit_code)
+
+
+def module(name, **contents):
+    made = types.ModuleType(name)
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="fake")
+    made.__dict__.update(contents)
+    return made
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A fake in its place, with what `init` was told and the runs that it made."""
+    made = module("wandb", inits=[], runs={}, Image=lambda x: ("image", x.shape, x.max()))
+
+    def init(id, **arguments):
+        id = id or f"run{len(made.runs)}"
+        made.inits.append({"id": id} | arguments)
+        return made.runs.setdefault(id, FakeRun(id))
+
+    made.init, made.Settings = init, lambda **arguments: arguments
+    monkeypatch.setitem(sys.modules, "wandb", made)
+    for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return made
+
+
+class FakeClient:
+    calls = None  # Of the test that uses it.
+
+    def __getattr__(self, name):
+        def call(*arguments, **named):
+            self.calls.append((name, *arguments, named))
+            info = types.SimpleNamespace(run_id="m0")
+            data = types.SimpleNamespace(params={"seed": "1"})
+            if name == "get_experiment_by_name":
+                return None
+            return 7 if name == "create_experiment" else types.SimpleNamespace(info=info, data=data)
+
+        return call
+
+
+@pytest.fixture
+def mlflow(monkeypatch):
+    """A fake in its place; its client notes the calls, and knows the parameter seed as 1."""
+    entities = types.SimpleNamespace(
+        Metric=lambda key, value, timestamp, step: (key, value, step),
+        Param=lambda *item: item,
+        RunTag=lambda *item: item,
+    )
+    monkeypatch.setattr(FakeClient, "calls", [])
+    made = module("mlflow", MlflowClient=FakeClient, entities=entities, calls=FakeClient.calls)
+    monkeypatch.setitem(sys.modules, "mlflow", made)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    return made
+
+
+def opened(workdir, step, trackers, settings=SETTINGS, **arguments):
+    return Logs(workdir, step, 6, 0, trackers=trackers, settings=settings, **arguments)
+
+
+def log(logs, *steps, validates=()):
+    """Rows with loss = step, and validations with IoU = step / 10."""
+    for step in steps:
+        logs.collect({"loss": float(step), "nonfinite": 0}, 0.0)
+        logs.flush(step, 0.5, 1.0, 4)
+        if step in validates:
+            logs.validation(step, step / 10, PICTURES)
+
+
+def run_with_a_kill(workdir, trackers):
+    """Killed after step 4, whose last checkpoint is that of step 2; its validation is owed."""
+    logs = opened(workdir, 0, trackers)
+    log(logs, 1, 2)
+    log(logs, 3, 4, validates=[4])
+    with opened(workdir, 2, trackers) as after:
+        after.validation(2, 0.2, PICTURES)
+        log(after, 3, 4, 5, validates=[4])
+    return logs
+
+
+def csv_steps(workdir):
+    with (workdir / "metrics.csv").open(newline="") as file:
+        return [row["step"] for row in csv.DictReader(file)]
+
+
+def events(folder):
+    """TFRecords: length u64, CRC u32, data, CRC u32."""
+    for path in sorted(folder.glob("events*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield event_pb2.Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_tensorboard_gets_scalars_and_pictures_and_purges_what_comes_again(tmp_path):
+    with opened(tmp_path, 0, ["tensorboard"]) as logs:
+        log(logs, 1, 2, validates=[2])
+    (tmp_path / "tensorboard").rename(tmp_path / "first")
+    with opened(tmp_path, 1, ["tensorboard"]) as logs:
+        log(logs, 2)
+    values = [(e.step, v) for e in events(tmp_path / "first") for v in e.summary.value]
+    scalars = {(v.tag, step): v.simple_value for step, v in values if not v.HasField("image")}
+    assert scalars["loss", 1] == 1 and scalars["loss", 2] == 2
+    assert scalars["validation_iou", 2] == pytest.approx(0.2)
+    ((step, picture),) = [(step, v) for step, v in values if v.HasField("image")]
+    # Eight rows of three pictures.
+    assert (step, picture.tag, picture.image.height, picture.image.width) == (
+        2,
+        "validation",
+        32,
+        12,
+    )
+    starts = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
+    assert starts == [2] and not (tmp_path / "trackers.json").exists()
+
+
+def test_wandb_gets_each_step_once_in_one_run(wandb, tmp_path):
+    run_with_a_kill(tmp_path, ["wandb"]).__exit__(None)
+    first, second = wandb.inits
+    assert first["id"] == second["id"] == "run0" and first["resume"] == "allow"
+    assert (first["project"], first["name"]) == ("segdiff_jax", tmp_path.name)
+    assert first["dir"] == str(tmp_path) and first["config"] == SETTINGS
+    run = wandb.runs["run0"]
+    assert run.metrics[1] == ("*", {"step_metric": "step"})
+    assert [(r["step"], r["loss"]) for r in run.rows if "loss" in r] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+        (5, 5),
+    ]
+    # That of step 2 was owed, but is older than one that is there.
+    assert [r for r in run.rows if "validation_iou" in r] == [{"step": 4, "validation_iou": 0.4}]
+    assert [r for r in run.rows if "validation" in r] == [
+        {"step": 4, "validation": ("image", (32, 12, 3), 30)}
+    ]
+
+
+def test_a_validation_that_is_owed_comes_after_the_row_of_its_step(wandb, tmp_path):
+    with opened(tmp_path, 0, ["wandb"]) as logs:
+        log(logs, 1, 2)
+    with opened(tmp_path, 2, ["wandb"]) as logs:
+        logs.validation(2, 0.2, PICTURES)
+    assert wandb.runs["run0"].rows[-2] == {"step": 2, "validation_iou": 0.2}
+
+
+def test_wandb_takes_names_from_its_environment(wandb, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_NAME", "this")
+    with opened(tmp_path, 0, ["wandb"]):
+        pass
+    assert (wandb.inits[0]["project"], wandb.inits[0]["name"]) == ("mine", "this")
+
+
+def test_mlflow_gets_each_step_once_in_one_run(mlflow, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    run_with_a_kill(tmp_path, ["mlflow"])
+    calls = mlflow.calls
+    assert [call for call in calls if call[0].startswith("create")] == [
+        ("create_experiment", "mine", {}),
+        ("create_run", 7, {"run_name": tmp_path.name}),
+    ]
+    assert [call for call in calls if call[0] in ("update_run", "set_terminated")] == [
+        ("update_run", "m0", {"status": "RUNNING"}),
+        ("update_run", "m0", {"status": "RUNNING"}),
+        ("set_terminated", "m0", "FINISHED", {}),
+    ]
+    batches = [named for name, *_, named in calls if name == "log_batch"]
+    assert batches[0] == {
+        "params": [("train.num_steps", "6"), ("train.trackers", "['mlflow']")],
+        "tags": [("seed", "0")],  # A parameter that is known as 1.
+    }
+    losses = [m for b in batches for m in b.get("metrics", ()) if m[0] == "loss"]
+    assert losses == [("loss", step, step) for step in (1, 2, 3, 4, 5)]
+    images = [named | {"shape": image.shape} for n, _, image, named in images_of(calls)]
+    assert images == [{"key": "validation", "step": 4, "synchronous": True, "shape": (32, 12, 3)}]
+
+
+def images_of(calls):
+    return [call for call in calls if call[0] == "log_image"]
+
+
+def test_long_values_are_cut_for_mlflow(mlflow, tmp_path):
+    with opened(tmp_path, 0, ["mlflow"], {"data": {"dir": "x" * 600}}):
+        pass
+    (batch,) = [named for name, *_, named in mlflow.calls if name == "log_batch"]
+    assert batch["params"] == [("data.dir", "x" * 500)]
+
+
+@pytest.mark.parametrize("error, status", ENDS)
+def test_how_a_run_ended(wandb, mlflow, tmp_path, error, status):
+    try:
+        with opened(tmp_path, 0, ["wandb", "mlflow"]):
+            if error:
+                raise error
+    except type(error) if error else ():
+        pass
+    expected = {"FINISHED": [0], "KILLED": ["preempting", 1], "FAILED": [1]}
+    assert wandb.runs["run0"].ends == expected[status]
+    assert mlflow.calls[-1] == ("set_terminated", "m0", status, {})
+
+
+def test_a_run_that_starts_anew_is_a_new_one(wandb, tmp_path):
+    for _ in range(2):
+        with opened(tmp_path, 0, ["wandb"]) as logs:
+            log(logs, 1)
+    assert [init["id"] for init in wandb.inits] == ["run0", "run1"]
+    assert len(wandb.runs["run1"].rows) == 1
+    with opened(tmp_path, 0, []):  # Later, it would not be the same run.
+        pass
+    assert not (tmp_path / "trackers.json").exists()
+
+
+def test_a_tracker_that_was_left_out_for_a_while_goes_on_with_its_run(wandb, mlflow, tmp_path):
+    for step, trackers in enumerate([["wandb"], ["mlflow"], [], ["mlflow", "wandb"]]):
+        with opened(tmp_path, step, trackers) as logs:
+            log(logs, step + 1)
+    assert [row["step"] for row in wandb.runs["run0"].rows] == [1, 4]
+    assert len([call for call in mlflow.calls if call[0] == "create_run"]) == 1
+    before = {"model": {"name": "unet"}, "train": {"trackers": ["wandb"]}}
+    report_changes(before, before | {"train": {"trackers": ["mlflow"]}}, tmp_path)
+
+
+@pytest.mark.parametrize("method", ["scalars", "images", "close"])
+def test_a_tracker_that_fails_is_told_of_once_and_left_out(
+    wandb, mlflow, tmp_path, monkeypatch, capsys, method
+):
+    def fails(*arguments):
+        raise ConnectionError("the network is down\nTraceback ...")
+
+    monkeypatch.setattr(TRACKERS["wandb"], method, fails)
+    with opened(tmp_path, 0, ["wandb", "mlflow", "tensorboard"]) as logs:
+        log(logs, 1, 2, 3, validates=[2, 3])
+    told = capsys.readouterr().out
+    assert told == "wandb is left out until the next start: the network is down\n"
+    metrics = [m for *_, named in mlflow.calls for m in named.get("metrics", ())]
+    assert [m for m in metrics if m[0] == "loss"] == [("loss", s, s) for s in (1, 2, 3)]
+    assert len(images_of(mlflow.calls)) == 2
+    assert csv_steps(tmp_path) == ["1", "2", "2", "3", "3"]
+    # What it did not get it gets if the run goes on from before.
+    assert ("loss" in json.loads((tmp_path / "trackers.json").read_text())["wandb"]["steps"]) == (
+        method != "scalars"
+    )
+
+
+def test_a_tracker_that_cannot_be_opened_ends_a_new_run_only(wandb, mlflow, tmp_path, capsys):
+    def fails(**arguments):
+        raise RuntimeError("no API key")
+
+    wandb.init = fails
+    message = r"train.trackers: wandb cannot be opened \(no API key\): set it up, or leave it out"
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, 0, ["mlflow", "wandb"])
+    assert mlflow.calls[-1] == ("set_terminated", "m0", "FAILED", {})
+    with opened(tmp_path, 3, ["wandb", "mlflow"]) as logs:
+        log(logs, 4)
+    assert capsys.readouterr().out == "wandb is left out until the next start: no API key\n"
+    assert csv_steps(tmp_path) == ["4"]
+    assert [call[:2] for call in mlflow.calls[-2:]] == [("log_batch", "m0"), ("set_terminated", "m0")]
+
+
+def test_a_tensorboard_that_cannot_write_does_not_block_the_run(tmp_path, capsys):
+    with opened(tmp_path, 0, ["tensorboard"]) as logs:
+        thread = logs._trackers._open["tensorboard"]._thread
+        logs._trackers._open["tensorboard"]._writer.file_writer.event_writer._worker.stop()
+        assert not thread.is_alive()
+        log(logs, *range(1, 7))
+    assert capsys.readouterr().out == (
+        "tensorboard is left out until the next start: its files cannot be written\n"
+    )
+    assert len(csv_steps(tmp_path)) == 6
+
+
+@pytest.mark.parametrize(
+    "text", ['{"wandb": ', "[]", '{"wandb": "id"}', '{"wandb": {"id": "a", "steps": {"loss": "x"}}}']
+)
+def test_a_foreign_file_of_runs_is_not_overwritten(wandb, tmp_path, text):
+    (tmp_path / "trackers.json").write_text(text)
+    for step in (0, 3):
+        with pytest.raises(ValueError, match="trackers.json is damaged, or not of train.py: move"):
+            opened(tmp_path, step, ["wandb"])
+    assert (tmp_path / "trackers.json").read_text() == text and not wandb.inits
+
+
+def test_other_processes_track_nothing(wandb, mlflow, tmp_path):
+    with opened(tmp_path, 0, ["wandb", "mlflow", "tensorboard"], writes=False) as logs:
+        log(logs, 1, validates=[1])
+    assert not wandb.inits and not mlflow.calls and not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_is_not_there_is_told_of_before_anything_is_written(
+    tiny_config, tmp_path, monkeypatch
+):
+    config = tiny_config()
+    config.train.trackers = ("tensorboard", "mlflow")
+    message = "train.trackers: mlflow is not installed: pip install -r requirements-trackers.txt"
+    folder = importlib.machinery.ModuleSpec("mlflow", None, is_package=True)
+    for spec in (None, folder):
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
+            with pytest.raises(ValueError, match=message):
+                train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match=r"train.trackers: 'comet' is none; choose of \('tensorb"):
+        check_trackers(["comet"])
+
+
+def test_what_is_to_be_installed_is_what_the_file_says(wandb, mlflow):
+    check_trackers(["wandb", "mlflow", "tensorboard"])
+    text = (tracking.Path(__file__).parents[2] / "requirements-trackers.txt").read_text()
+    assert "wandb>=" in text and "mlflow-skinny>=" in text
+
+
+def test_a_run_tells_its_trackers_the_config_and_its_rows(wandb, tiny_config, tmp_path):
+    config = tiny_config()
+    config.train.trackers, config.validation.every = ("wandb",), 0
+    train(config, str(tmp_path))
+    assert wandb.inits[0]["config"]["train"]["trackers"] == ["wandb"]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        expected = [float(row["loss"]) for row in csv.DictReader(file)]
+    rows = wandb.runs["run0"].rows
+    assert [row["step"] for row in rows] == [1, 2] and wandb.runs["run0"].ends == [0]
+    assert [row["loss"] for row in rows] == pytest.approx(expected, rel=1e-5)
+    assert not (tmp_path / "tensorboard").exists()
+    config.train.num_steps, config.train.trackers = 3, ("wandb", "tensorboard")
+    train(config, str(tmp_path))
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [init["id"] for init in wandb.inits] == ["run0", "run0"]
