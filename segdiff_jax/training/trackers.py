@@ -72,15 +72,23 @@ class WandB:
             settings=wandb.Settings(console="off"),  # Else it uploads the progress bar.
         )
         self.id = self._run.id
-        # Its own steps count what it got, and never go back.
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
+        # W&B's own steps never go back: below this one, it has what comes, of a run that was
+        # killed. Offline, it does not know, and gets it again at the same place.
+        self._next = self._run.step
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._run.log({"step": step} | values)
+        self._log(step, values)
 
     def images(self, step: int, values: dict[str, np.ndarray]) -> None:
-        self._run.log({"step": step} | {name: self._image(x) for name, x in values.items()})
+        self._log(step, {name: self._image(image) for name, image in values.items()})
+
+    def _log(self, step: int, values: dict[str, Any]) -> None:
+        # A validation comes after the row of its step, maybe only when the run goes on.
+        place = 2 * step + any(name.startswith("validation") for name in values)
+        if place >= self._next:
+            self._run.log({"step": step} | values, step=place)
 
     def close(self, kind: type[BaseException] | None) -> None:
         status = how_ended(kind)
@@ -100,21 +108,30 @@ class MLflow:
             experiment = found.experiment_id if found else self._client.create_experiment(name)
             id = self._client.create_run(experiment, run_name=workdir.resolve().name).info.run_id
         self._client.update_run(id, status="RUNNING")
-        self.id, known = id, self._client.get_run(id).data.params
+        self.id, data = id, self._client.get_run(id).data
+        # The last step of each name: of a run that was killed, it has them already.
+        history = {name: self._client.get_metric_history(id, name) for name in data.metrics}
+        self._last = {name: max(m.step for m in metrics) for name, metrics in history.items()}
+        pictures = {k: int(v) for k, v in data.tags.items() if k.startswith("last_step.")}
+        self._last |= {tag.removeprefix("last_step."): step for tag, step in pictures.items()}
         # Every server takes 500 characters. A parameter stays as it is: what changes is a tag.
         values = {name: str(value)[:500] for name, value in flatten(settings).items()}
-        params = [entities.Param(k, v) for k, v in values.items() if k not in known]
-        tags = [entities.RunTag(k, v) for k, v in values.items() if known.get(k, v) != v]
+        params = [entities.Param(k, v) for k, v in values.items() if k not in data.params]
+        changed = {k: v for k, v in values.items() if data.params.get(k, v) != v}
+        tags = [entities.RunTag(k, v) for k, v in changed.items()]
         self._client.log_batch(id, params=params, tags=tags)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         now = int(1000 * time.time())
-        metrics = [self._metric(name, value, now, step) for name, value in values.items()]
+        new = {k: v for k, v in values.items() if step > self._last.get(k, -1)}
+        metrics = [self._metric(k, v, now, step) for k, v in new.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def images(self, step: int, values: dict[str, np.ndarray]) -> None:
         for name, image in values.items():
-            self._client.log_image(self.id, image, key=name, step=step, synchronous=True)
+            if step > self._last.get(name, -1):
+                self._client.log_image(self.id, image, key=name, step=step, synchronous=True)
+                self._client.set_tag(self.id, f"last_step.{name}", step)
 
     def close(self, kind: type[BaseException] | None) -> None:
         self._client.set_terminated(self.id, how_ended(kind))

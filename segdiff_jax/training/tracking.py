@@ -1,5 +1,6 @@
 """The trackers of a run together: chosen, kept up with over its restarts, left out if they fail."""
 
+import contextlib
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
@@ -28,8 +29,7 @@ def check_trackers(names: Sequence[str]) -> None:
 class Trackers:
     """Those of a run; one that fails is left out, and the training goes on.
 
-    trackers.json in the workdir has the ids of their runs and the last step of each name, so that
-    what they know of a run that was killed later than at `step` is not told again.
+    trackers.json in the workdir has the ids of their runs, which go on.
     """
 
     def __init__(self, names: Sequence[str], settings: dict[str, Any], workdir: Path, step: int):
@@ -45,12 +45,11 @@ class Trackers:
             self._runs = {}
             self._path.unlink(missing_ok=True)
         for name in names:
-            run = self._runs.get(name, {"id": None, "steps": {}})
+            id = self._runs.get(name)
             try:
-                self._open[name] = TRACKERS[name](settings, workdir, step, run["id"])
-                if self._open[name].id:
-                    self._runs[name] = run | {"id": self._open[name].id}
-                    self._save()
+                self._open[name] = TRACKERS[name](settings, workdir, step, id)
+                if self._open[name].id != id:
+                    self._save(self._runs | {name: self._open[name].id})
             except Exception as error:
                 if step:
                     self._leave_out(name, error)
@@ -62,28 +61,19 @@ class Trackers:
                 ) from error
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        self._tell(step, values, lambda tracker, new: tracker.scalars(step, new))
+        self._each(lambda tracker: tracker.scalars(step, values))
 
     def images(self, step: int, values: dict[str, np.ndarray]) -> None:
-        self._tell(step, values, lambda tracker, new: tracker.images(step, new))
-
-    def _tell(self, step: int, values: dict[str, Any], tell: Callable) -> None:
-        for name, tracker in list(self._open.items()):
-            steps = self._runs[name]["steps"] if tracker.id else {}
-            new = {k: v for k, v in values.items() if step > steps.get(k, -1)}
-            try:
-                if new:
-                    tell(tracker, new)
-                    steps |= dict.fromkeys(new, step)
-                    self._save()
-            except Exception as error:
-                self._leave_out(name, error)
+        self._each(lambda tracker: tracker.images(step, values))
 
     def close(self, kind: type[BaseException] | None) -> None:
         """kind: of the exception that ends the training, if one does."""
+        self._each(lambda tracker: tracker.close(kind))
+
+    def _each(self, call: Callable[[Any], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
-                tracker.close(kind)
+                call(tracker)
             except Exception as error:
                 self._leave_out(name, error)
 
@@ -91,26 +81,24 @@ class Trackers:
         self._open.pop(name, None)
         tqdm.write(f"{name} is left out until the next start: {reason(error)}")
 
-    def _save(self) -> None:
-        if self._runs:
-            part = self._path.with_name(".trackers.json.part")
-            part.write_text(json.dumps(self._runs))
-            part.replace(self._path)
+    def _save(self, runs: dict[str, str]) -> None:
+        part = self._path.with_name(".trackers.json.part")
+        part.write_text(json.dumps(runs))
+        part.replace(self._path)
+        self._runs = runs
 
 
-def read_runs(path: Path) -> dict[str, dict[str, Any]]:
-    """Of a trackers.json, which may be absent: {tracker: {"id": str, "steps": {name: int}}}."""
+def read_runs(path: Path) -> dict[str, str]:
+    """Of a trackers.json, which may be absent: the id of each tracker's run."""
     if not path.exists():
         return {}
-    try:
-        return {
-            name: {"id": str(run["id"]), "steps": {k: int(v) for k, v in run["steps"].items()}}
-            for name, run in json.loads(path.read_text()).items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged, or not of train.py: move it away, and the trackers begin new runs"
-        ) from error
+    with contextlib.suppress(ValueError):
+        runs = json.loads(path.read_text())
+        if isinstance(runs, dict) and all(isinstance(id, str) for id in runs.values()):
+            return runs
+    raise ValueError(
+        f"{path} is damaged, or not of train.py: move it away, and the trackers begin new runs"
+    )
 
 
 def reason(error: Exception) -> str:

@@ -1,9 +1,9 @@
 """What trackers get, of a run in one piece or several, and what becomes of one that fails."""
 
+import contextlib
 import csv
 import importlib.machinery
 import importlib.util
-import json
 import struct
 import sys
 import types
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from segdiff_jax.training import tracking
 from segdiff_jax.training.changes import report_changes
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.stop import Stopped
-from segdiff_jax.training.tracking import check_trackers
 from segdiff_jax.training.trackers import TRACKERS
+from segdiff_jax.training.tracking import check_trackers
+from tests.conftest import ROOT
 
 PICTURES = [np.full((9, 4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
 SETTINGS = {"seed": 0, "train": {"num_steps": 6, "trackers": ["mlflow"]}}
@@ -31,14 +31,20 @@ ENDS = [
 
 
 class FakeRun:
+    online = True  # It knows what a run of the same id has.
+
     def __init__(self, id):
         self.id, self.metrics, self.rows, self.ends = id, [], [], []
+        self.step = 0
 
     def define_metric(self, name, **arguments):
         self.metrics.append((name, arguments))
 
-    def log(self, row):
-        self.rows.append(row)
+    def log(self, row, step):
+        assert step >= self.step
+        self.rows.append(row | {"_step": step})
+        if self.online:
+            self.step = step  # The next row's at the earliest: what has one step is merged.
 
     def mark_preempting(self):
         self.ends.append("preempting")
@@ -62,7 +68,9 @@ def wandb(monkeypatch):
     def init(id, **arguments):
         id = id or f"run{len(made.runs)}"
         made.inits.append({"id": id} | arguments)
-        return made.runs.setdefault(id, FakeRun(id))
+        run = made.runs.setdefault(id, FakeRun(id))
+        run.step += bool(run.rows) and run.online
+        return run
 
     made.init, made.Settings = init, lambda **arguments: arguments
     monkeypatch.setitem(sys.modules, "wandb", made)
@@ -72,29 +80,38 @@ def wandb(monkeypatch):
 
 
 class FakeClient:
-    calls = None  # Of the test that uses it.
+    """Notes the calls, and knows the parameter seed as 1 and the metrics and tags it was told."""
+
+    calls, metrics, tags = [], {}, {}  # Of a test: `mlflow` empties them.
 
     def __getattr__(self, name):
         def call(*arguments, **named):
             self.calls.append((name, *arguments, named))
-            info = types.SimpleNamespace(run_id="m0")
-            data = types.SimpleNamespace(params={"seed": "1"})
-            if name == "get_experiment_by_name":
-                return None
-            return 7 if name == "create_experiment" else types.SimpleNamespace(info=info, data=data)
+            for key, _, step in named.get("metrics", ()):
+                self.metrics.setdefault(key, []).append(types.SimpleNamespace(step=step))
+            if name == "set_tag":
+                self.tags[arguments[1]] = str(arguments[2])
+            if name in ("get_experiment_by_name", "create_experiment"):
+                return None if name.startswith("get") else 7
+            if name == "get_metric_history":
+                return self.metrics[arguments[1]]
+            data = {"params": {"seed": "1"}, "metrics": self.metrics, "tags": self.tags}
+            info, data = {"run_id": "m0"}, types.SimpleNamespace(**data)
+            return types.SimpleNamespace(info=types.SimpleNamespace(**info), data=data)
 
         return call
 
 
 @pytest.fixture
 def mlflow(monkeypatch):
-    """A fake in its place; its client notes the calls, and knows the parameter seed as 1."""
+    """A fake in its place; see `FakeClient`."""
     entities = types.SimpleNamespace(
         Metric=lambda key, value, timestamp, step: (key, value, step),
         Param=lambda *item: item,
         RunTag=lambda *item: item,
     )
-    monkeypatch.setattr(FakeClient, "calls", [])
+    for name, empty in (("calls", []), ("metrics", {}), ("tags", {})):
+        monkeypatch.setattr(FakeClient, name, empty)
     made = module("mlflow", MlflowClient=FakeClient, entities=entities, calls=FakeClient.calls)
     monkeypatch.setitem(sys.modules, "mlflow", made)
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
@@ -114,15 +131,18 @@ def log(logs, *steps, validates=()):
             logs.validation(step, step / 10, PICTURES)
 
 
-def run_with_a_kill(workdir, trackers):
-    """Killed after step 4, whose last checkpoint is that of step 2; its validation is owed."""
+def before_the_kill(workdir, trackers):
+    """Four steps, the last of which is validated; nothing is closed."""
     logs = opened(workdir, 0, trackers)
-    log(logs, 1, 2)
-    log(logs, 3, 4, validates=[4])
-    with opened(workdir, 2, trackers) as after:
-        after.validation(2, 0.2, PICTURES)
-        log(after, 3, 4, 5, validates=[4])
+    log(logs, 1, 2, 3, 4, validates=[2, 4])
     return logs
+
+
+def after_the_kill(workdir, trackers):
+    """Goes on from step 2, from the checkpoint of before its validation, which is owed."""
+    with opened(workdir, 2, trackers) as logs:
+        logs.validation(2, 0.2, PICTURES)
+        log(logs, 3, 4, 5, validates=[4])
 
 
 def csv_steps(workdir):
@@ -152,36 +172,39 @@ def test_tensorboard_gets_scalars_and_pictures_and_purges_what_comes_again(tmp_p
     assert scalars["validation_iou", 2] == pytest.approx(0.2)
     ((step, picture),) = [(step, v) for step, v in values if v.HasField("image")]
     # Eight rows of three pictures.
-    assert (step, picture.tag, picture.image.height, picture.image.width) == (
-        2,
-        "validation",
-        32,
-        12,
-    )
+    assert (step, picture.tag) == (2, "validation")
+    assert (picture.image.height, picture.image.width) == (32, 12)
     starts = [e.step for e in events(tmp_path / "tensorboard") if e.HasField("session_log")]
     assert starts == [2] and not (tmp_path / "trackers.json").exists()
 
 
 def test_wandb_gets_each_step_once_in_one_run(wandb, tmp_path):
-    run_with_a_kill(tmp_path, ["wandb"]).__exit__(None)
+    before_the_kill(tmp_path, ["wandb"])
+    after_the_kill(tmp_path, ["wandb"])
     first, second = wandb.inits
     assert first["id"] == second["id"] == "run0" and first["resume"] == "allow"
     assert (first["project"], first["name"]) == ("segdiff_jax", tmp_path.name)
     assert first["dir"] == str(tmp_path) and first["config"] == SETTINGS
     run = wandb.runs["run0"]
     assert run.metrics[1] == ("*", {"step_metric": "step"})
-    assert [(r["step"], r["loss"]) for r in run.rows if "loss" in r] == [
-        (1, 1),
-        (2, 2),
-        (3, 3),
-        (4, 4),
-        (5, 5),
+    losses = [(r["step"], r["loss"]) for r in run.rows if "loss" in r]
+    assert losses == [(step, step) for step in range(1, 6)]
+    assert [row["_step"] for row in run.rows] == [2, 4, 5, 5, 6, 8, 9, 9, 10]
+    told = [{k: v for k, v in row.items() if k != "_step"} for row in run.rows if row["_step"] % 2]
+    assert told[:2] == [
+        {"step": 2, "validation_iou": 0.2},
+        {"step": 2, "validation": ("image", (32, 12, 3), 30)},
     ]
-    # That of step 2 was owed, but is older than one that is there.
-    assert [r for r in run.rows if "validation_iou" in r] == [{"step": 4, "validation_iou": 0.4}]
-    assert [r for r in run.rows if "validation" in r] == [
-        {"step": 4, "validation": ("image", (32, 12, 3), 30)}
-    ]
+
+
+def test_what_an_offline_wandb_may_have_it_gets_again_at_the_same_place(
+    wandb, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(FakeRun, "online", False)
+    before_the_kill(tmp_path, ["wandb"])
+    after_the_kill(tmp_path, ["wandb"])
+    losses = {(r["_step"], r["step"], r["loss"]) for r in wandb.runs["run0"].rows if "loss" in r}
+    assert losses == {(2 * step, step, step) for step in range(1, 6)}
 
 
 def test_a_validation_that_is_owed_comes_after_the_row_of_its_step(wandb, tmp_path):
@@ -189,7 +212,7 @@ def test_a_validation_that_is_owed_comes_after_the_row_of_its_step(wandb, tmp_pa
         log(logs, 1, 2)
     with opened(tmp_path, 2, ["wandb"]) as logs:
         logs.validation(2, 0.2, PICTURES)
-    assert wandb.runs["run0"].rows[-2] == {"step": 2, "validation_iou": 0.2}
+    assert wandb.runs["run0"].rows[-2] == {"step": 2, "validation_iou": 0.2, "_step": 5}
 
 
 def test_wandb_takes_names_from_its_environment(wandb, tmp_path, monkeypatch):
@@ -200,49 +223,43 @@ def test_wandb_takes_names_from_its_environment(wandb, tmp_path, monkeypatch):
     assert (wandb.inits[0]["project"], wandb.inits[0]["name"]) == ("mine", "this")
 
 
+def calls_of(mlflow, name):
+    return [call for call in mlflow.calls if call[0] == name]
+
+
 def test_mlflow_gets_each_step_once_in_one_run(mlflow, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
-    run_with_a_kill(tmp_path, ["mlflow"])
-    calls = mlflow.calls
-    assert [call for call in calls if call[0].startswith("create")] == [
-        ("create_experiment", "mine", {}),
-        ("create_run", 7, {"run_name": tmp_path.name}),
-    ]
-    assert [call for call in calls if call[0] in ("update_run", "set_terminated")] == [
-        ("update_run", "m0", {"status": "RUNNING"}),
-        ("update_run", "m0", {"status": "RUNNING"}),
-        ("set_terminated", "m0", "FINISHED", {}),
-    ]
-    batches = [named for name, *_, named in calls if name == "log_batch"]
+    before_the_kill(tmp_path, ["mlflow"])
+    after_the_kill(tmp_path, ["mlflow"])
+    assert calls_of(mlflow, "create_experiment") == [("create_experiment", "mine", {})]
+    assert calls_of(mlflow, "create_run") == [("create_run", 7, {"run_name": tmp_path.name})]
+    assert calls_of(mlflow, "update_run") == 2 * [("update_run", "m0", {"status": "RUNNING"})]
+    assert mlflow.calls[-1] == ("set_terminated", "m0", "FINISHED", {})
+    batches = [call[-1] for call in calls_of(mlflow, "log_batch")]
     assert batches[0] == {
         "params": [("train.num_steps", "6"), ("train.trackers", "['mlflow']")],
         "tags": [("seed", "0")],  # A parameter that is known as 1.
     }
     losses = [m for b in batches for m in b.get("metrics", ()) if m[0] == "loss"]
     assert losses == [("loss", step, step) for step in (1, 2, 3, 4, 5)]
-    images = [named | {"shape": image.shape} for n, _, image, named in images_of(calls)]
-    assert images == [{"key": "validation", "step": 4, "synchronous": True, "shape": (32, 12, 3)}]
-
-
-def images_of(calls):
-    return [call for call in calls if call[0] == "log_image"]
+    images = [(image.shape, named) for name, _, image, named in calls_of(mlflow, "log_image")]
+    expected = [{"key": "validation", "step": step, "synchronous": True} for step in (2, 4)]
+    assert images == [((32, 12, 3), named) for named in expected]
 
 
 def test_long_values_are_cut_for_mlflow(mlflow, tmp_path):
     with opened(tmp_path, 0, ["mlflow"], {"data": {"dir": "x" * 600}}):
         pass
-    (batch,) = [named for name, *_, named in mlflow.calls if name == "log_batch"]
+    ((*_, batch),) = calls_of(mlflow, "log_batch")
     assert batch["params"] == [("data.dir", "x" * 500)]
 
 
 @pytest.mark.parametrize("error, status", ENDS)
 def test_how_a_run_ended(wandb, mlflow, tmp_path, error, status):
-    try:
-        with opened(tmp_path, 0, ["wandb", "mlflow"]):
-            if error:
-                raise error
-    except type(error) if error else ():
-        pass
+    ends = pytest.raises(type(error)) if error else contextlib.nullcontext()
+    with ends, opened(tmp_path, 0, ["wandb", "mlflow"]):
+        if error:
+            raise error
     expected = {"FINISHED": [0], "KILLED": ["preempting", 1], "FAILED": [1]}
     assert wandb.runs["run0"].ends == expected[status]
     assert mlflow.calls[-1] == ("set_terminated", "m0", status, {})
@@ -264,7 +281,7 @@ def test_a_tracker_that_was_left_out_for_a_while_goes_on_with_its_run(wandb, mlf
         with opened(tmp_path, step, trackers) as logs:
             log(logs, step + 1)
     assert [row["step"] for row in wandb.runs["run0"].rows] == [1, 4]
-    assert len([call for call in mlflow.calls if call[0] == "create_run"]) == 1
+    assert len(calls_of(mlflow, "create_run")) == 1
     before = {"model": {"name": "unet"}, "train": {"trackers": ["wandb"]}}
     report_changes(before, before | {"train": {"trackers": ["mlflow"]}}, tmp_path)
 
@@ -283,12 +300,8 @@ def test_a_tracker_that_fails_is_told_of_once_and_left_out(
     assert told == "wandb is left out until the next start: the network is down\n"
     metrics = [m for *_, named in mlflow.calls for m in named.get("metrics", ())]
     assert [m for m in metrics if m[0] == "loss"] == [("loss", s, s) for s in (1, 2, 3)]
-    assert len(images_of(mlflow.calls)) == 2
+    assert len(calls_of(mlflow, "log_image")) == 2
     assert csv_steps(tmp_path) == ["1", "2", "2", "3", "3"]
-    # What it did not get it gets if the run goes on from before.
-    assert ("loss" in json.loads((tmp_path / "trackers.json").read_text())["wandb"]["steps"]) == (
-        method != "scalars"
-    )
 
 
 def test_a_tracker_that_cannot_be_opened_ends_a_new_run_only(wandb, mlflow, tmp_path, capsys):
@@ -304,14 +317,15 @@ def test_a_tracker_that_cannot_be_opened_ends_a_new_run_only(wandb, mlflow, tmp_
         log(logs, 4)
     assert capsys.readouterr().out == "wandb is left out until the next start: no API key\n"
     assert csv_steps(tmp_path) == ["4"]
-    assert [call[:2] for call in mlflow.calls[-2:]] == [("log_batch", "m0"), ("set_terminated", "m0")]
+    assert [call[:2] for call in mlflow.calls[-2:]] == [
+        ("log_batch", "m0"),
+        ("set_terminated", "m0"),
+    ]
 
 
 def test_a_tensorboard_that_cannot_write_does_not_block_the_run(tmp_path, capsys):
     with opened(tmp_path, 0, ["tensorboard"]) as logs:
-        thread = logs._trackers._open["tensorboard"]._thread
-        logs._trackers._open["tensorboard"]._writer.file_writer.event_writer._worker.stop()
-        assert not thread.is_alive()
+        logs._trackers._open["tensorboard"]._thread.stop()  # As a full disk does.
         log(logs, *range(1, 7))
     assert capsys.readouterr().out == (
         "tensorboard is left out until the next start: its files cannot be written\n"
@@ -320,7 +334,8 @@ def test_a_tensorboard_that_cannot_write_does_not_block_the_run(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "text", ['{"wandb": ', "[]", '{"wandb": "id"}', '{"wandb": {"id": "a", "steps": {"loss": "x"}}}']
+    "text",
+    ['{"wandb": ', "[]", '{"wandb": 1}', '{"wandb": {"id": "a"}}'],
 )
 def test_a_foreign_file_of_runs_is_not_overwritten(wandb, tmp_path, text):
     (tmp_path / "trackers.json").write_text(text)
@@ -355,7 +370,7 @@ def test_a_tracker_that_is_not_there_is_told_of_before_anything_is_written(
 
 def test_what_is_to_be_installed_is_what_the_file_says(wandb, mlflow):
     check_trackers(["wandb", "mlflow", "tensorboard"])
-    text = (tracking.Path(__file__).parents[2] / "requirements-trackers.txt").read_text()
+    text = (ROOT / "requirements-trackers.txt").read_text()
     assert "wandb>=" in text and "mlflow-skinny>=" in text
 
 
