@@ -70,6 +70,7 @@ def test_wandb_keeps_each_step_at_its_place(wandb, tmp_path, kill):
         before_the_kill(workdir, ["wandb"]).__exit__(Stopped)
     (first,) = workdir.glob("wandb/offline-run-*/run-*.wandb")
     after_the_kill(workdir, ["wandb"])
+    wandb.teardown()  # It writes in a process of its own.
     (second,) = {*workdir.glob("wandb/offline-run-*/run-*.wandb")} - {first}
     id = json.loads((workdir / "trackers.json").read_text())["wandb"]
     assert first.stem == second.stem == f"run-{id}"
