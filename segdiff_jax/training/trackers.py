@@ -117,7 +117,8 @@ class MLflow:
         # Every server takes 500 characters. A parameter stays as it is: what changes is a tag.
         values = {name: str(value)[:500] for name, value in flatten(settings).items()}
         params = [entities.Param(k, v) for k, v in values.items() if k not in data.params]
-        changed = {k: v for k, v in values.items() if data.params.get(k, v) != v}
+        current = data.params | data.tags
+        changed = {k: v for k, v in values.items() if current.get(k, v) != v}
         tags = [entities.RunTag(k, v) for k, v in changed.items()]
         self._client.log_batch(id, params=params, tags=tags)
 

@@ -141,17 +141,18 @@ def test_mlflow_keeps_each_step_once(client, tmp_path):
 def test_mlflow_knows_how_a_run_ended_and_that_it_goes_on(client, tmp_path):
     status = lambda: client.search_runs(["1"])[0].info.status
     for step, (error, expected) in enumerate(
-        [(Stopped("", 15), "KILLED"), (FloatingPointError(), "FAILED"), (None, "FINISHED")]
+        [(Stopped, "KILLED"), (FloatingPointError, "FAILED"), (None, "FINISHED")]
     ):
-        settings = {"seed": 0, "train": {"num_steps": step}}
+        settings = {"seed": 0, "train": {"num_steps": step, "log_every": step % 2}}
         logs = opened(tmp_path, step, ["mlflow"], settings)
         assert status() == "RUNNING"
         log(logs, step + 1)
-        logs.__exit__(type(error) if error else None)
+        logs.__exit__(error)
         assert status() == expected
     (run,) = client.search_runs(["1"])
     # What changed is a tag.
-    assert run.data.params["train.num_steps"] == "0" and run.data.tags["train.num_steps"] == "2"
+    assert run.data.params == {"seed": "0", "train.num_steps": "0", "train.log_every": "0"}
+    assert run.data.tags["train.num_steps"] == "2" and run.data.tags["train.log_every"] == "0"
 
 
 def test_an_mlflow_that_is_lost_does_not_end_the_run(client, tmp_path, monkeypatch, capsys):
