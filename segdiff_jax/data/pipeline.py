@@ -43,7 +43,7 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     Raises:
         ValueError: as above, or if it holds other values (labels 0 and 1, or several classes).
     """
-    mask = np.asarray(_open(data, name, "L"))
+    mask = decode_grey(data, name)
     others = np.setdiff1d(mask, [0, 255])
     if len(others):
         some = ", ".join(map(str, others[:3]))
@@ -52,6 +52,11 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
             "skin and 255 where there is lesion"
         )
     return mask
+
+
+def decode_grey(data: bytes, name: str) -> np.ndarray:
+    """Encoded image of any values -> u8[H, W], upright; ValueError as of `decode_image`."""
+    return np.asarray(_open(data, name, "L"))
 
 
 def _open(data: bytes, name: str, mode: str) -> Image.Image:

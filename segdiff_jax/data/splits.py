@@ -1,8 +1,34 @@
-"""Which training images are held out for validation; shared by the builders."""
+"""Which images are held out, by a fixed hash of their id; shared by the builders."""
 
 import hashlib
+from collections.abc import Iterable
 
 
 def is_validation(id: str) -> bool:
     """Whether a training image belongs to the validation split: a fixed hash, about 10% of ids."""
-    return int(hashlib.sha256(id.encode()).hexdigest(), 16) % 10 == 0
+    return _hash(id) % 10 == 0
+
+
+def hashed_split(id: str) -> str:
+    """Split of an image of a data set without official ones: about 10% validation, 20% test."""
+    return {0: "validation", 1: "test", 2: "test"}.get(_hash(id) % 10, "train")
+
+
+def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
+    """{"train": ids, "validation": ids}, neither of them empty if there are two ids or more.
+
+    The validation split is that of `is_validation`; where it would hold none, or all, it is the
+    first tenth by hash, at least one.
+    """
+    ids = sorted(ids)
+    held = {id for id in ids if is_validation(id)}
+    if len(held) in (0, len(ids)):
+        held = set(sorted(ids, key=_hash)[: max(1, len(ids) // 10)])
+    return {
+        "train": [id for id in ids if id not in held],
+        "validation": [id for id in ids if id in held],
+    }
+
+
+def _hash(id: str) -> int:
+    return int(hashlib.sha256(id.encode()).hexdigest(), 16)

@@ -1,15 +1,12 @@
-"""Official archives of images or masks, read in place, and the check of their pairs."""
+"""Official archives of images or masks, read in place, and their pairs."""
 
+import functools
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path, PurePath, PurePosixPath
 
-import numpy as np
-from tqdm import tqdm
-
-from segdiff_jax.data.pipeline import decode_image, decode_mask
+from segdiff_jax.data.pairs import File, Pair
 
 MOST_BYTES = 2**30  # of an unpacked file
 IMAGE = re.compile(r"(.+)\.jpe?g", re.IGNORECASE)
@@ -62,6 +59,10 @@ class Archive:
             raise ValueError(f"unpacks to {size} bytes, more than an image has: a zip bomb?")
         return self._zip.read(member) if self._zip else member.read_bytes()
 
+    def file(self, id: str) -> File:
+        """A file, read when it is needed."""
+        return File(self.where(id), functools.partial(self.read, id))
+
     def where(self, id: str) -> str:
         """Name of the archive and of the file in it, for messages."""
         return f"{self.name}/{PurePath(getattr(self.files[id], 'filename', self.files[id])).name}"
@@ -89,41 +90,13 @@ def source_size(path: Path) -> int:
     return len(visible_files(path)) if path.is_dir() else path.stat().st_size
 
 
-def check_pairs(images: Archive, masks: Archive, problems: defaultdict) -> dict:
-    """Decodes every image and mask.
-
-    Args:
-      problems: kind -> files; what is wrong is added here.
-    Returns:
-      id -> (height, width), of the ids with a readable image and mask of one size.
-    """
+def match_pairs(images: Archive, masks: Archive, problems: defaultdict) -> dict[str, Pair]:
+    """Pairs by id; what has no partner is added to `problems`."""
     for kind, some, others in (
         ("image without mask", images, masks),
         ("mask without image", masks, images),
     ):
         for id in sorted(some.files.keys() - others.files.keys()):
             problems[kind].append(some.where(id))
-    sizes = {}
     ids = sorted(images.files.keys() & masks.files.keys())
-    for id in tqdm(ids, desc=f"Checking {images.name}", unit=" images", leave=False):
-        image_size = _decoded_size(images, decode_image, id, problems)
-        mask_size = _decoded_size(masks, decode_mask, id, problems)
-        if image_size and image_size == mask_size:
-            sizes[id] = image_size
-        elif image_size and mask_size:
-            sides = "image {} x {}, mask {} x {}".format(*image_size, *mask_size)
-            problems["image and mask of different sizes"].append(f"{images.where(id)}: {sides}")
-    return sizes
-
-
-def _decoded_size(
-    archive: Archive, decode: Callable[[bytes, str], np.ndarray], id: str, problems: defaultdict
-) -> tuple[int, int] | None:
-    """(height, width) of a file that decodes in full; None, and a problem, of another."""
-    where = archive.where(id)
-    try:
-        height, width, *_ = decode(archive.read(id), where).shape
-        return height, width
-    except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
-        problems["unreadable file"].append(f"{where}: {str(error).removeprefix(f'{where}: ')}")
-    return None
+    return {id: Pair(images.file(id), masks.file(id)) for id in ids}

@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
 
-from segdiff_jax.data.isic.archives import IMAGE, MASK, Archive, check_pairs, source_size
+from segdiff_jax.data import pairs
+from segdiff_jax.data.isic.archives import IMAGE, MASK, Archive, match_pairs, source_size
 from segdiff_jax.data.splits import is_validation
 
 _HOSTS = (
     "https://isic-archive.s3.amazonaws.com/challenges",
     "https://isic-challenge-data.s3.amazonaws.com",
 )
-_LISTED = 20
 
 
 class Part(NamedTuple):
@@ -96,18 +95,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            "height": np.int32,
-            "width": np.int32,
-        }
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features),
-            homepage="https://challenge.isic-archive.com/data",
-            metadata=tfds.core.MetadataDict(),
-        )
+        return pairs.describe(self, "https://challenge.isic-archive.com/data", "jpeg")
 
     def manual_sources(self, manual_dir: str | Path) -> dict[str, int]:
         """What a build would read: file name -> bytes of an archive, or files in a folder."""
@@ -125,8 +113,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         problems, splits = defaultdict(list), {}
         for name, part in self.builder_config.parts.items():
             splits |= self._open_part(name, part, sources, problems)
-        if problems:
-            raise ValueError(f"{self.info.full_name} cannot be built.\n{_listing(problems)}")
+        pairs.raise_problems(self, problems)
         return splits
 
     def _open_part(self, name: str, part: Part, sources: dict, problems: defaultdict) -> dict:
@@ -143,8 +130,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         masks = Archive(part.masks, sources[part.masks], MASK, problems)
         if not (images.files and masks.files):
             return {}
-        sizes = check_pairs(images, masks, problems)
-        ids = sorted(images.files.keys() & masks.files.keys())
+        found = match_pairs(images, masks, problems)
+        sizes = pairs.check(found, problems, images.name)
+        ids = list(found)
         if len(ids) < part.official:
             subset = "%s: %s: %d of %d images (a subset of the official archive)"
             logging.warning(subset, self.info.full_name, name, len(ids), part.official)
@@ -156,13 +144,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         for split, members in splits.items():
             if not members:
                 problems["empty split"].append(f"{split} (of the {len(ids)} ids of {part.images})")
-        sized = {s: {id: sizes.get(id) for id in members} for s, members in splits.items()}
-        return {s: self._generate_examples(images, masks, of) for s, of in sized.items()}
+        return {s: self._generate_examples(found, sizes, of) for s, of in splits.items()}
 
-    def _generate_examples(self, images: Archive, masks: Archive, sizes: dict) -> Iterator[tuple]:
-        for id, (height, width) in sizes.items():
-            example = {"id": id, "image": images.read(id), "mask": masks.read(id)}
-            yield id, example | {"height": height, "width": width}
+    def _generate_examples(self, found: dict, sizes: dict, ids: list[str]) -> Iterator[tuple]:
+        yield from pairs.examples({id: found[id] for id in ids}, sizes)
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
         """Archives of the config in a folder, or else in the folders in it.
@@ -211,13 +196,3 @@ def _sizes(sources: dict[str, Path]) -> dict[str, int]:
     """File name -> bytes of an archive, or number of files in a folder."""
     ends = {name: "" if path.is_dir() else ".zip" for name, path in sources.items()}
     return {name + ends[name]: source_size(path) for name, path in sources.items()}
-
-
-def _listing(problems: dict[str, list[str]]) -> str:
-    """The problems by kind, each with its first files."""
-    lines = []
-    for kind, files in problems.items():
-        lines += [f"{kind} ({len(files)}):", *(f"  {file}" for file in files[:_LISTED])]
-        if len(files) > _LISTED:
-            lines.append(f"  and {len(files) - _LISTED} more")
-    return "\n".join(lines)
