@@ -8,7 +8,7 @@ from absl import flags
 from segdiff_jax.command import parse_settings, run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import FolderSource
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.diffusion.samplers import STEPS as SOLVERS
 from segdiff_jax.evaluation.ensemble import ENSEMBLES
 from segdiff_jax.evaluation.evaluate import evaluate, format_result
@@ -54,10 +54,10 @@ def main() -> int:
     data = trained.config.data
     if IMAGES.value:
         what = os.path.normpath(IMAGES.value)
-        records = FolderSource(what, MASKS.value)
+        records = FolderSource(what, MASKS.value, data.mask_endings)
         name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
     else:
-        records = load_source(data.dataset, SPLIT.value, data.dir, data.manual_dir)
+        records = load_source(data.dataset, SPLIT.value, *where(data))
         what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
     if ARTEFACT.value:
         what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"

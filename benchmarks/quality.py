@@ -22,7 +22,7 @@ from benchmarks.sampling import naive_row
 from benchmarks.timing import Row, figures_of, finish, parser, time_rows
 from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.data.pipeline import padded_batches
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import resize_samples
 from segdiff_jax.evaluation.evaluate import batch_size
@@ -92,7 +92,7 @@ def main() -> None:
     keep_compiled_programs()
     most = max(options.votes)
     data = load(options.workdir, max(options.steps), most).config.data
-    records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
+    records = load_source(data.dataset, "validation", *where(data))
     examples = NativeExamples(records, data.image_size, data.colour_constancy)
     # Without the image, which may be 20 MB.
     examples = [

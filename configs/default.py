@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.objective = "diffusion"  # to denoise masks; supervised: to make them of the image alone
 
     config.data = data = ConfigDict()
-    data.dataset = "isic/2016"  # also isic/2017, isic/2018, synthetic_lesions
+    data.dataset = "isic/2016"  # see docs/data.md; one's own: paired_folder
     data.extra_datasets = ()  # whose training images are added, but for ids of data.dataset
     data.image_size = 64  # pixels; images and masks are resized to a square of this side
     data.full_size = 0  # or to this one, of which windows of image_size are learned and segmented
@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     data.soft_masks = False  # a pixel's share of lesion; False: whether that is over one half
     data.dir = "data"  # the built data set lies here, and its resized images
     data.manual_dir = ""  # folder (or folder of folders) of the official archives; "": download
+    data.images = ""  # of paired_folder: a folder of images, with all folders in it
+    data.masks = ""  # of paired_folder: a folder of their masks, 0 and one other value
+    data.mask_endings = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
     data.cache = True  # keep the resized uint8 images in memory and, for later runs, in data.dir
     data.num_threads = 2  # that decode ahead of the training step
 

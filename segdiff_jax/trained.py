@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
 from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.folder import MASK_ENDINGS
 from segdiff_jax.data.pipeline import padded_batches, resize_image
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import Combined
@@ -25,7 +26,7 @@ from segdiff_jax.models import is_diffusion, make_model, variables_like
 # Fields that came later, as runs were that lack them.
 LATER = {
     "objective": "diffusion",
-    "data": {"full_size": 0},
+    "data": {"full_size": 0, "images": "", "masks": "", "mask_endings": MASK_ENDINGS},
     "sampler": {
         "max_memory": 0.0,
         "rotations": False,

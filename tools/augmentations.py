@@ -14,7 +14,7 @@ from segdiff_jax.command import run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.pipeline import ResizedSource
-from segdiff_jax.data.prepare import load_training_source
+from segdiff_jax.data.prepare import load_training_source, where
 from segdiff_jax.evaluation.outputs import draw_contour
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
@@ -29,8 +29,7 @@ GREEN = (0, 255, 0)
 def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndarray]:
     """The sheet's columns by their labels, each u8[count, CELL, CELL, 3]."""
     data = config.data
-    where = data.dir, data.manual_dir
-    records = load_training_source(data.dataset, data.extra_datasets, *where)
+    records = load_training_source(data.dataset, data.extra_datasets, *where(data))
     source = ResizedSource(records, data.image_size, colour_constancy=data.colour_constancy)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
     image, mask = (np.stack([source[i][k] for i in chosen]) for k in ("image", "mask"))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from segdiff_jax.command import parse_settings
 from segdiff_jax.data.pipeline import ResizedSource
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.trained import Trained, load
@@ -162,7 +162,7 @@ class Comparison:
         path, settings = out / "metrics.json", json.loads(json.dumps(trained.settings))
         if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
-            records = load_source(data.dataset, split, data.dir, data.manual_dir)
+            records = load_source(data.dataset, split, *where(data))
             examples = NativeExamples(records, data.image_size, data.colour_constancy)
             sources = trained.predictor, trained.variables, examples
             evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
@@ -201,7 +201,7 @@ class Comparison:
     def seconds(self, rows: Sequence[Row], repeats: int = 3) -> dict[Row, float]:
         """Of one image: the median of predicting 8 validation images, compiled, in turn."""
         data = self.trained(rows[0], 0).config.data
-        records = load_source(data.dataset, "validation", data.dir, data.manual_dir)
+        records = load_source(data.dataset, "validation", *where(data))
         source = ResizedSource(records, data.image_size, limit=8)
         images = np.stack([source[i]["image"] for i in range(len(source))])
         images = images[: len(images) // jax.local_device_count() * jax.local_device_count()]

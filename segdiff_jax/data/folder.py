@@ -8,9 +8,18 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_ENDINGS = ("_segmentation", "_mask", "")  # of a mask's name, after the image's
+MASK_ENDINGS = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
+
+
+class Folder(NamedTuple):
+    """Where one's own images and masks lie: the arguments of `FolderSource`."""
+
+    images: str
+    masks: str
+    mask_endings: Sequence[str] = MASK_ENDINGS
 
 
 class FolderSource:
@@ -23,9 +32,12 @@ class FolderSource:
         ids: of the records.
         failures: file -> why it is no record: its name is that of another file, or, where masks are
             given, it has none, more than one or that of another image.
+        unused: masks of no image.
     """
 
-    def __init__(self, images: str, masks: str | None = None):
+    def __init__(
+        self, images: str, masks: str | None = None, mask_endings: Sequence[str] = MASK_ENDINGS
+    ):
         """Reads names only.
 
         Args:
@@ -33,6 +45,7 @@ class FolderSource:
                 in which "**" stands for any folders.
             masks: a folder; each mask lies in the same subfolder as its image, or all of them in
                 none.
+            mask_endings: what a mask's name may have after the image's, in any case.
         Raises:
             ValueError: if there is no image, or no mask, or both are in one folder.
         """
@@ -42,11 +55,14 @@ class FolderSource:
         self.failures: dict[str, str] = {}
         self._images, self._masks = {}, {}
         named: dict[str, list[Path]] = defaultdict(list)
+        used: set[Path] = set()
         for name, paths in files_by_name(masks).items() if masks else ():
             named[name.lower()] += paths
         for name, paths in files_by_name(images, masks).items():
             files = [shown(f"{name.rpartition('/')[0]}/{path.name}".strip("/")) for path in paths]
-            reason, found = None, _masks_of(name, named) or _masks_of(Path(name).name, named)
+            reason, found = None, _masks_of(name, named, mask_endings)
+            found = found or _masks_of(Path(name).name, named, mask_endings)
+            used.update(found)
             if shown(name) != name:
                 reason = "its name is not Unicode: rename it"
             elif len(paths) > 1:
@@ -54,10 +70,8 @@ class FolderSource:
             elif len(found) > 1:
                 reason = f"two masks: {found[0].name} and {found[1].name}"
             elif masks and not found:
-                reason = (
-                    f"no mask in {masks}: it would have the image's name, with or without "
-                    "_Segmentation or _mask"
-                )
+                whose = f"the image's name{_followed_by(mask_endings)}"
+                reason = f"no mask in {masks}: it would have {whose}"
             if reason:
                 self.failures |= dict.fromkeys(files, reason)
             else:
@@ -68,6 +82,7 @@ class FolderSource:
             for name in names:
                 del self._images[name]
         self.ids = sorted(self._images)
+        self.unused = sorted(p for paths in named.values() for p in paths if p not in used)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,6 +93,10 @@ class FolderSource:
         for mask in self._masks[name]:
             record["mask"] = mask.read_bytes()
         return record
+
+    def paths(self, id: str) -> tuple[Path, ...]:
+        """The files of a record: the image and, if there is one, the mask."""
+        return (self._images[id], *self._masks[id])
 
 
 def _shared(masks: Mapping[str, Sequence[Path]]) -> dict[Path, list[str]]:
@@ -142,9 +161,15 @@ def _passed_over(folder: Path, other: str | None) -> bool:
     return folder.name.startswith(".") or ours or same
 
 
-def _masks_of(name: str, named: Mapping[str, Sequence[Path]]) -> list[Path]:
+def _masks_of(name: str, named: Mapping[str, Sequence[Path]], endings: Sequence[str]) -> list[Path]:
     """`named`: lower-case name without ending -> files; those in the image's own case win."""
-    found = [path for ending in MASK_ENDINGS for path in named.get((name + ending).lower(), ())]
+    found = [path for ending in endings for path in named.get((name + ending).lower(), ())]
     stem = name.rpartition("/")[2]
     own = [p for p in found if unicodedata.normalize("NFC", p.stem).startswith(stem)]
     return sorted(own or found)
+
+
+def _followed_by(endings: Sequence[str]) -> str:
+    """What a message says of the endings, such as ", with or without _mask"."""
+    some = " or ".join(ending for ending in endings if ending)
+    return some and f", {'with or without' if '' in endings else 'with'} {some}"

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -192,44 +192,51 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def find_root(manual_dir: str | Path, *markers: str) -> Path | None:
-    """`manual_dir`, or else a folder at most two levels below it, that holds one of `markers`."""
+    """`manual_dir`, or else a folder at most two levels below it, that holds all of `markers`."""
     top = Path(manual_dir).expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
-    held = (folder for folder in folders if any((folder / marker).exists() for marker in markers))
+    held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))
     return next(held, None)
 
 
 def required_root(
-    builder: tfds.core.GeneratorBasedBuilder, dl_manager: tfds.download.DownloadManager, *markers
+    builder: tfds.core.GeneratorBasedBuilder,
+    dl_manager: tfds.download.DownloadManager,
+    find: Callable[[Path], Path | None],
 ) -> Path:
-    """`find_root` of a build's manual_dir.
+    """What `find` finds in a build's manual_dir.
 
     Raises:
       ValueError: saying where to get the data set and how to lay it out, if it is not there.
     """
     root = None
     with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
-        root = find_root(dl_manager.manual_dir, *markers)
+        root = find(Path(dl_manager.manual_dir))
     if root is None:
         how = inspect.cleandoc(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
         raise ValueError(
-            f"{builder.info.full_name} cannot be built: data.manual_dir is not given, or holds no "
-            f"{' or '.join(markers)}.\n{how}"
+            f"{builder.info.full_name} cannot be built: data.manual_dir is not given or does not "
+            f"hold it; it is not downloaded.\n{how}"
         )
     return root
 
 
-def sources(root: Path, times: bool = False) -> dict[str, int | str]:
-    """What tells whether the files in a folder are still those of a build.
+def files_under(root: Path, *folders: str) -> list[Path]:
+    """All files of some folders of `root`, but for hidden ones."""
+    files = (path for folder in folders for path in (root / folder).rglob("[!.]*"))
+    return sorted(path for path in files if path.is_file())
+
+
+def sources(files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
+    """What tells whether files are still those of a build, wherever they lie.
 
     Args:
-      root: the folder, with all folders in it, or a file.
+      files: of any order.
       times: whether those of their last change count, too.
     """
-    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    digest = hashlib.sha256()
-    for path in files:
+    known = []
+    for path in sorted(files):
         stat = path.stat()
-        what = path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns if times else 0
-        digest.update(repr(what).encode())
-    return {"files": len(files), "fingerprint": digest.hexdigest()[:16]}
+        known.append((*path.parts[-2:], stat.st_size, stat.st_mtime_ns if times else 0))
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    return {"files": len(known), "fingerprint": digest[:16]}

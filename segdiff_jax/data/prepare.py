@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
+from segdiff_jax.data.folder import Folder
 from segdiff_jax.lock import locked
 
 
@@ -17,10 +19,16 @@ class Records(Sequence):
 
     Attributes:
       fingerprint: another one where the records are others.
+      statistics: of the whole data set, see `statistics.Statistics`, if they were measured.
     """
 
-    def __init__(self, records: list[tuple[Sequence[dict], int]], fingerprint: str):
-        self._records, self.fingerprint = records, fingerprint
+    def __init__(
+        self,
+        records: list[tuple[Sequence[dict], int]],
+        fingerprint: str,
+        statistics: dict | None = None,
+    ):
+        self._records, self.fingerprint, self.statistics = records, fingerprint, statistics
 
     def __len__(self) -> int:
         return len(self._records)
@@ -33,10 +41,28 @@ class Records(Sequence):
 _BUILDERS = {
     "isic": "segdiff_jax.data.isic",
     "synthetic_lesions": "segdiff_jax.data.synthetic_lesions",
+    "monuseg": "segdiff_jax.data.monuseg",
+    "vaihingen": "segdiff_jax.data.vaihingen",
+    "cityscapes_instances": "segdiff_jax.data.cityscapes_instances",
+    "ph2": "segdiff_jax.data.ph2",
+    "kvasir_seg": "segdiff_jax.data.kvasir_seg",
+    "cvc_clinicdb": "segdiff_jax.data.cvc_clinicdb",
+    "paired_folder": "segdiff_jax.data.paired_folder",
 }
 
 
-def load_source(dataset: str, split: str, data_dir: str, manual_dir: str | None = None) -> Records:
+def where(data: ConfigDict) -> tuple[str, str, Folder]:
+    """The last arguments of `load_source` and `load_training_source`, of a config's section."""
+    return data.dir, data.manual_dir, Folder(data.images, data.masks, data.mask_endings)
+
+
+def load_source(
+    dataset: str,
+    split: str,
+    data_dir: str,
+    manual_dir: str | None = None,
+    folder: Folder | None = None,
+) -> Records:
     """A split, for reading in any order; the data set is built first if it is not there.
 
     Args:
@@ -45,17 +71,22 @@ def load_source(dataset: str, split: str, data_dir: str, manual_dir: str | None 
       data_dir: where built data sets are kept.
       manual_dir: folder of official archives; None or "": there is none. Where they differ
         from those of the existing build, the data set is built again.
+      folder: what "paired_folder" is built of, likewise.
     Returns:
       Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and the
-      mask as encoded in their original files.
+      mask as encoded in their original files, or as PNG.
     Raises:
       ValueError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
-    return _read(_open(dataset, data_dir, manual_dir), split)
+    return _read(_open(dataset, data_dir, manual_dir, folder), split)
 
 
 def load_training_source(
-    dataset: str, extra: Sequence[str], data_dir: str, manual_dir: str | None = None
+    dataset: str,
+    extra: Sequence[str],
+    data_dir: str,
+    manual_dir: str | None = None,
+    folder: Folder | None = None,
 ) -> Records:
     """The training split of `dataset`, then the official training images of the `extra` ones.
 
@@ -65,7 +96,7 @@ def load_training_source(
 
     Args and errors are those of `load_source`.
     """
-    builder = _open(dataset, data_dir, manual_dir)
+    builder = _open(dataset, data_dir, manual_dir, folder)
     source = _read(builder, "train")
     if not extra:
         return source
@@ -78,24 +109,34 @@ def load_training_source(
     known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     for name in extra:
-        more = _read(_open(name, data_dir, manual_dir, "data.extra_datasets"), "train+validation")
+        more = _read(
+            _open(name, data_dir, manual_dir, folder, "data.extra_datasets"), "train+validation"
+        )
         ids = [record["id"] for record in more]
         new = [i for i, id in enumerate(ids) if id not in known]
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
         known.update(ids)
-    return Records(records, _fingerprint(*parts))
+    return Records(records, _fingerprint(*parts), source.statistics)
 
 
 def _open(
-    dataset: str, data_dir: str, manual_dir: str | None, field: str = "data.dataset"
+    dataset: str,
+    data_dir: str,
+    manual_dir: str | None,
+    folder: Folder | None,
+    field: str = "data.dataset",
 ) -> tfds.core.DatasetBuilder:
     """The builder of a data set that is built, see `load_source`."""
     manual_dir = manual_dir or None
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
         raise ValueError(f"{field}={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
-    builder_cls = importlib.import_module(_BUILDERS[name]).Builder
+    module, given = importlib.import_module(_BUILDERS[name]), "data.manual_dir"
+    if name == "paired_folder":
+        config = module.config_of(folder or Folder("", ""))
+        manual_dir, given = folder.images, "data.images"
+    builder_cls = module.Builder
     if config and config not in builder_cls.builder_configs:
         known = ", ".join(f"{name}/{known}" for known in builder_cls.builder_configs)
         raise ValueError(f"{field}={dataset!r} is unknown; there are {known}")
@@ -105,7 +146,7 @@ def _open(
     builder = make()
     if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
         if not builder.data_path.exists():
-            raise ValueError(f"data.manual_dir={manual_dir!r} is not a folder")
+            raise ValueError(f"{given}={manual_dir!r} is not a folder")
         print(f"{manual_dir} is not there; reading {builder.data_path}, built before", flush=True)
         manual_dir = None
     if not _is_current(builder, manual_dir):
@@ -119,7 +160,8 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fingerprint = _fingerprint(builder.info.full_name, split, files)
-    return Records([(source, i) for i in range(len(source))], fingerprint)
+    statistics = (builder.info.metadata or {}).get("statistics")
+    return Records([(source, i) for i in range(len(source))], fingerprint, statistics)
 
 
 def _fingerprint(*what: object) -> str:

@@ -15,9 +15,10 @@ from ml_collections import ConfigDict
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
-from segdiff_jax.data.prepare import load_source, load_training_source
+from segdiff_jax.data.prepare import load_source, load_training_source, where
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
+from segdiff_jax.evaluation.overview import show_overview
 from segdiff_jax.evaluation.predict import make_predictor
 from segdiff_jax.lock import locked
 from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
@@ -162,13 +163,15 @@ class Run:
 
     def _open_data(self) -> None:
         data, train = self._config.data, self._config.train
-
-        where, size = (data.dir, data.manual_dir), data.full_size or data.image_size
+        size = data.full_size or data.image_size
         prepare = lambda records, limit=None: ResizedSource(
             records, size, data.cache, limit, data.colour_constancy, data.dir
         )
-        self._train = prepare(load_training_source(data.dataset, data.extra_datasets, *where))
-        validation = load_source(data.dataset, "validation", *where)
+        training = load_training_source(data.dataset, data.extra_datasets, *where(data))
+        if training.statistics and parallel.is_main():
+            show_overview(training, self._workdir / "data.png")
+        self._train = prepare(training)
+        validation = load_source(data.dataset, "validation", *where(data))
         self._validation = prepare(validation, self._config.validation.num_images)
         lengths = [len(self._train), len(self._validation)]
         parallel.check_same({"the number of training and validation images": lengths})

@@ -1,0 +1,126 @@
+"""Images and masks of two folders."""
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from segdiff_jax.data import pairs
+from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
+from segdiff_jax.data.pipeline import decode_grey
+from segdiff_jax.data.splits import hold_out
+from segdiff_jax.data.statistics import Statistics
+
+_NAMED = 8  # values of a mask in a message
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+    """Two folders; see `Folder`."""
+
+    images: str
+    masks: str
+    mask_endings: Sequence[str] = MASK_ENDINGS
+
+
+def config_of(folder: Folder) -> str:
+    """Name of the builder's config for two folders, the same for the same paths.
+
+    Raises:
+      ValueError: if one is not given.
+    """
+    for field in ("images", "masks"):
+        if not getattr(folder, field):
+            raise ValueError(
+                f"data.{field} is not given: data.dataset='paired_folder' needs data.images and "
+                "data.masks, two folders of images and of masks with the same names"
+            )
+    paths = [Path(path).expanduser().resolve() for path in folder[:2]]
+    endings = tuple(folder.mask_endings)
+    digest = hashlib.sha256(repr((*map(str, paths), endings)).encode()).hexdigest()[:8]
+    name = f"{re.sub('[^A-Za-z0-9]+', '_', paths[0].parent.name).strip('_')}_{digest}".strip("_")
+    config = FolderConfig(
+        name=name, images=str(paths[0]), masks=str(paths[1]), mask_endings=endings
+    )
+    Builder.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
+    return name
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Images with masks, paired by their names."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return pairs.describe(self)
+
+    def manual_sources(self, images: str) -> dict:
+        """What a build would read: number, names, sizes and times of the files."""
+        del images  # The config has it.
+        config = self.builder_config
+        named = {"images": files_by_name(config.images, config.masks)}
+        named["masks"] = files_by_name(config.masks)
+        return {
+            kind: pairs.sources([path for paths in files.values() for path in paths], times=True)
+            for kind, files in named.items()
+        }
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        del dl_manager
+        config, problems = self.builder_config, defaultdict(list)
+        sources = self.manual_sources(config.images)
+        source = FolderSource(config.images, config.masks, config.mask_endings)
+        for file, reason in source.failures.items():
+            problems["image without a mask of its own"].append(f"{file}: {reason}")
+        problems |= {"mask without image": list(map(str, source.unused))} if source.unused else {}
+
+        statistics, foreground = Statistics(), {}
+        found = {id: _pair(*source.paths(id), foreground) for id in source.ids}
+        sizes = pairs.check(found, problems, config.images, statistics.add)
+        _check_classes(foreground, problems)
+        if len(found) < 2 and not problems:
+            problems["too few pairs, one to train on and one to validate on are needed"] += found
+        pairs.raise_problems(self, problems)
+        self.info.metadata["sources"] = sources
+        self.info.metadata["statistics"] = statistics.summary()
+        return {
+            split: self._generate_examples({id: found[id] for id in ids}, sizes)
+            for split, ids in hold_out(found).items()
+        }
+
+    def _generate_examples(self, found: dict, sizes: dict) -> Iterator[tuple]:
+        yield from pairs.examples(found, sizes)
+
+
+def _pair(image: Path, mask: Path, foreground: dict[str, int]) -> pairs.Pair:
+    """Image and mask; when the mask is read, `foreground` gets its value, if it has one."""
+
+    def read() -> bytes:
+        labels = decode_grey(mask.read_bytes(), str(mask))
+        values = np.unique(labels)
+        if len(values[values > 0]) > 1:
+            some = ", ".join(map(str, values[:_NAMED])) + ", ..." * (len(values) > _NAMED)
+            raise ValueError(
+                f"the mask has {len(values)} values ({some}), and more than two classes are not "
+                "supported: make it 0 and one other value; JPEG blurs masks, save them as PNG"
+            )
+        foreground.update({str(mask): int(value) for value in values[values > 0]})
+        return pairs.encode_png(np.where(labels, 255, 0).astype(np.uint8))
+
+    return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(str(mask), read))
+
+
+def _check_classes(foreground: dict[str, int], problems: defaultdict) -> None:
+    """Adds masks whose foreground has another value than most masks': it may be another class."""
+    common = Counter(foreground.values()).most_common(1)
+    kind = "mask of another value than most; more than two classes are not supported"
+    for mask, value in foreground.items():
+        if value != common[0][0]:
+            problems[kind].append(f"{mask}: {value}, not {common[0][0]}")

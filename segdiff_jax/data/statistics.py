@@ -1,0 +1,67 @@
+"""What a data set looks like in numbers, to be read before training."""
+
+from typing import Any
+
+import numpy as np
+
+
+class Statistics:
+    """Sizes, colours and foreground of images and masks, one after another."""
+
+    def __init__(self):
+        self._sizes, self._shares = [], {}
+        self._sum, self._squares, self._pixels = np.zeros(3), np.zeros(3), 0
+
+    def add(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
+        """Counts one image u8[H, W, 3] with its mask u8[H, W], 0 or 255."""
+        self._sizes.append(mask.shape)
+        self._shares[id] = float((mask > 0).mean())
+        pixels = image.reshape(-1, 3).astype(np.float64)
+        self._sum += pixels.sum(0)
+        self._squares += np.square(pixels).sum(0)
+        self._pixels += len(pixels)
+
+    def summary(self) -> dict[str, Any]:
+        """JSON-like.
+
+        Returns:
+            "pairs": their number; "height", "width": [least, median, greatest] in pixels;
+            "foreground": [least, median, greatest] share of a mask and "mean_foreground", their
+            mean; "without_foreground": ids; "colour_mean", "colour_std": of all pixels, R, G and B,
+            0 to 255.
+        """
+        heights, widths = zip(*self._sizes, strict=True)
+        shares, mean = list(self._shares.values()), self._sum / self._pixels
+        std = np.sqrt(np.maximum(self._squares / self._pixels - mean**2, 0))
+        return {
+            "pairs": len(shares),
+            "height": _spread(heights),
+            "width": _spread(widths),
+            "foreground": _spread(shares),
+            "mean_foreground": float(np.mean(shares)),
+            "without_foreground": [id for id, share in self._shares.items() if not share],
+            "colour_mean": mean.tolist(),
+            "colour_std": std.tolist(),
+        }
+
+
+def _spread(values) -> list[float]:
+    return [float(np.quantile(values, q, method="closest_observation")) for q in (0, 0.5, 1)]
+
+
+def format_statistics(summary: dict[str, Any]) -> str:
+    """`Statistics.summary` for a terminal, with what may be wrong."""
+    spread = lambda name, form: "{} / {} / {}".format(*(form.format(v) for v in summary[name]))
+    empty, colours = summary["without_foreground"], ("colour_mean", "colour_std")
+    mean, std = (" ".join(f"{v:.0f}" for v in summary[name]) for name in colours)
+    some = f" ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)})" if empty else ""
+    return "\n".join(
+        [
+            f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
+            f"  height {spread('height', '{:.0f}')}, width {spread('width', '{:.0f}')} pixels",
+            f"  foreground {spread('foreground', '{:.1%}')} of the mask, "
+            f"{summary['mean_foreground']:.1%} on average",
+            f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
+            f"  colour (red, green, blue, 0 to 255): mean {mean}, standard deviation {std}",
+        ]
+    )
