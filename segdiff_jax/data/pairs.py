@@ -221,22 +221,25 @@ def required_root(
     return root
 
 
-def files_under(root: Path, *folders: str) -> list[Path]:
-    """All files of some folders of `root`, but for hidden ones."""
+def sources_under(root: Path | None, *folders: str) -> dict[str, int | str]:
+    """`sources` of all files in some folders of `root`, but for hidden ones; {} of None."""
+    if root is None:
+        return {}
     files = (path for folder in folders for path in (root / folder).rglob("[!.]*"))
-    return sorted(path for path in files if path.is_file())
+    return sources(root, [path for path in files if path.is_file()])
 
 
-def sources(files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
+def sources(root: Path, files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
     """What tells whether files are still those of a build, wherever they lie.
 
     Args:
-      files: of any order.
+      root: a folder.
+      files: under it, in any order.
       times: whether those of their last change count, too.
     """
     known = []
     for path in sorted(files):
         stat = path.stat()
-        known.append((*path.parts[-2:], stat.st_size, stat.st_mtime_ns if times else 0))
+        known.append((path.relative_to(root).as_posix(), stat.st_size, times and stat.st_mtime_ns))
     digest = hashlib.sha256(repr(known).encode()).hexdigest()
     return {"files": len(known), "fingerprint": digest[:16]}

@@ -29,10 +29,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def manual_sources(self, manual_dir: str) -> dict:
         """What a build would read: number, names and sizes of the files."""
-        root = _find(manual_dir)
-        if root is None:
-            return {}
-        return pairs.sources(pairs.files_under(root, "Original", "Ground Truth"))
+        return pairs.sources_under(_find(manual_dir), "Original", "Ground Truth")
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         root, problems = pairs.required_root(self, dl_manager, _find), defaultdict(list)

@@ -28,8 +28,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     def manual_sources(self, manual_dir: str) -> dict:
         """What a build would read: number, names and sizes of the files."""
-        root = _find(manual_dir)
-        return {} if root is None else pairs.sources(pairs.files_under(root, "images", "masks"))
+        return pairs.sources_under(_find(manual_dir), "images", "masks")
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         root, problems = pairs.required_root(self, dl_manager, _find), defaultdict(list)

@@ -61,15 +61,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return pairs.describe(self)
 
-    def manual_sources(self, images: str) -> dict:
+    def manual_sources(self, manual_dir: str) -> dict:
         """What a build would read: number, names, sizes and times of the files."""
-        del images  # The config has it.
-        config = self.builder_config
-        named = {"images": files_by_name(config.images, config.masks)}
-        named["masks"] = files_by_name(config.masks)
+        del manual_dir  # The config has both folders.
+        images, masks = self.builder_config.images, self.builder_config.masks
+        paths = lambda named: [path for paths in named.values() for path in paths]
         return {
-            kind: pairs.sources([path for paths in files.values() for path in paths], times=True)
-            for kind, files in named.items()
+            "images": pairs.sources(Path(images), paths(files_by_name(images, masks)), times=True),
+            "masks": pairs.sources(Path(masks), paths(files_by_name(masks)), times=True),
         }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:

@@ -40,7 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         if root is None:
             return {}
         files = [root / name for name in _HDF5.values() if (root / name).is_file()]
-        return pairs.sources(files or root.glob("building_*.tif"))
+        return pairs.sources(root, files or root.glob("building_*.tif"))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         root, problems = pairs.required_root(self, dl_manager, _find), defaultdict(list)
