@@ -20,18 +20,26 @@ from tests.conftest import ROOT, tiny_overrides
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 NAMES.remove("compare")
 NAMES.remove("saved")  # Needs a workdir: see training/test_loop.py.
+NAMES[NAMES.index("cityscapes_instances")] += ":car_expanded"
 NAMES += [f"compare:{model}" for model in compare.MODELS]
 PARAMETERS = {
+    "cityscapes_instances:car_expanded": 162_766_017,
     "compare:medsegdiff": 1_397_801,
     "compare:medt": 1_382_337,
     "compare:segdiff": 1_077_097,
     "compare:unet": 1_942_577,
+    "cvc_clinicdb": 1_077_097,
     "default": 3_405_345,
+    "folder": 1_077_097,
     "isic2016": 159_838_209,
     "isic2016_128": 3_514_817,
     "isic2016_64": 1_077_097,
     "isic2016_64_paper": 1_327_377,
+    "kvasir_seg": 1_077_097,
+    "monuseg": 164_154_753,
+    "ph2": 1_077_097,
     "synthetic": 1_077_097,
+    "vaihingen": 159_838_209,
 }
 # test_loop.py trains the first, and the second is isic2016_64.
 TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]

@@ -1,0 +1,31 @@
+"""MoNuSeg at 256 px with the original's network, loss and sampler, for accelerators.
+
+python train.py --config=configs/monuseg.py --workdir=runs/monuseg --config.data.manual_dir=FOLDER
+
+The settings are those of the commands in the original's README: 12 RRDB blocks, learning rate 1e-4,
+batches of 4 x 2. It trains on crops of 256 px of images resized to 512; here, the whole image is
+resized to 256.
+Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
+Time: not measured. Score: not measured.
+"""
+
+from configs import isic2016
+
+
+def get_config():
+    config = isic2016.get_config()
+    config.data.dataset = "monuseg"
+    config.model.rrdb_blocks = 12
+    config.train.batch_size = 8
+    config.train.learning_rate = 1e-4
+    config.validation.num_images = 8
+
+    config.augment.flip = True
+    config.augment.right_angles = False
+    config.augment.rotation = 22.0
+    config.augment.scale = 0.25
+    config.augment.brightness = 0.2  # The original multiplies by 1 +- 0.4, at half brightness this.
+    config.augment.contrast = 0.4
+    config.augment.saturation = 0.4
+    config.augment.hue = 0.1
+    return config

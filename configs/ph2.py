@@ -1,0 +1,15 @@
+"""PH2 at 64 px, small enough for a CPU: the network and the recipe of isic2016_64.py.
+
+python train.py --config=configs/ph2.py --workdir=runs/ph2 --config.data.manual_dir=FOLDER
+
+140 images are few to train on: rather train on ISIC and test on all of these, see docs/data.md.
+Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
+"""
+
+from configs import isic2016_64
+
+
+def get_config():
+    config = isic2016_64.get_config()
+    config.data.dataset = "ph2"
+    return config

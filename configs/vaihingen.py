@@ -1,0 +1,32 @@
+"""Vaihingen's buildings at 256 px with the original's network, loss and sampler, for accelerators.
+
+python train.py --config=configs/vaihingen.py --workdir=runs/vaihingen \
+    --config.data.manual_dir=FOLDER
+
+The settings are those of the commands in the original's README: 6 RRDB blocks, dropout 0.1,
+learning rate 1e-4, batches of 2 x 4. It zooms by 0.75 to 1.5; here, by 0.6 to 1.4.
+Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
+Time: not measured. Score: not measured.
+"""
+
+from configs import isic2016
+
+
+def get_config():
+    config = isic2016.get_config()
+    config.data.dataset = "vaihingen"
+    config.model.rrdb_blocks = 6
+    config.model.dropout = 0.1
+    config.train.batch_size = 8
+    config.train.learning_rate = 1e-4
+    config.validation.num_images = 16
+
+    config.augment.flip = True
+    config.augment.right_angles = False
+    config.augment.rotation = 180.0
+    config.augment.scale = 0.4
+    config.augment.brightness = 0.3  # The original multiplies by 1 +- 0.6, at half brightness this.
+    config.augment.contrast = 0.5
+    config.augment.saturation = 0.4
+    config.augment.hue = 0.025
+    return config
