@@ -12,6 +12,7 @@ from PIL import Image
 import segdiff_jax
 from configs import default
 from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.data.folder import MASK_ENDINGS
 from segdiff_jax.evaluation.ensemble import entropy, temper
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
@@ -36,8 +37,8 @@ def workdirs(tmp_path_factory):
         variables = jax.tree.map(move, variables)
         folders[name] = tmp_path_factory.mktemp(name)
         saved = config.to_dict()
-        if name == "segdiff":  # As of a run that did not know this field yet.
-            del saved["objective"]
+        if name == "segdiff":  # As of a run that did not know these fields yet.
+            del saved["objective"], saved["data"]["images"], saved["data"]["mask_endings"]
         with Checkpoints(folders[name]) as checkpoints:
             checkpoints.save_best(1, variables, {"config": saved, "step": 1})
     return folders
@@ -54,6 +55,7 @@ def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
     assert unet.settings["model"] == "unet" and "steps" not in unet.settings
     assert sorted(unet.variables) == ["batch_stats", "params"]
     segdiff = load(workdirs["segdiff"])
+    assert segdiff.config.data.images == "" and segdiff.config.data.mask_endings == MASK_ENDINGS
     assert segdiff.config.objective == "diffusion" and segdiff.settings["steps"] == 2
     assert segdiff.settings["temperature"] == 1 and segdiff.history == []
     assert segdiff_jax.load is load

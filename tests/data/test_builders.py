@@ -24,6 +24,7 @@ from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import hashed_split, hold_out
 from segdiff_jax.training.loop import train
 
+SPLITS = "train", "validation", "test"
 RNG = np.random.default_rng(0)
 
 
@@ -121,7 +122,7 @@ class Case:
 
 
 def hashed(ids):
-    return {s: sum(hashed_split(id) == s for id in ids) for s in ("train", "validation", "test")}
+    return {s: sum(hashed_split(id) == s for id in ids) for s in SPLITS}
 
 
 CASES = [
@@ -345,6 +346,16 @@ def test_cityscapes_has_every_class_and_its_expanded_boxes():
     assert Cityscapes.builder_configs["car_expanded"].expansion == 0.15
 
 
+def test_held_out_images_are_always_the_same():
+    ids = [f"image {i}" for i in range(2000)]
+    splits = {split: [id for id in ids if hashed_split(id) == split] for split in SPLITS}
+    assert [len(splits[split]) for split in SPLITS] == [1405, 198, 397]
+    assert hold_out(ids)["validation"] == sorted(splits["validation"])
+    small = ["a", "b", "c"]  # The hash holds none of them out.
+    assert hold_out(small) == {"train": ["a", "b"], "validation": ["c"]}
+    assert hold_out(["a"]) == {"train": [], "validation": ["a"]}
+
+
 @each_case
 @pytest.mark.slow
 def test_two_steps(case, load, tiny_config, tmp_path):
@@ -354,4 +365,4 @@ def test_two_steps(case, load, tiny_config, tmp_path):
     config.data.manual_dir = str(tmp_path / "manual")
     train(config, str(tmp_path / "run"))
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
-    assert len(rows) == 4 and rows[0].endswith("validation_iou") | ("iou" in rows[0])
+    assert len(rows) == 4 and "validation_iou" in rows[0]
