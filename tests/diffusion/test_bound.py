@@ -15,7 +15,7 @@ from segdiff_jax.diffusion.bound import (
 )
 from segdiff_jax.diffusion.process import Prediction, Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.models.import_torch import config_from_torch, params_from_torch
+from segdiff_jax.models.original import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.training.losses import gaussian_losses
 
