@@ -55,7 +55,8 @@ def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
     assert unet.settings["model"] == "unet" and "steps" not in unet.settings
     assert sorted(unet.variables) == ["batch_stats", "params"]
     segdiff = load(workdirs["segdiff"])
-    assert segdiff.config.data.images == "" and segdiff.config.data.mask_endings == MASK_ENDINGS
+    assert segdiff.config.data.images == ""
+    assert tuple(segdiff.config.data.mask_endings) == MASK_ENDINGS
     assert segdiff.config.objective == "diffusion" and segdiff.settings["steps"] == 2
     assert segdiff.settings["temperature"] == 1 and segdiff.history == []
     assert segdiff_jax.load is load
