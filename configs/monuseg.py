@@ -3,18 +3,22 @@
 python train.py --config=configs/monuseg.py --workdir=runs/monuseg --config.data.manual_dir=FOLDER
 
 The settings are those of the commands in the original's README: 12 RRDB blocks, learning rate 1e-4,
-batches of 4 x 2. It trains on crops of 256 px of images resized to 512; here, the whole image is
-resized to 256.
+batches of 4 x 2, colours by its mean and deviation, crops of 256 px of images resized to 512. It
+segments these crops side by side; here, they overlap (sampler.overlap).
+Published (arXiv 2112.00390, table 3): Dice 81.59, mIoU 69.00.
 Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
 Time: not measured. Score: not measured.
 """
 
 from configs import isic2016
+from segdiff_jax.models.original import COLOURS
 
 
 def get_config():
     config = isic2016.get_config()
     config.data.dataset = "monuseg"
+    config.data.full_size = 512
+    config.model.image_mean, config.model.image_std = COLOURS["monuseg"]
     config.model.rrdb_blocks = 12
     config.train.batch_size = 8
     config.train.learning_rate = 1e-4

@@ -17,7 +17,7 @@ import numpy as np
 
 from segdiff_jax.checkpoint import Checkpoints
 from segdiff_jax.command import MISTAKES
-from segdiff_jax.models.original import config_from_torch, params_from_torch
+from segdiff_jax.models.original import COLOURS, config_from_torch, params_from_torch
 
 # What the original takes for arguments that an args.json of an earlier version lacks.
 DEFAULTS = {
@@ -34,15 +34,6 @@ DEFAULTS = {
     "rescale_timesteps": False,
     "clip_denoised": False,
     "seed": None,
-}
-# Mean and standard deviation of the colours, 0 to 255, by which the original normalises.
-COLOURS = {
-    "monuseg": ((142.07, 98.48, 132.96), (65.78, 57.05, 57.78)),
-    "vaihingen": (
-        (120.72148545, 73.41782265, 72.69675),
-        (57.7461586, 38.95428015, 35.87901),
-    ),
-    "cityscapes_instances": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
 

@@ -14,6 +14,7 @@ from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.evaluation import denoise
 from segdiff_jax.import_torch import import_state_dict
 from segdiff_jax.models import init_variables, make_model
+from segdiff_jax.models.original import COLOURS
 from segdiff_jax.trained import load
 
 # Of the network that the golden files call A.
@@ -49,7 +50,7 @@ def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeyp
     arrays = golden("chains")
     recorded = lambda name: jnp.moveaxis(arrays[f"chain/{name}"], 1, -1)
     name = "ddim10_of_linear100_eta0_clip0"
-    mean, std = map(np.float32, import_torch.COLOURS["monuseg"])
+    mean, std = map(np.float32, COLOURS["monuseg"])
     # As the image would be, before the network takes the colours' mean off.
     image = (np.asarray(recorded("image")) * std + mean) / 127.5 - 1
     monkeypatch.setattr(denoise, "seen", lambda images, views: image)

@@ -14,6 +14,16 @@ from flax import traverse_util
 from segdiff_jax.models import variables_like
 from segdiff_jax.models.segdiff import SegDiff
 
+# Mean and standard deviation of the colours, 0 to 255, by which the original normalises.
+COLOURS = {
+    "monuseg": ((142.07, 98.48, 132.96), (65.78, 57.05, 57.78)),
+    "vaihingen": (
+        (120.72148545, 73.41782265, 72.69675),
+        (57.7461586, 38.95428015, 35.87901),
+    ),
+    "cityscapes_instances": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+
 RES_BLOCK = {
     "norm_in": "in_layers.0",
     "conv_in": "in_layers.2",
