@@ -24,6 +24,7 @@ from segdiff_jax.diffusion.process import (
 
 HALF_BIN = 1 / 255  # of the 256 values of 8 bits, from -1 to +1
 LEAST_PROBABILITY = 1e-12
+LEAST_TAIL = 2.0**-25  # less than that beside 1 is nothing in float32
 
 
 class Bound(NamedTuple):
@@ -66,14 +67,16 @@ def normal_cdf(x: Array) -> Array:
     The approximation of the originals and of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415,
     section 2).
     """
-    return 0.5 * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    # As a sigmoid, since XLA's tanh is too rough for the tails.
+    return jax.nn.sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
 
 
 def discretised_log_likelihood(x: Array, mean: Array, log_scale: Array) -> Array:
     """log p(x), where N(mean, scale^2) is cut into 256 values, 8 bits (Ho et al. 2020, eq. 13).
 
     The outermost bins, of which masks are made, reach to infinity. No probability is less
-    than 1e-12; as in the originals, float32 takes those of the tails below 3e-8 for 0.
+    than 1e-12, and less than 3e-8 in those bins counts as that, as in the originals, which take the
+    upper tail from 1 in float32.
 
     Args:
         x, mean: f32[B, H, W, C], where x is from -1 to +1.
@@ -83,9 +86,10 @@ def discretised_log_likelihood(x: Array, mean: Array, log_scale: Array) -> Array
     """
     upper = (x - mean + HALF_BIN) * jnp.exp(-log_scale)
     lower = (x - mean - HALF_BIN) * jnp.exp(-log_scale)
-    below_upper = jnp.where(x > 0.999, 1.0, normal_cdf(upper))
-    below_lower = jnp.where(x < -0.999, 0.0, normal_cdf(lower))
-    return jnp.log(jnp.maximum(below_upper - below_lower, LEAST_PROBABILITY))
+    tail = jnp.where(x > 0, normal_cdf(-lower), normal_cdf(upper))
+    tail = jnp.where(tail < LEAST_TAIL, 0.0, tail)
+    p = jnp.where(jnp.abs(x) > 0.999, tail, normal_cdf(upper) - normal_cdf(lower))
+    return jnp.log(jnp.maximum(p, LEAST_PROBABILITY))
 
 
 def vb_term(
