@@ -6,13 +6,20 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow soak compare official-score lint clean
+.PHONY: demo folder test slow soak compare official-score lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/run  ## Train on drawn lesions for a few minutes, sample, write a report.
 	$(BIN)/python train.py --config=configs/synthetic.py --workdir=runs/demo/training
 	$(BIN)/python sample.py --workdir=runs/demo/training --out=runs/demo
+
+RUN ?= runs/mine
+folder: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+folder: $(VENV)/run  ## make folder IMAGES=... MASKS=...: train on them, segment those held out.
+	$(BIN)/python train.py --config=configs/folder.py --workdir=$(RUN) \
+		--config.data.images=$(IMAGES) --config.data.masks=$(MASKS) $(FLAGS)
+	$(BIN)/python sample.py --workdir=$(RUN)
 
 test: $(VENV)/dev  ## The test suite, without the slow tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

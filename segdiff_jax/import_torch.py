@@ -97,6 +97,7 @@ def config_from_args(
         "data": {
             "dataset": dataset or "isic/2016",
             "image_size": size,
+            "full_size": 2 * size if dataset == "monuseg" else 0,  # It is trained on crops.
             "colour_constancy": "none",
             "soft_masks": False,
             "dir": "data",

@@ -41,7 +41,7 @@ ARGS = {
 def workdir(golden_state_dict, tmp_path_factory):
     folder = tmp_path_factory.mktemp("imported") / "run"
     args = ARGS | {"timestep_respacing": "ddim10"}
-    import_state_dict(golden_state_dict("model_A"), args, folder, "monuseg")
+    import_state_dict(golden_state_dict("model_A"), args, folder, "vaihingen")
     return folder
 
 
@@ -50,7 +50,7 @@ def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeyp
     arrays = golden("chains")
     recorded = lambda name: jnp.moveaxis(arrays[f"chain/{name}"], 1, -1)
     name = "ddim10_of_linear100_eta0_clip0"
-    mean, std = map(np.float32, COLOURS["monuseg"])
+    mean, std = map(np.float32, COLOURS["vaihingen"])
     # As the image would be, before the network takes the colours' mean off.
     image = (np.asarray(recorded("image")) * std + mean) / 127.5 - 1
     monkeypatch.setattr(denoise, "seen", lambda images, views: image)
@@ -71,8 +71,11 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
     assert config == json.loads((workdir / "config.json").read_text())
     assert config["model"]["channel_mult"] == [1, 2, 3, 4]
     assert config["model"]["attention_resolutions"] == [4, 8]
-    assert config["model"]["image_mean"] == [142.07, 98.48, 132.96]
-    assert config["data"]["dataset"] == "monuseg" and config["data"]["image_size"] == 64
+    assert config["model"]["image_std"] == [57.7461586, 38.95428015, 35.87901]
+    assert config["data"]["dataset"] == "vaihingen" and config["data"]["image_size"] == 64
+    cells = import_torch.config_from_args(ARGS, golden_state_dict("model_A"), "monuseg")
+    assert cells["model"]["image_mean"] == [142.07, 98.48, 132.96]
+    assert (config["data"]["full_size"], cells["data"]["full_size"]) == (0, 128)
     assert config["diffusion"]["prediction"] == "eps"
     assert config["sampler"]["variance"] == "fixed_large" and not config["sampler"]["clip"]
     assert config["train"]["learning_rate"] == 1e-4 and config["train"]["batch_size"] == 2
