@@ -17,9 +17,9 @@ demo: $(VENV)/run  ## Train on drawn lesions for a few minutes, sample, write a 
 RUN ?= runs/mine
 folder: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 folder: $(VENV)/run  ## make folder IMAGES=... MASKS=...: train on them, segment those held out.
-	$(BIN)/python train.py --config=configs/folder.py --workdir=$(RUN) \
-		--config.data.images=$(IMAGES) --config.data.masks=$(MASKS) $(FLAGS)
-	$(BIN)/python sample.py --workdir=$(RUN)
+	$(BIN)/python train.py --config=configs/folder.py --workdir="$(RUN)" \
+		--config.data.images="$(IMAGES)" --config.data.masks="$(MASKS)" $(FLAGS)
+	$(BIN)/python sample.py --workdir="$(RUN)"
 
 test: $(VENV)/dev  ## The test suite, without the slow tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

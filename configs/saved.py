@@ -6,17 +6,17 @@ Machine, Time and Score are those of what is trained; the validation at step 0 s
 as they come.
 """
 
-import json
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import default
+from segdiff_jax.checkpoint import find_checkpoint, load_meta
 
 
-def get_config(workdir):
+def get_config(workdir=""):
+    if not workdir:
+        raise ValueError("write --config=configs/saved.py:WORKDIR, of a run or a checkpoint")
     config = default.get_config().unlock()
-    saved = json.loads((Path(workdir) / "config.json").read_text())
+    saved = load_meta(find_checkpoint(workdir))["config"]
     if saved["model"]["name"] != config.model.name:
         config.model = ConfigDict()  # Another one's fields.
     as_tuples = lambda x: tuple(x) if isinstance(x, list) else x

@@ -1,8 +1,8 @@
 """A trained SegDiff as a checkpoint of the original PyTorch one (tomeramit/SegDiff).
 
-python -m segdiff_jax.export_torch --workdir=runs/isic2016 --out=model.pt
+python -m segdiff_jax.export_torch --workdir=runs/isic2016 --out=original
 
-Beside it lies args.json, which the original's sampling scripts read: see docs/original.md.
+The folder then holds ema_STEP.pt and args.json, as its sampling scripts want: see docs/original.md.
 """
 
 import argparse
@@ -25,7 +25,6 @@ from segdiff_jax.models.original import torch_from_params
 FIXED = {
     "model": {"name": "segdiff", "norm_groups": 32, "rrdb_scan": False},
     "diffusion": {
-        "loss": "mse",
         "self_conditioning": False,
         "input_scale": 1.0,
         "normalise_input": False,
@@ -41,15 +40,16 @@ CHANNEL_MULT = {
 }
 
 
-def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The averaged parameters of a checkpoint, in the original's names, and its args.json.
+def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
+    """The averaged parameters of a checkpoint, in the original's names, its args.json and its step.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: naming a field for which the original has no equivalent.
     """
     checkpoint = find_checkpoint(path)
-    config = load_meta(checkpoint)["config"]
+    meta = load_meta(checkpoint)
+    config = meta["config"]
     model = make_model(ConfigDict(config["model"]))
     for section, fields in FIXED.items():
         for field, only in fields.items():
@@ -63,13 +63,14 @@ def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str
     channels = make_process(ConfigDict(config["diffusion"])).input_channels
     variables = variables_like(model, config["data"]["image_size"], channels)
     params = load_variables(checkpoint, variables)["params"]
-    return torch_from_params(params, config["model"]), args
+    return torch_from_params(params, config["model"]), args, meta["step"]
 
 
 def args_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the original calls our fields; ValueError for those that it cannot have."""
     model, diffusion, sampler = (config[name] for name in ("model", "diffusion", "sampler"))
-    size = config["data"]["image_size"]
+    size, label = config["data"]["image_size"], config["data"]["dataset"].partition("/")[2]
+    label = label if config["data"]["dataset"].startswith("cityscapes") else ""
     mult = tuple(model["channel_mult"])
     if mult not in CHANNEL_MULT.get(size, ()):
         known = ", ".join(f"{m} at {s}" for s, mults in CHANNEL_MULT.items() for m in mults)
@@ -79,6 +80,10 @@ def args_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for field, only in {"rrdb_width": 64, "rrdb_growth": 32}.items():
         if model[field] != only:
             raise ValueError(f"model.{field}={model[field]}: the original has only {only}")
+    if diffusion["loss"] not in ("mse", "rescaled_mse", "rescaled_kl"):
+        raise ValueError(
+            f"diffusion.loss={diffusion['loss']!r}: the original has mse, rescaled_mse, rescaled_kl"
+        )
     if diffusion["prediction"] == "v":
         raise ValueError("diffusion.prediction='v': the original predicts eps or x0")
     return {
@@ -95,15 +100,15 @@ def args_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "learn_sigma": model["out_channels"] == 2,
         "sigma_small": sampler["variance"] == "fixed_small",
         "class_cond": False,
-        "class_name": "train",
-        "expansion": False,
+        "class_name": label.removesuffix("_expanded") or "train",
+        "expansion": label.endswith("_expanded"),
         "diffusion_steps": diffusion["num_timesteps"],
         "noise_schedule": diffusion["schedule"],
         "timestep_respacing": "",
-        "use_kl": False,
+        "use_kl": diffusion["loss"] == "rescaled_kl",
         "predict_xstart": diffusion["prediction"] == "x0",
         "rescale_timesteps": False,
-        "rescale_learned_sigmas": False,
+        "rescale_learned_sigmas": diffusion["loss"] == "rescaled_mse",
         "use_checkpoint": False,
         "clip_denoised": sampler["clip"],
         "seed": config["seed"],
@@ -116,21 +121,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
-    parser.add_argument("--out", default="model.pt", help="the file to write")
+    parser.add_argument("--out", required=True, help="the folder to write to")
     given = parser.parse_args(arguments)
     out = Path(given.out)
     try:
         import torch
 
-        state_dict, args = export_state_dict(given.workdir)
+        state_dict, args, step = export_state_dict(given.workdir)
+        text, path = json.dumps(args, indent=4), out / "args.json"
+        if path.exists() and path.read_text() != text:
+            raise ValueError(f"{path} is of another run: give another --out")
+        out.mkdir(parents=True, exist_ok=True)
         tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
-        torch.save(tensors, out)
-        (out.parent / "args.json").write_text(json.dumps(args, indent=4))
+        torch.save(tensors, out / f"ema_{step:06d}.pt")
+        path.write_text(text)
     except ImportError:
         sys.exit("error: this needs torch: pip install -r requirements-torch.txt")
-    except (*MISTAKES, RuntimeError) as error:  # torch raises RuntimeError for folders.
+    except (*MISTAKES, RuntimeError) as error:  # As torch tells of full disks.
         sys.exit(f"error: {error}")
-    print(f"{out}: {len(tensors)} arrays; {out.parent / 'args.json'}")
+    colours = load_meta(find_checkpoint(given.workdir))["config"]["model"]
+    mean, std = (colours.get(name) or [127.5] * 3 for name in ("image_mean", "image_std"))
+    print(f"{out}: ema_{step:06d}.pt, {len(tensors)} arrays, and args.json")
+    print(f"its data set must normalise the colours, 0 to 255, by mean {mean} and std {std}")
 
 
 if __name__ == "__main__":

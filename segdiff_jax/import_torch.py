@@ -8,6 +8,7 @@ sample.py segments with it, and train.py goes on from it: see docs/original.md.
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,10 +32,16 @@ DEFAULTS = {
     "noise_schedule": "linear",
     "timestep_respacing": "",
     "predict_xstart": False,
-    "rescale_timesteps": False,
-    "clip_denoised": False,
+    "rescale_timesteps": True,
+    "clip_denoised": True,
+    "use_kl": False,
+    "rescale_learned_sigmas": False,
+    "schedule_sampler": "uniform",
+    "class_name": "train",
+    "expansion": False,
     "seed": None,
 }
+SCHEDULE_SAMPLERS = {"uniform": "uniform", "loss-second-moment": "loss_second_moment"}
 
 
 def import_state_dict(
@@ -57,10 +64,13 @@ def import_state_dict(
     config = config_from_args(args, state_dict, dataset)
     if workdir.exists() and any(workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty: give another --workdir")
-    with Checkpoints(workdir) as checkpoints:
+    part = workdir.with_name(f".{workdir.name}.part")  # Renamed when it is whole.
+    shutil.rmtree(part, ignore_errors=True)
+    with Checkpoints(part) as checkpoints:
         meta = {"config": config, "step": 0, "args": dict(args)}
         checkpoints.save_best(0, {"params": params}, meta)
-    (workdir / "config.json").write_text(json.dumps(config, indent=2))
+    (part / "config.json").write_text(json.dumps(config, indent=2))
+    part.replace(workdir)
     return config
 
 
@@ -70,8 +80,9 @@ def config_from_args(
     """Our config of a network that the original has trained; see `import_state_dict`."""
     args, model = DEFAULTS | dict(args), config_from_torch(state_dict)
     _refuse(args)
-    size = args["image_size"]
-    factors = sorted(size // int(side) for side in str(args["attention_resolutions"]).split(","))
+    size, sides = int(args["image_size"]), str(args["attention_resolutions"]).split(",")
+    deepest = 2 ** (len(model["channel_mult"]) - 1)
+    factors = sorted(factor for side in sides if (factor := size // int(side)) <= deepest)
     told = {
         "channels": ("num_channels", args["num_channels"]),
         "num_res_blocks": ("num_res_blocks", args["num_res_blocks"]),
@@ -95,7 +106,7 @@ def config_from_args(
         "seed": int(args["seed"] or 0),
         "objective": "diffusion",
         "data": {
-            "dataset": dataset or "isic/2016",
+            "dataset": _dataset(dataset, args),
             "image_size": size,
             "full_size": 2 * size if dataset == "monuseg" else 0,  # It is trained on crops.
             "colour_constancy": "none",
@@ -108,9 +119,10 @@ def config_from_args(
             "schedule": args["noise_schedule"],
             "num_timesteps": args["diffusion_steps"],
             "prediction": "x0" if args["predict_xstart"] else "eps",
-            "loss": "mse",
+            "loss": _loss(args),
             "weight": "simple",
             "timestep_power": 1.0,
+            "timestep_sampler": SCHEDULE_SAMPLERS[args["schedule_sampler"]],
             "recycling": False,
             "self_conditioning": False,
             "input_scale": 1.0,
@@ -137,7 +149,24 @@ def config_from_args(
     for ours, theirs in (("learning_rate", "lr"), ("weight_decay",) * 2, ("batch_size",) * 2):
         if theirs in args:
             config["train"][ours] = args[theirs]
+    if "ema_rate" in args:  # Of several, ema.pt is of the first.
+        config["train"]["ema_decay"] = float(str(args["ema_rate"]).split(",")[0])
     return json.loads(json.dumps(config))
+
+
+def _dataset(dataset: str, args: Mapping[str, Any]) -> str:
+    """data.dataset; of Cityscapes, with the class."""
+    if dataset != "cityscapes_instances":
+        return dataset or "isic/2016"
+    label = {"bike": "bicycle"}.get(args["class_name"], args["class_name"])
+    return f"{dataset}/{label}" + "_expanded" * bool(args["expansion"])
+
+
+def _loss(args: Mapping[str, Any]) -> str:
+    """diffusion.loss; with a fixed variance, the rescaled squared error is the plain one."""
+    if args["use_kl"]:
+        return "rescaled_kl"
+    return "rescaled_mse" if args["rescale_learned_sigmas"] and args["learn_sigma"] else "mse"
 
 
 def _refuse(args: Mapping[str, Any]) -> None:
@@ -146,13 +175,14 @@ def _refuse(args: Mapping[str, Any]) -> None:
     for name in (*needed, "rrdb_blocks", "use_scale_shift_norm"):
         if name not in args:
             raise ValueError(f"{name} is missing in args.json: is it that of the original?")
-    heads = args["num_heads_upsample"]
+    heads, sampler = args["num_heads_upsample"], args["schedule_sampler"]
     for name, bad in {
         "class_cond": args["class_cond"],
         "rescale_timesteps": args["rescale_timesteps"],
         "num_heads_upsample": heads not in (-1, args["num_heads"]),
         "timestep_respacing": "," in str(args["timestep_respacing"]),
         "noise_schedule": args["noise_schedule"] not in ("linear", "cosine"),
+        "schedule_sampler": sampler not in SCHEDULE_SAMPLERS,
     }.items():
         if bad:
             raise ValueError(f"{name}={args[name]!r} in args.json: such a run cannot be imported")
@@ -228,8 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{given.model}: {count:,} parameters, {config['data']['image_size']} px")
     if not given.dataset:
         print("no --dataset: images are taken as normalised to [-1, 1], unlike the original's")
+    if args.get("lr_anneal_steps"):
+        print("lr_anneal_steps is not carried over: see train.schedule")
+    data = f"data.dataset={config['data']['dataset']}, of --config.data.manual_dir=FOLDER"
     print(f"python sample.py --workdir={given.workdir} --images=FOLDER")
-    print(f"python train.py --config=configs/saved.py:{given.workdir} --workdir=OTHER")
+    print(f"python train.py --config=configs/saved.py:{given.workdir} --workdir=OTHER  # {data}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import saved
 from segdiff_jax import export_torch, import_torch
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.evaluation import denoise
@@ -16,6 +17,7 @@ from segdiff_jax.import_torch import import_state_dict
 from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.models.original import COLOURS
 from segdiff_jax.trained import load
+from segdiff_jax.training.loop import train
 
 # Of the network that the golden files call A.
 ARGS = {
@@ -30,11 +32,15 @@ ARGS = {
     "learn_sigma": False,
     "diffusion_steps": 100,
     "clip_denoised": False,
+    "rescale_timesteps": False,
     "timestep_respacing": "",
     "lr": 1e-4,
     "batch_size": 2,
     "ema_rate": "0.9999",
 }
+
+
+CITY = "cityscapes_instances"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,9 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
     assert config == json.loads((workdir / "config.json").read_text())
     assert config["model"]["channel_mult"] == [1, 2, 3, 4]
     assert config["model"]["attention_resolutions"] == [4, 8]
-    assert config["model"]["image_std"] == [57.7461586, 38.95428015, 35.87901]
+    expected = [0.22645572 * 255, 0.15276193 * 255, 0.140702 * 255]
+    assert config["model"]["image_std"] == expected
+    assert config["diffusion"]["loss"] == "mse" and config["train"]["ema_decay"] == 0.9999
     assert config["data"]["dataset"] == "vaihingen" and config["data"]["image_size"] == 64
     cells = import_torch.config_from_args(ARGS, golden_state_dict("model_A"), "monuseg")
     assert cells["model"]["image_mean"] == [142.07, 98.48, 132.96]
@@ -80,6 +88,7 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
     assert config["sampler"]["variance"] == "fixed_large" and not config["sampler"]["clip"]
     assert config["train"]["learning_rate"] == 1e-4 and config["train"]["batch_size"] == 2
     args = {"learn_sigma": True, "use_scale_shift_norm": True, "predict_xstart": True}
+    args |= {"rescale_learned_sigmas": True, "schedule_sampler": "loss-second-moment"}
     args = ARGS | args | {"timestep_respacing": "25", "clip_denoised": True, "seed": 7}
     config = import_torch.config_from_args(args, golden_state_dict("model_B"))
     assert config["model"]["out_channels"] == 2 and config["model"]["scale_shift_norm"]
@@ -87,6 +96,12 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
     assert (config["sampler"]["steps"], config["sampler"]["spacing"]) == (25, "uniform")
     assert config["diffusion"]["prediction"] == "x0" and config["seed"] == 7
     assert config["model"]["image_mean"] == []
+    assert config["diffusion"]["loss"] == "rescaled_mse"
+    assert config["diffusion"]["timestep_sampler"] == "loss_second_moment"
+    bike = ARGS | {"class_name": "bike", "expansion": True, "use_kl": True}
+    config = import_torch.config_from_args(bike, golden_state_dict("model_A"), CITY)
+    assert config["data"]["dataset"] == f"{CITY}/bicycle_expanded"
+    assert config["diffusion"]["loss"] == "rescaled_kl"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +112,8 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
         ({"learn_sigma": True}, "learn_sigma=True in args.json makes out_channels 2"),
         ({"class_cond": True}, "class_cond=True in args.json: such a run cannot be imported"),
         ({"rescale_timesteps": True}, "rescale_timesteps=True in args.json: such a run"),
+        ({"rescale_timesteps": None}, "rescale_timesteps=True in args.json: such a run"),
+        ({"schedule_sampler": "other"}, "schedule_sampler='other' in args.json: such a run"),
         ({"timestep_respacing": "10,10"}, "timestep_respacing='10,10' in args.json: such a run"),
         ({"image_size": None}, "image_size is missing in args.json: is it that of the original?"),
     ],
@@ -108,6 +125,19 @@ def test_arguments_that_do_not_fit_are_named(golden_state_dict, tmp_path, change
     assert not list(tmp_path.iterdir())
 
 
+def test_an_imported_checkpoint_is_not_overwritten(workdir, tiny_config):
+    before = find_checkpoint(workdir)
+    message = f"holds an imported checkpoint: .* --config=configs/saved.py:{workdir}"
+    with pytest.raises(ValueError, match=message):
+        train(tiny_config(), str(workdir))
+    assert find_checkpoint(workdir) == before and "args" in load_meta(before)
+    config = saved.get_config(str(workdir))
+    assert config.model.channels == 32 and config.train.init_from == str(workdir)
+    assert config.model.image_std == COLOURS["vaihingen"][1] and config.sampler.steps == 10
+    with pytest.raises(ValueError, match="write --config=configs/saved.py:WORKDIR"):
+        saved.get_config()
+
+
 def test_a_folder_in_use_is_left_alone(golden_state_dict, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty: give another --workdir"):
@@ -117,7 +147,8 @@ def test_a_folder_in_use_is_left_alone(golden_state_dict, tmp_path):
 
 def test_a_round_trip_gives_the_state_dict_and_its_arguments(golden_state_dict, workdir):
     expected = golden_state_dict("model_A")
-    state_dict, args = export_torch.export_state_dict(workdir)
+    state_dict, args, step = export_torch.export_state_dict(workdir)
+    assert step == 0
     assert state_dict.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(state_dict[name], array, err_msg=name)
@@ -131,7 +162,8 @@ def test_a_round_trip_gives_the_state_dict_and_its_arguments(golden_state_dict, 
     [
         ("model", "norm_groups", 0, "model.norm_groups=0: the original has only 32"),
         ("model", "rrdb_width", 8, "model.rrdb_width=8: the original has only 64"),
-        ("diffusion", "loss", "bce_dice", "diffusion.loss='bce_dice': the original has only 'mse'"),
+        ("diffusion", "loss", "bce_dice", "diffusion.loss='bce_dice': the original has mse, resc"),
+        ("diffusion", "input_scale", 0.3, "diffusion.input_scale=0.3: the original has only 1.0"),
         ("diffusion", "prediction", "v", "diffusion.prediction='v': the original predicts eps or"),
         ("data", "image_size", 48, r"model.channel_mult=(1, 2, 3, 4) at data.image_size=48: the"),
     ],
@@ -152,7 +184,7 @@ def saved_config():
     diffusion = {"loss": "mse", "prediction": "eps", "schedule": "linear", "num_timesteps": 100}
     return {
         "seed": 0,
-        "data": {"image_size": 64},
+        "data": {"dataset": "isic/2016", "image_size": 64},
         "model": {"name": "segdiff", "dropout": 0.0} | network,
         "diffusion": diffusion,
         "sampler": {"variance": "fixed_large", "clip": False},
@@ -182,16 +214,21 @@ def test_files_of_torch(golden_state_dict, tmp_path, capsys, dtype):
     torch = pytest.importorskip("torch", reason="pip install -r requirements-torch.txt")
     state_dict = golden_state_dict("model_A")
     tensors = {k: torch.from_numpy(v).to(getattr(torch, dtype)) for k, v in state_dict.items()}
-    model, out = tmp_path / "ema_0.9999_065000.pt", tmp_path / "back.pt"
+    model, out = tmp_path / "ema_0.9999_065000.pt", tmp_path / "original"
     torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, model)
     (tmp_path / "args.json").write_text(json.dumps(ARGS))
     workdir = str(tmp_path / "run")
     import_torch.main([str(model), f"--workdir={workdir}", "--dataset=vaihingen"])
     assert f"sample.py --workdir={workdir} --images=FOLDER" in capsys.readouterr().out
-    export_torch.main([f"--workdir={workdir}", f"--out={out}"])
-    back = torch.load(out, weights_only=True)
+    for _ in range(2):  # The same again is the same.
+        export_torch.main([f"--workdir={workdir}", f"--out={out}"])
+        assert "by mean [120.7" in capsys.readouterr().out
+    back = torch.load(out / "ema_000000.pt", weights_only=True)
     assert all(torch.equal(back[name], tensor.float()) for name, tensor in tensors.items())
-    assert json.loads((tmp_path / "args.json").read_text())["rrdb_blocks"] == 2
+    assert json.loads((out / "args.json").read_text())["rrdb_blocks"] == 2
+    with pytest.raises(SystemExit, match="args.json is of another run: give another --out"):
+        export_torch.main([f"--workdir={workdir}", f"--out={tmp_path}"])
+    assert json.loads((tmp_path / "args.json").read_text()) == ARGS
 
 
 def test_other_files_are_refused(tmp_path, capsys):

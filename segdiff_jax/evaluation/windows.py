@@ -15,6 +15,9 @@ from segdiff_jax.evaluation.predictor import Predictor, Trace
 class WindowedPredictor(Predictor):
     """Samples of whole images, blended from those of overlapping windows.
 
+    Called with one size of images, u8[B, H, W, 3], whose samples are f32[V, B, H, W]. There is no
+    trace: each window has a chain of its own.
+
     Where windows overlap, a vote's noise is the same in each: it belongs to the pixel of the image,
     see `samplers.field_noise`.
     """
@@ -33,7 +36,8 @@ class WindowedPredictor(Predictor):
         if not 0 <= sampler.overlap < 1:
             raise ValueError(f"sampler.overlap={sampler.overlap} must be from 0 to below 1")
         self._member, self._size, self._overlap = member, size, sampler.overlap
-        self.batch_size = 1 if sampler.native else 8  # Their own sizes may differ.
+        self._native = sampler.native
+        self.batch_size = 1  # Images, which may differ in size; the windows make a batch.
 
     def seeded(self, seed: int) -> Predictor:
         """As `Predictor.seeded`."""
@@ -53,14 +57,17 @@ class WindowedPredictor(Predictor):
         size, (height, width) = self._size, images.shape[1:3]
         starts = (window_starts(length, size, self._overlap) for length in (height, width))
         windows = list(itertools.product(range(len(images)), *starts))
-        count = min(self._member.batch_size, parallel.round_up(len(windows)))
+        count = self._member.batch_size
+        if not self._native:  # Else each number of windows would be compiled.
+            count = min(count, parallel.round_up(len(windows)))
         weight, total, done = window_weight(size), None, 0
         weights = np.zeros((height, width), np.float32)
         for group, valid in padded_batches(iter(windows), count):
             cut = np.stack([images[i, y : y + size, x : x + size] for i, y, x in group])
             names, at = [ids[i] for i, _, _ in group], np.array(group)[:, 1:]
             before = done / len(windows)
-            so_far = lambda share, b=before: progress(b + share * count / len(windows))
+            part = valid.sum() / len(windows)
+            so_far = lambda share, b=before, p=part: progress(b + p * share)
             samples = self._member(variables, cut, names, so_far, places=at)
             if total is None:
                 total = np.zeros((len(samples), *images.shape[:3]), np.float32)
@@ -76,7 +83,7 @@ class WindowedPredictor(Predictor):
 def window_starts(length: int, size: int, overlap: float) -> list[int]:
     """Where the windows of `size` along a side of `length` pixels start: the first at 0, the last
     at its end, evenly, as few as overlap by at least the share `overlap` of their size."""
-    stride = max(1, size * (1 - overlap))
+    stride = max(1, int(size * (1 - overlap)))
     count = 1 + int(np.ceil((length - size) / stride))
     return [round(start) for start in np.linspace(0, length - size, count).tolist()]
 

@@ -54,18 +54,26 @@ def report_changes(
 
 
 def check_same_network(before: dict[str, Any], now: dict[str, Any], path: str) -> None:
-    """Raises a ValueError if `config.model` was another one for the parameters in `path`."""
-    before = _with_defaults(before, now)
+    """Prints how `config.diffusion` differs from that of the parameters in `path`.
+
+    Raises:
+        ValueError: if `config.model` does.
+    """
+    model = _with_defaults(before["model"], now["model"])
+    former = flatten({"model": model, "diffusion": before.get("diffusion", {})})
+    now = {k: v for k, v in flatten(now).items() if k.startswith(("model.", "diffusion."))}
     lines = [
-        f"model.{name}: {before.get(name)!r} there, {now.get(name)!r} here"
-        for name in sorted(before | now)
-        if before.get(name) != now.get(name) and f"model.{name}" not in (*FREE, *TRAINING)
+        f"{name}: {former.get(name)!r} there, {value!r} here"
+        for name, value in now.items()
+        if former.get(name, value) != value and name not in (*FREE, *TRAINING)
     ]
-    if lines:
+    if any(line.startswith("model.") for line in lines):
         raise ValueError(
             f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
             "its config:\n  " + "\n  ".join(lines)
         )
+    for line in lines:
+        print(f"train.init_from: {line}", flush=True)
 
 
 def _with_defaults(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

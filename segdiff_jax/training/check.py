@@ -44,7 +44,7 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"{section}.{field}={value} must be at least {least}")
     size, full_size = config.data.image_size, config.data.full_size
     if 0 != full_size < size:
-        raise ValueError(f"data.full_size={full_size} must be 0 or at least image_size={size}")
+        raise ValueError(f"data.full_size={full_size} must be 0 or at least data.image_size={size}")
     if train.learning_rate <= 0:
         raise ValueError(f"train.learning_rate={train.learning_rate} must be positive")
     learning_rate(config, 0, 0.0)

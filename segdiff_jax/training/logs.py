@@ -100,7 +100,7 @@ class Logs:
         rows = complete_rows(self._path)
         if rows and tuple(rows[0]) not in (COLUMNS, FORMER):
             raise ValueError(f"{self._path} is not the log of a training run: move it away")
-        rows = [row for row in rows if int(row["step"]) <= step]
+        rows = [row for row in rows if int(row["step"]) <= step] if step else []
         temporary = self._path.with_name(".metrics.csv.part")
         with naming(self._path):
             with temporary.open("w", newline="") as file:

@@ -114,6 +114,11 @@ class Run:
             {"the config": self._settings, "the last checkpoint": checkpoints.last_step()}
         )
         meta = checkpoints.last_meta()
+        if meta is None and "args" in (checkpoints.best_meta() or {}):
+            raise ValueError(
+                f"{workdir} holds an imported checkpoint: train from it with another --workdir and "
+                f"--config=configs/saved.py:{workdir}"
+            )
         if meta is not None:
             report_changes(meta["config"], self._settings, workdir, accept_changes)
         self._open_data()
@@ -156,7 +161,7 @@ class Run:
         if not path:
             return jax.jit(lambda: self._create_state(self._init()))()
         checkpoint = find_checkpoint(path)
-        check_same_network(load_meta(checkpoint)["config"]["model"], self._settings["model"], path)
+        check_same_network(load_meta(checkpoint)["config"], self._settings, path)
         variables = load_variables(checkpoint, self._like.averaged())
         print(f"starting from the parameters of {checkpoint}", flush=True)
         return jax.jit(self._create_state)(variables)
