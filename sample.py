@@ -67,7 +67,7 @@ def main() -> int:
     if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
         raise ValueError(f"--out={out} is the folder of images: choose another")
     looks = trained.input_size, data.colour_constancy
-    examples = NativeExamples(records, *looks, ARTEFACT.value, WORKERS.value)
+    examples = NativeExamples(records, *looks, ARTEFACT.value, WORKERS.value, trained.classes)
     settings, title = {"data": what} | trained.settings, f"{trained.settings['model']} on {what}"
     how = {"history": trained.history, "resume": RESUME.value, "workers": WORKERS.value}
     result = evaluate(trained.predictor, trained.variables, examples, out, settings, title, **how)

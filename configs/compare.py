@@ -21,6 +21,7 @@ SUPERVISED = {
         "padding": "same",  # or valid, the paper's
         "norm": "batch",  # or group; none, the paper's
         "dtype": "float32",  # or bfloat16, of the computation
+        "out_channels": 1,  # of data.classes: their number
     },
     "medt": {  # see segdiff_jax/models/baselines/medt.py
         "name": "medt",
@@ -28,6 +29,7 @@ SUPERVISED = {
         "channels": 8,  # of the stem, a multiple of groups
         "blocks": (1, 2, 4, 1),  # of each level
         "groups": 8,  # heads of the attention
+        "out_channels": 1,  # of data.classes: their number
     },
 }
 MODELS = ("segdiff", "medsegdiff", *SUPERVISED)

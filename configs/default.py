@@ -27,8 +27,10 @@ def get_config() -> ConfigDict:
     data.dir = "data"  # the built data set lies here, and its resized images
     data.manual_dir = ""  # folder (or folder of folders) of the official archives; "": download
     data.images = ""  # of paired_folder: a folder of images, with all folders in it
-    data.masks = ""  # of paired_folder: a folder of their masks, 0 and one other value
+    data.masks = ""  # of paired_folder: a folder of their masks, 0 and one other value or classes
     data.mask_endings = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
+    data.classes = ()  # the masks' classes' names, background first; (): two, lesion or not
+    data.mask_values = ()  # of those classes in mask files; (): 0, 1, 2, ...
     data.cache = True  # keep the resized uint8 images in memory and, for later runs, in data.dir
     data.num_threads = 2  # that decode ahead of the training step
 
@@ -63,7 +65,7 @@ def get_config() -> ConfigDict:
     model.dropout = 0.0  # in the residual blocks
     model.scale_shift_norm = False  # the timestep scales and shifts instead of being added
     model.norm_groups = 32  # of each GroupNorm; 0: batch norm
-    model.out_channels = 1  # 2: with a learned variance, for sampler.variance = learned_range
+    model.out_channels = 1  # of data.classes: their number; 2: learned variance (learned_range)
     model.rrdb_blocks = 1  # blocks of the image encoder G
     model.rrdb_width = 32  # channels of G
     model.rrdb_growth = 16  # channels that each convolution of G adds
@@ -127,7 +129,7 @@ def get_config() -> ConfigDict:
     sampler.rotations = False  # and, or, by right angles; with flips there are eight views
     sampler.ensemble = "mean"  # of the samples (the original's); vote: a true majority; staple
     sampler.temperature = 1.0  # divides the log odds of the probability, of an ensemble's mean
-    sampler.threshold = 0.5  # of the probability above which a pixel is lesion
+    sampler.threshold = 0.5  # of the probability above which a pixel is lesion; not of data.classes
     sampler.native = False  # segment windows of images at their own size, not resized to a square
     sampler.overlap = 0.25  # of neighbouring windows, as a share of their side
     sampler.max_batch = 32  # most samples (images x votes) denoised together on a device

@@ -55,14 +55,19 @@ def export_model(trained: Trained, platforms: Sequence[str] = PLATFORMS) -> jax.
         the standard deviation of the votes' probabilities}, for any b. A name is the CRC-32 of an
         image's id: samples are those of the predictor for this id and seed.
     Raises:
-        ValueError: for an ensemble, an unknown platform or a `sampler.ensemble` that is not in
-            `ENSEMBLES`.
+        ValueError: for an ensemble, several classes, an unknown platform or a `sampler.ensemble`
+            that is not in `ENSEMBLES`.
     """
     unknown = set(platforms) - set(KNOWN_PLATFORMS)
     if unknown or not platforms:
         wrong = ", ".join(sorted(unknown)) or "none"
         raise ValueError(f"platforms={wrong}: choose of {', '.join(KNOWN_PLATFORMS)}")
     config = trained.config
+    if config.data.classes:
+        raise ValueError(
+            f"data.classes={tuple(config.data.classes)}: only models of masks of two classes can "
+            "be exported"
+        )
     if config.sampler.ensemble not in ENSEMBLES:
         raise ValueError(
             f"sampler.ensemble={config.sampler.ensemble!r} cannot be exported: choose one of "

@@ -23,6 +23,7 @@ from segdiff_jax.models.original import torch_from_params
 
 # Fields that say how a network is trained and sampled, and their only values in the original.
 FIXED = {
+    "data": {"classes": []},
     "model": {"name": "segdiff", "norm_groups": 32, "rrdb_scan": False},
     "diffusion": {
         "self_conditioning": False,

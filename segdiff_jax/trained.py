@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
+from segdiff_jax.data.classes import Classes, classes_of, mask_channels
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.folder import MASK_ENDINGS
 from segdiff_jax.data.pipeline import padded_batches, resize_image
@@ -26,7 +27,14 @@ from segdiff_jax.models import is_diffusion, make_model, variables_like
 # Fields that came later, as runs were that lack them.
 LATER = {
     "objective": "diffusion",
-    "data": {"full_size": 0, "images": "", "masks": "", "mask_endings": MASK_ENDINGS},
+    "data": {
+        "full_size": 0,
+        "images": "",
+        "masks": "",
+        "mask_endings": MASK_ENDINGS,
+        "classes": (),
+        "mask_values": (),
+    },
     "sampler": {
         "max_memory": 0.0,
         "rotations": False,
@@ -62,6 +70,11 @@ class Trained:
         """See `windows.input_size`."""
         return input_size(self.config.data, self.config.sampler)
 
+    @property
+    def classes(self) -> Classes | None:
+        """Of the masks, if they have several; None: lesion or not."""
+        return classes_of(self.config.data)
+
     def predict(
         self,
         images: Sequence[np.ndarray],
@@ -81,7 +94,9 @@ class Trained:
                 "0", "1" and so on.
         Returns:
             Of each image, at its own size, mask bool[H, W], probability f32[H, W], deviation
-            f32[H, W] and uncertainty, 0 to 1; the last two None of a single vote. See `Combined`.
+            f32[H, W] and uncertainty, 0 to 1; the last two None of a single vote. Of K classes, the
+            mask is u8[H, W], their places in `classes.names`, and the probability f32[H, W, K]. See
+            `Combined`.
         Raises:
             ValueError: naming an image that is not u8[H, W, 3], or a setting that cannot be.
         """
@@ -158,7 +173,8 @@ def _load(path: str | Path) -> Callable[..., Trained]:
     checkpoint = find_checkpoint(path)
     saved = load_meta(checkpoint)["config"]
     model = make_model(ConfigDict(saved["model"]))
-    process = make_process(ConfigDict(saved["diffusion"]))
+    classes = classes_of(LATER["data"] | saved["data"])
+    process = make_process(ConfigDict(saved["diffusion"]), mask_channels(classes))
     like = variables_like(model, saved["data"]["image_size"], process.input_channels)
     variables = parallel.replicate(load_variables(checkpoint, like))
     workdir = checkpoint.parent.parent.parent
@@ -183,6 +199,7 @@ def _load(path: str | Path) -> Callable[..., Trained]:
         settings |= {"image size": data.image_size}
         settings |= {"full size": data.full_size} if data.full_size else {}
         settings |= {"colour constancy": data.colour_constancy}
+        settings |= {"classes": classes.names, "mask values": classes.values} if classes else {}
         fields = ["native", "overlap"] if in_windows else []
         fields += ["flips", "rotations", "ensemble", "temperature", "threshold", "max_batch"]
         if is_diffusion(model):
@@ -207,11 +224,13 @@ def _ensemble(members: Sequence[Trained], temperature: float = 1.0) -> Trained:
         ("data", "image_size"),
         ("data", "colour_constancy"),
         ("data", "full_size"),
+        ("data", "classes"),
+        ("data", "mask_values"),
         ("sampler", "native"),
         ("sampler", "threshold"),
     ):
         values = [member.config[section][field] for member in members]
-        if len(set(values)) > 1:
+        if any(value != values[0] for value in values):
             raise ValueError(f"the models of an ensemble differ in {section}.{field}: {values}")
     sampler = first.config.sampler.copy_and_resolve_references()
     set_fields(sampler, {"temperature": temperature})

@@ -4,6 +4,8 @@ One row for each image: clean, with each artefact alone, and with all that the c
 four times, the mask's contour drawn.
 """
 
+import functools
+
 import jax
 import numpy as np
 from absl import flags
@@ -13,9 +15,10 @@ from PIL import Image, ImageDraw
 from segdiff_jax.command import run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_training_source, where
-from segdiff_jax.evaluation.outputs import draw_contour
+from segdiff_jax.evaluation.outputs import draw_contour, draw_contours
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 OUT = flags.DEFINE_string("out", "augmentations.png", "The picture.")
@@ -30,7 +33,8 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
     """The sheet's columns by their labels, each u8[count, CELL, CELL, 3]."""
     data = config.data
     records = load_training_source(data.dataset, data.extra_datasets, *where(data))
-    source = ResizedSource(records, data.image_size, colour_constancy=data.colour_constancy)
+    looks = {"colour_constancy": data.colour_constancy, "classes": classes_of(data)}
+    source = ResizedSource(records, data.image_size, **looks)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
     image, mask = (np.stack([source[i][k] for i in chosen]) for k in ("image", "mask"))
     columns = {"clean": enlarge(image)}
@@ -42,9 +46,12 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
         moved, moved_mask = augment(key, image, mask)
         columns[name] = enlarge(np.asarray(moved))
         if augment is whole:
-            masks = enlarge(moved_mask)[..., 0] > 127
-            cells = zip(columns[name], masks, strict=True)
-            columns[name] = np.stack([draw_contour(*cell, GREEN) for cell in cells])
+            masks = enlarge(moved_mask)
+            if masks.shape[-1] > 1:
+                masks, draw = masks.argmax(axis=-1), draw_contours
+            else:
+                masks, draw = masks[..., 0] > 127, functools.partial(draw_contour, colour=GREEN)
+            columns[name] = np.stack([*map(draw, columns[name], masks)])
     return columns
 
 

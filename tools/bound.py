@@ -32,11 +32,15 @@ def make_bound_fn(model: Trained) -> Callable[[Array, Array, Array], Bound]:
     The variance is `sampler.variance`, and x_start is clipped if `sampler.clip` is set.
 
     Raises:
-        ValueError: if the model does not denoise.
+        ValueError: if the model does not denoise, or masks have several classes.
     """
     config, network = model.config, make_model(model.config.model)
     if not is_diffusion(network):
         raise ValueError(f"model.name={config.model.name!r} is no diffusion model: no bound")
+    if config.data.classes:
+        raise ValueError(
+            f"data.classes={tuple(config.data.classes)}: the bound is of masks of two classes"
+        )
     process = dataclasses.replace(make_process(config.diffusion), clip=config.sampler.clip)
 
     def run(variables, image, mask, keys):

@@ -53,6 +53,11 @@ def main() -> int:
     options = parser.parse_args()
     try:
         ours = json.loads((options.out / "metrics.json").read_bytes())
+        if "classes" in ours:
+            raise ValueError(
+                f"{options.out} is of data.classes={list(ours['classes'])} and a background: the "
+                "challenge's scorer is for masks of two classes"
+            )
         print(f"scoring {ours['num_images']} masks of {options.out} ...", flush=True)
         official = official_scores(options.truth, options.out / "masks")
     except (OSError, ValueError, zipfile.BadZipFile) as error:

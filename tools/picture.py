@@ -25,6 +25,8 @@ def draw(workdir: str, images: str, votes: int, out: str) -> None:
     """Writes the picture; raises what `load` and `FolderSource` do."""
     model = segdiff_jax.load(workdir, votes=votes)
     data = model.config.data
+    if data.classes:
+        raise ValueError(f"data.classes={tuple(data.classes)}: the picture is of two classes")
     examples = list(NativeExamples(FolderSource(images), data.image_size, data.colour_constancy))
     titles = ["image and mask", *[f"sample {i + 1}" for i in range(SAMPLES)]]
     titles += ["probability", "disagreement"]

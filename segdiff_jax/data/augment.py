@@ -1,6 +1,6 @@
 """On-device augmentation, jitted with the training step.
 
-Geometry is shared by image and mask, since it is applied to both as one four-channel array;
+Geometry is shared by image and mask, since it is applied to both as one array;
 colour and artefacts change the image alone. Every draw follows from the example's own key.
 """
 
@@ -74,9 +74,9 @@ class Augmentation:
         Args:
             keys: key[B], one per example.
             image: u8[B, H, W, 3].
-            mask: u8[B, H, W, 1], 255 times the share of each pixel that is lesion.
+            mask: u8[B, H, W, C], 255 times the share of each pixel that is lesion, or of a class.
         Returns:
-            image f32[B, H, W, 3] and mask f32[B, H, W, 1], both in [0, 255].
+            image f32[B, H, W, 3] and mask f32[B, H, W, C], both in [0, 255].
         """
         return jax.vmap(self._one)(keys, image, mask)
 
@@ -112,10 +112,8 @@ class Augmentation:
         y = jnp.arange(height)[:, None] - (height - 1) / 2 - self.shift * height * draws[2]
         x = jnp.arange(width)[None] - (width - 1) / 2 - self.shift * width * draws[3]
         y, x = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
-        channels = [
-            map_coordinates(both[..., k], [y, x], order=1, mode="nearest") for k in range(4)
-        ]
-        return jnp.stack(channels, axis=-1)
+        resample = lambda channel: map_coordinates(channel, [y, x], order=1, mode="nearest")
+        return jnp.stack([resample(both[..., k]) for k in range(both.shape[-1])], axis=-1)
 
     def _colour(self, draws: Array, image: Array) -> Array:
         draws = 2 * draws - 1
@@ -145,10 +143,10 @@ def random_patch(keys: Array, image: Array, mask: Array, size: int) -> tuple[Arr
     Args:
         keys: key[B], one per example; what `Augmentation` draws of them is independent.
         image: u8[B, H, W, 3].
-        mask: u8[B, H, W, 1].
+        mask: u8[B, H, W, C].
         size: S, at most H and W.
     Returns:
-        u8[B, S, S, 3] and u8[B, S, S, 1].
+        u8[B, S, S, 3] and u8[B, S, S, C].
     """
 
     def one(key, image, mask):

@@ -10,16 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from segdiff_jax.data.classes import Classes
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
 
 
 class Folder(NamedTuple):
-    """Where one's own images and masks lie: the arguments of `FolderSource`."""
+    """Where one's own images and masks lie: the arguments of `FolderSource`; the masks' classes."""
 
     images: str
     masks: str
     mask_endings: Sequence[str] = MASK_ENDINGS
+    classes: Classes | None = None
 
 
 class FolderSource:

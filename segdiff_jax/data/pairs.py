@@ -25,7 +25,7 @@ class File(NamedTuple):
 
     Attributes:
       name: for messages.
-      read: gives its encoded bytes; a mask's are of 0 and 255.
+      read: gives its encoded bytes; a mask's are of 0 and 255, or of several classes' values.
     """
 
     name: str
@@ -68,6 +68,7 @@ def check(
     problems: defaultdict,
     name: str,
     look: Callable[[str, np.ndarray, np.ndarray], None] = lambda id, image, mask: None,
+    decode: Callable[[bytes, str], np.ndarray] = decode_mask,
 ) -> dict[str, tuple[int, int]]:
     """Decodes every image and mask.
 
@@ -76,13 +77,14 @@ def check(
       problems: kind -> files; what is wrong is added here.
       name: of what is checked.
       look: gets the id, image u8[H, W, 3] and mask u8[H, W] of each that is right.
+      decode: a mask's bytes and name -> u8[H, W].
     Returns:
       id -> (height, width), of the ids with a readable image and mask of one size.
     """
     sizes = {}
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
         image = _decoded(pair.image, decode_image, problems)
-        mask = _decoded(pair.mask, decode_mask, problems)
+        mask = _decoded(pair.mask, decode, problems)
         if image is None or mask is None:
             continue
         (height, width), mask_size = image.shape[:2], mask.shape

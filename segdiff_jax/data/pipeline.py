@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from segdiff_jax.data.classes import Classes, mask_channels
 from segdiff_jax.data.colour import find_colour_constancy
 
 # Of how images and masks are resized: another one makes former files unread.
@@ -59,8 +60,24 @@ def decode_grey(data: bytes, name: str) -> np.ndarray:
     return np.asarray(_open(data, name, "L"))
 
 
-def _open(data: bytes, name: str, mode: str) -> Image.Image:
-    """Encoded image -> upright image of a Pillow mode; ValueError as above."""
+def decode_labels(data: bytes, name: str, classes: Classes) -> np.ndarray:
+    """Encoded mask of several classes -> labels u8[H, W], upright; of a palette, the indices.
+
+    Raises:
+        ValueError: as of `decode_image`, or if it is in colours or holds values of no class.
+    """
+    image = _open(data, name)
+    if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
+        raise ValueError(
+            f"{name}: the mask is in colours: make it grey or a palette, of data.mask_values"
+        )
+    # Of a palette with transparency, too.
+    image = image.getchannel(0) if image.mode in ("P", "PA") else image.convert("L")
+    return classes.labels(np.asarray(image), name)
+
+
+def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
+    """Encoded image -> upright image of a Pillow mode or its own; ValueError as above."""
     if not data:
         raise ValueError(f"{name}: the file is empty")
     try:
@@ -74,7 +91,7 @@ def _open(data: bytes, name: str, mode: str) -> Image.Image:
         raw = [str(tile.args).replace("BGR;16", "") for tile in image.tile]
         deep = image.mode[0] in "IF" or any(";16" in args for args in raw)
         image = ImageOps.exif_transpose(image)
-        image = image if deep else image.convert(mode)
+        image = image.convert(mode) if mode and not deep else image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{name}: {re.search('[0-9]+', str(error))[0]} pixels may be a decompression bomb: "
@@ -117,10 +134,17 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(area).astype(np.uint8)
 
 
+def resize_labels(labels: np.ndarray, size: int, count: int) -> np.ndarray:
+    """Labels u8[H, W] -> u8[size, size, count], `resize_mask` of each class."""
+    shares = [resize_mask(np.where(labels == k, 255, 0), size) for k in range(count)]
+    return np.stack(shares, axis=-1)
+
+
 class ResizedSource:
     """Random access to resized examples, kept as uint8 after their first use.
 
-    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1], from 0 to 255, see `resize_mask`.
+    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1] or, of K classes, u8[S, S, K], from 0 to
+    255, see `resize_mask` and `resize_labels`.
 
     They are kept in memory and, once all are there, in a file, from which they are read the next
     time.
@@ -134,6 +158,7 @@ class ResizedSource:
         limit: int | None = None,
         colour_constancy: str = "none",
         data_dir: str | Path | None = None,
+        classes: Classes | None = None,
     ):
         """Reads nothing yet.
 
@@ -144,16 +169,20 @@ class ResizedSource:
             limit: only the first so many records.
             colour_constancy: applied to the resized images, see `colour.COLOUR_CONSTANCY`.
             data_dir: where built data sets are kept, and the files in `resized`; None: no file.
+            classes: of the masks; None: lesion or not.
         Raises:
             ValueError: if `colour_constancy` is unknown.
         """
         self._correct = find_colour_constancy(colour_constancy)
         self._records, self._size, self._cache = records, image_size, cache
+        self._classes = classes
         length = len(records) if limit is None else min(limit, len(records))
-        shape = length if cache else 0, image_size, image_size, 4
+        shape = length if cache else 0, image_size, image_size, 3 + mask_channels(classes)
         self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
         if cache and length and data_dir is not None and fingerprint:
-            name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
+            what = f"{image_size}-{colour_constancy}"
+            what += "-" + "_".join(map(str, classes.values)) if classes else ""
+            name = f"{fingerprint}-{length}-{what}-v{RESIZE_VERSION}.npy"
             self._file = Path(data_dir) / "resized" / name
         kept = self._file and read_array(self._file, shape)
         self._cached = np.zeros(shape, np.uint8) if kept is None else kept
@@ -186,8 +215,12 @@ class ResizedSource:
         record = self._records[index]
         name = record_id(record)
         image = self._correct(resize_image(decode_image(record["image"], name), self._size))
-        mask = resize_mask(decode_mask(record["mask"], name), self._size)
-        return np.concatenate([image, mask[..., None]], axis=-1)
+        if self._classes:
+            labels = decode_labels(record["mask"], name, self._classes)
+            mask = resize_labels(labels, self._size, self._classes.count)
+        else:
+            mask = resize_mask(decode_mask(record["mask"], name), self._size)[..., None]
+        return np.concatenate([image, mask], axis=-1)
 
 
 def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -233,7 +266,7 @@ def train_iterator(
         process_index, process_count: this process takes every process_count-th example.
         num_threads: that decode ahead.
     Returns:
-        An iterator over {"image" u8[b, S, S, 3], "mask" u8[b, S, S, 1], "index" i32[b]} with
+        An iterator over {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with
         b = batch_size / process_count and each example's place in the global batch.
     Raises:
         ValueError: if there are no examples, or the batch does not divide.

@@ -10,6 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.lock import locked
 
@@ -53,7 +54,8 @@ _BUILDERS = {
 
 def where(data: ConfigDict) -> tuple[str, str, Folder]:
     """The last arguments of `load_source` and `load_training_source`, of a config's section."""
-    return data.dir, data.manual_dir, Folder(data.images, data.masks, data.mask_endings)
+    folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
+    return data.dir, data.manual_dir, folder
 
 
 def load_source(

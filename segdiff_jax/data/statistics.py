@@ -1,5 +1,6 @@
 """What a data set looks like in numbers, to be read before training."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,19 @@ import numpy as np
 class Statistics:
     """Sizes, colours and foreground of images and masks, one after another."""
 
-    def __init__(self):
+    def __init__(self, classes: Sequence[str] = ()):
+        """Of masks of several classes, their names, the background first."""
         self._sizes, self._shares = [], {}
+        self._classes, self._class_shares = classes, []
         self._sum, self._squares, self._pixels = np.zeros(3), np.zeros(3), 0
 
     def add(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Counts one image u8[H, W, 3] with its mask u8[H, W], 0 or 255."""
+        """Counts one image u8[H, W, 3] with its mask u8[H, W], 0 or 255, or its labels."""
         self._sizes.append(mask.shape)
         self._shares[id] = float((mask > 0).mean())
+        if self._classes:
+            counts = np.bincount(mask.ravel(), minlength=len(self._classes))
+            self._class_shares.append(counts / mask.size)
         pixels = image.reshape(-1, 3).astype(np.float64)
         self._sum += pixels.sum(0)
         self._squares += np.square(pixels).sum(0)
@@ -28,11 +34,17 @@ class Statistics:
             "pairs": their number; "height", "width": [least, median, greatest] in pixels;
             "foreground": [least, median, greatest] share of a mask and "mean_foreground", their
             mean; "without_foreground": ids; "colour_mean", "colour_std": of all pixels, R, G and B,
-            0 to 255.
+            0 to 255; of several classes, "classes": {name: {"share": of a mask, on average,
+            "images": number of those that have it}}.
         """
         heights, widths = zip(*self._sizes, strict=True)
         shares, mean = list(self._shares.values()), self._sum / self._pixels
         std = np.sqrt(np.maximum(self._squares / self._pixels - mean**2, 0))
+        by_class = np.array(self._class_shares).T
+        classes = {
+            name: {"share": float(row.mean()), "images": int(np.count_nonzero(row))}
+            for name, row in zip(self._classes, by_class, strict=True)
+        }
         return {
             "pairs": len(shares),
             "height": _spread(heights),
@@ -42,6 +54,7 @@ class Statistics:
             "without_foreground": [id for id, share in self._shares.items() if not share],
             "colour_mean": mean.tolist(),
             "colour_std": std.tolist(),
+            **({"classes": classes} if classes else {}),
         }
 
 
@@ -55,6 +68,10 @@ def format_statistics(summary: dict[str, Any]) -> str:
     empty, colours = summary["without_foreground"], ("colour_mean", "colour_std")
     mean, std = (" ".join(f"{v:.0f}" for v in summary[name]) for name in colours)
     some = f" ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)})" if empty else ""
+    classes = [
+        f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} images"
+        for name, row in summary.get("classes", {}).items()
+    ]
     return "\n".join(
         [
             f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
@@ -62,6 +79,7 @@ def format_statistics(summary: dict[str, Any]) -> str:
             f"  foreground {spread('foreground', '{:.1%}')} of the mask, "
             f"{summary['mean_foreground']:.1%} on average",
             f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
+            *classes,
             f"  colour (red, green, blue, 0 to 255): mean {mean}, standard deviation {std}",
         ]
     )

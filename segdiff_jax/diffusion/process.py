@@ -136,8 +136,10 @@ class Process:
         clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
             amplifies the network's errors 200 times.
         self_conditioning: the network also sees its estimate of the clean mask from the step
-            before, as a second channel, zero at first (Chen et al. 2023, arXiv 2208.04202,
+            before, as more channels, zero at first (Chen et al. 2023, arXiv 2208.04202,
             section 2.2).
+        mask_channels: C; several classes have one each, which is +b where the class is and -b
+            elsewhere, and log odds for each of them.
     """
 
     schedule: Schedule
@@ -147,6 +149,7 @@ class Process:
     normalise_input: bool = False
     clip: bool = False
     self_conditioning: bool = False
+    mask_channels: int = 1
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS:
@@ -163,8 +166,8 @@ class Process:
 
     @property
     def input_channels(self) -> int:
-        """Channels of the network's noisy input, for a mask of one channel."""
-        return 1 + self.self_conditioning
+        """Channels of the network's noisy input."""
+        return self.mask_channels * (1 + self.self_conditioning)
 
     def network_input(self, x_t: Array, t: Array, x_start: Array | None = None) -> Array:
         """x_t as the network sees it.
@@ -250,7 +253,7 @@ class Process:
         return Prediction(x_start, eps, values)
 
 
-def make_process(diffusion: Mapping[str, Any]) -> Process:
+def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Process:
     """The Process that `config.diffusion` describes; ValueError names a field that does not fit."""
     if diffusion["loss"] not in LOSSES:
         raise ValueError(f"diffusion.loss={diffusion['loss']!r}: choose one of {LOSSES}")
@@ -266,4 +269,5 @@ def make_process(diffusion: Mapping[str, Any]) -> Process:
         input_scale=diffusion["input_scale"],
         normalise_input=diffusion["normalise_input"],
         self_conditioning=diffusion["self_conditioning"],
+        mask_channels=mask_channels,
     )

@@ -79,7 +79,7 @@ class DiffusionPredictor(Predictor):
         self._seed = seed
         self._views = views_of(sampler)[: sampler.votes]
         passes = {"encode_image": len(self._views), "denoise": sampler.votes * sampler.steps}
-        super().__init__(sampler, self._chunk, passes)
+        super().__init__(sampler, self._chunk, passes, process.mask_channels)
         if sampler.max_memory < 0:
             raise ValueError(f"sampler.max_memory={sampler.max_memory} must be at least 0")
         self._max_bytes, self._fitting = sampler.max_memory * 2**30, {}
@@ -87,7 +87,8 @@ class DiffusionPredictor(Predictor):
         self._timesteps = timesteps
         self._part = max(n for n in range(1, MOST_STEPS + 1) if sampler.steps % n == 0)
         self._encode = parallel.pmap_map(functools.partial(encode, model, self._views), 1)
-        self._begin = parallel.pmap_map(begin, 3, num_whole=0)
+        start = functools.partial(begin, channels=process.mask_channels)
+        self._begin = parallel.pmap_map(start, 3, num_whole=0)
         run = functools.partial(advance, model, process, step_fn, self._part)
         self._advance = parallel.pmap_map(run, 6, num_whole=2, donate=(5, 6))
 
@@ -104,7 +105,9 @@ class DiffusionPredictor(Predictor):
         if key not in self._fitting:
             self._fitting[key] = self._fit(variables, images, ids, places)
         size, chunk, self.memory = self._fitting[key]
-        samples = np.empty((self._votes, *images.shape[:3]), np.float32)
+        channels = self.process.mask_channels
+        shape = self._votes, *images.shape[:3], *([channels] if channels > 1 else [])
+        samples = np.empty(shape, np.float32)
         sizes, chunks = range(0, len(images), size), range(0, self._votes, chunk)
         parts, done = len(sizes) * len(chunks) * (self._steps // self._part), 0
         for start in sizes:
@@ -126,7 +129,7 @@ class DiffusionPredictor(Predictor):
                     done += 1
                     progress(done / parts)
                 masks = parallel.unshard(x_t) / self._scale
-                masks = masks.reshape(size, chunk, *masks.shape[1:3])
+                masks = masks.reshape(size, chunk, *shape[2:])
                 wanted = votes < self._votes
                 views = [self._views[vote % len(self._views)] for vote in votes[wanted]]
                 samples[votes[wanted], batch] = seen_back(masks[:, wanted], views)
@@ -141,7 +144,8 @@ class DiffusionPredictor(Predictor):
         """Shows `trace`, if there is one, each image's first vote so many steps before x_0."""
         if trace:
             t = int(self._timesteps[steps - 1]) + 1 if steps else 0
-            first_votes = lambda x: parallel.unshard(x).reshape(size, -1, *x.shape[-3:-1])[:, 0]
+            shape = x_t.shape[-3:] if x_t.shape[-1] > 1 else x_t.shape[-3:-1]
+            first_votes = lambda x: parallel.unshard(x).reshape(size, -1, *shape)[:, 0]
             trace(t, *(first_votes(x) / self._scale for x in (x_t, x_start)))
 
     def _inputs(
@@ -226,16 +230,18 @@ def pixel_numbers(size: int, views: Sequence[View]) -> np.ndarray:
     return np.stack([np.flip(np.rot90(pixels, k), axes) for k, axes in views])
 
 
-def begin(features: Array, keys: Array, pixels: Array | None = None) -> tuple[Array, Array]:
-    """x_T and the estimate before any step, zero: f32[B * V, S, S, 1] each, see `advance`."""
-    x_T = _noise(keys, features.shape[2:4], pixels)(START)
+def begin(
+    features: Array, keys: Array, pixels: Array | None = None, channels: int = 1
+) -> tuple[Array, Array]:
+    """x_T and the estimate before any step, zero: f32[B * V, S, S, C] each, see `advance`."""
+    x_T = _noise(keys, (*features.shape[2:4], channels), pixels)(START)
     return x_T, jnp.zeros_like(x_T)
 
 
-def _noise(keys: Array, size: tuple[int, ...], pixels: Array | None) -> Callable[[Array], Array]:
+def _noise(keys: Array, shape: tuple[int, ...], pixels: Array | None) -> Callable[[Array], Array]:
     if pixels is None:
-        return gaussian_noise(keys.reshape(-1), (*size, 1))
-    return field_noise(keys.reshape(-1), pixels.reshape(-1, *size), 1)
+        return gaussian_noise(keys.reshape(-1), shape)
+    return field_noise(keys.reshape(-1), pixels.reshape(-1, *shape[:2]), shape[2])
 
 
 def advance(
@@ -261,8 +267,8 @@ def advance(
         keys: key[B, V], the noise of each vote.
         views: i32[B, V], which of the F each vote sees: if V is a multiple of F, the same number of
             votes each, in order.
-        x_t: f32[B * V, S, S, 1].
-        previous: f32[B * V, S, S, 1], the estimate x_start of the step before.
+        x_t: f32[B * V, S, S, C].
+        previous: f32[B * V, S, S, C], the estimate x_start of the step before.
         pixels: u32[B, V, S, S], whose noise it is in a larger image; None: of this one's own.
     Returns:
         The next x_t, after the last step x_0, and the next estimate.
@@ -277,6 +283,6 @@ def advance(
         inputs = network_input, features, timesteps[t][None]
         return process.predict(model.apply(variables, *inputs, method="denoise"), x_t, t)
 
-    noise_fn = _noise(keys, x_t.shape[1:3], pixels)
+    noise_fn = _noise(keys, x_t.shape[1:], pixels)
     steps = first - jnp.arange(count, dtype=jnp.int32)
     return sample(denoise_fn, x_t, process.schedule, step_fn, noise_fn, steps, previous)

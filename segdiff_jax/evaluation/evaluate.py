@@ -13,14 +13,15 @@ import numpy as np
 from tqdm import tqdm
 
 from segdiff_jax import parallel
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.outputs import BadName, OutputFolder
+from segdiff_jax.evaluation.metrics import class_scores, macro_scores, segmentation_scores
+from segdiff_jax.evaluation.outputs import BadName, OutputFolder, mix_classes
 from segdiff_jax.evaluation.predictor import Predictor
 from segdiff_jax.evaluation.report import Case, Strip, make_case, make_strip, write_report
 from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_metrics
-from segdiff_jax.evaluation.uncertainty import calibration_levels
+from segdiff_jax.evaluation.uncertainty import calibration_levels, top_label
 from segdiff_jax.lock import locked
 
 STRIPS = 4  # images whose denoising the report shows
@@ -80,7 +81,7 @@ def evaluate(
         raise ValueError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
     parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})
-    folder = OutputFolder(out)
+    folder = OutputFolder(out, examples.classes)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
             stack.enter_context(locked(folder.path / ".lock", str(out)))
@@ -92,7 +93,8 @@ def evaluate(
         failures = examples.failures | {k: v for one in found for k, v in one["failures"].items()}
         metrics = None
         if parallel.is_main():
-            metrics = _summarise(folder, done, failures, settings, title, history)
+            names = examples.classes.names if examples.classes else ()
+            metrics = _summarise(folder, done, failures, settings, title, history, names)
     return Evaluation(len(done), before, failures, metrics)
 
 
@@ -152,7 +154,8 @@ def _segment_share(
                     strip = make_strip(ids[i], [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain])
                 if len(pending) > workers:
                     finish()
-                job = pool.submit(_finish, predictor, folder, group[i], samples[:, i], strip)
+                made = samples[:, i], strip, examples.classes
+                job = pool.submit(_finish, predictor, folder, group[i], *made)
                 pending.append((ids[i], job))
             chain.clear()
         while pending:
@@ -166,6 +169,7 @@ def _finish(
     example: dict[str, Any],
     samples: np.ndarray,
     strip: Strip | None,
+    classes: Classes | None,
 ) -> None:
     """Combines the votes of one image at native size, scores it and writes its files.
 
@@ -174,11 +178,18 @@ def _finish(
     id, image, truth, tags = (example[name] for name in ("id", "image", "truth", "tags"))
     combined = predictor.at_size(samples, image.shape[:2])
     disagreement = combined.uncertainty
-    row, scores = {"id": id, "area": combined.mask.mean(), "disagreement": disagreement}, None
-    if truth is not None:
-        scores, levels = segmentation_scores(combined.mask, truth), calibration_levels
-        row |= {"scores": scores, "tags": tags, "levels": levels(combined.probability, truth)}
-    arrays = combined.probability, combined.mask, combined.deviation, truth
+    mask, probability = combined.mask, combined.probability
+    row, scores = {"id": id, "area": (mask > 0).mean(), "disagreement": disagreement}, None
+    if truth is not None and classes:
+        of_classes = class_scores(mask, truth, classes.count)
+        row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
+        scores = macro_scores(of_classes, truth.shape)
+        levels = calibration_levels(*top_label(probability, mask, truth))
+    elif truth is not None:
+        scores, levels = segmentation_scores(mask, truth), calibration_levels(probability, truth)
+    if scores:
+        row |= {"scores": scores, "tags": tags, "levels": levels}
+    arrays = probability, mask, combined.deviation, truth
     case = make_case(id, image, *arrays, scores, tags, disagreement)
     record = {"row": row, "case": dataclasses.asdict(case), "content": example["content"]}
     record["strip"] = strip and dataclasses.asdict(strip)
@@ -192,6 +203,7 @@ def _summarise(
     settings: dict[str, Any],
     title: str,
     history: Sequence[dict[str, float | None]],
+    classes: Sequence[str],
 ) -> dict[str, Any] | None:
     """Writes metrics, failures and report of all images; returns the metrics, if there are any."""
     try:
@@ -205,7 +217,7 @@ def _summarise(
     cases = [Case(**record["case"]) for record in records]
     strips = [Strip(**record["strip"]) for record in records if record["strip"]][:STRIPS]
     path = folder.path / "report.html"
-    write_report(path, cases, metrics, settings, title, failures, history, strips)
+    write_report(path, cases, metrics, settings, title, failures, history, strips, classes)
     return metrics
 
 
@@ -233,7 +245,8 @@ def validate(
 ) -> tuple[float, list[np.ndarray]]:
     """Mean IoU at the network's size, and pictures, for use while training.
 
-    Several processes share the images; all of them get the mean of all.
+    Of several classes, an image's IoU is that of `macro_scores`. Several processes share the
+    images; all of them get the mean of all.
 
     Returns:
         (mean per-image IoU, [image, truth, prediction], each u8[B, S, S, 3] of the first batch).
@@ -242,12 +255,21 @@ def validate(
     examples = ({"number": i, **source[i]} for i in share)
     for group, valid in padded_batches(examples, batch_size(predictor, len(share))):
         images = np.stack([example["image"] for example in group])
-        truth = np.stack([example["mask"][..., 0] for example in group]) > 127
+        truth = np.stack([example["mask"] for example in group])
+        count = truth.shape[-1]
+        truth = truth.argmax(axis=-1).astype(np.uint8) if count > 1 else truth[..., 0] > 127
         samples = predictor(variables, images, [str(example["number"]) for example in group])
         masks = np.stack([predictor.combine(samples[:, i]).mask for i in range(len(group))])
         for i in np.flatnonzero(valid):
-            ious[group[i]["number"]] = segmentation_scores(masks[i], truth[i])["iou"]
+            pair = masks[i], truth[i]
+            if count > 1:
+                scores = macro_scores(class_scores(*pair, count), truth[i].shape)
+            else:
+                scores = segmentation_scores(*pair)
+            ious[group[i]["number"]] = scores["iou"]
         if not pictures:
             grey = [np.repeat(255 * np.uint8(m)[..., None], 3, axis=-1) for m in (truth, masks)]
+            if count > 1:
+                grey = [mix_classes(np.uint8(255 * np.eye(count))[m]) for m in (truth, masks)]
             pictures = [images[valid], grey[0][valid], grey[1][valid]]
     return float(parallel.merge(ious).mean()), pictures

@@ -9,19 +9,28 @@ import jax
 import numpy as np
 
 from segdiff_jax.data.artefacts import add_artefact, find_artefact
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.colour import find_colour_constancy
-from segdiff_jax.data.pipeline import decode_image, decode_mask, record_id, resize_image
+from segdiff_jax.data.pipeline import (
+    decode_image,
+    decode_labels,
+    decode_mask,
+    record_id,
+    resize_image,
+)
 from segdiff_jax.evaluation.strata import condition_tags
 
 
 class NativeExamples(Sequence):
-    """Decoded records: {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or
-    None, "tags" of `condition_tags`, from the image before the artefact, or None}.
+    """Decoded records: {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or,
+    of several classes, u8[H, W], or None, "tags" of `condition_tags`, from the image before the
+    artefact and where there is any class but the background, or None}.
 
     To get one raises ValueError or OSError, naming it, if it cannot be read.
 
     Attributes:
         failures: file -> why there is no record of it.
+        classes: of the masks; None: lesion or not.
     """
 
     def __init__(
@@ -31,6 +40,7 @@ class NativeExamples(Sequence):
         colour_constancy: str = "none",
         artefact: str | None = None,
         workers: int = 2,
+        classes: Classes | None = None,
     ):
         """Reads nothing yet.
 
@@ -40,12 +50,13 @@ class NativeExamples(Sequence):
             colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
             artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
             workers: threads that read and decode.
+            classes: see above.
         Raises:
             ValueError: if `colour_constancy` or `artefact` is unknown.
         """
         self._records, self._size = records, image_size
         self._correct = find_colour_constancy(colour_constancy)
-        self._artefact, self._workers = artefact, workers
+        self._artefact, self._workers, self.classes = artefact, workers, classes
         if artefact:
             find_artefact(artefact)
         self.failures = dict(getattr(records, "failures", ()))
@@ -98,15 +109,20 @@ class NativeExamples(Sequence):
         id = record_id(record)
         image, truth = decode_image(record["image"], id), None
         if "mask" in record:
-            truth = decode_mask(record["mask"], f"mask of {id}") > 127
+            truth = self._decode_mask(record["mask"], f"mask of {id}")
             if truth.shape != image.shape[:2]:
                 raise ValueError(
                     f"{id}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
                 )
-        tags = None if truth is None else condition_tags(image, truth)
+        tags = None if truth is None else condition_tags(image, truth > 0)
         if self._artefact:
             key = jax.random.key(zlib.crc32(id.encode()))
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
         resized = self._correct(resize_image(image, self._size))
         return {"id": id, "image": image, "input": resized, "truth": truth, "tags": tags}
+
+    def _decode_mask(self, data, name):
+        if self.classes:
+            return decode_labels(data, name, self.classes)
+        return decode_mask(data, name) > 127

@@ -56,6 +56,34 @@ def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, 
     }
 
 
+def class_scores(
+    prediction: np.ndarray, truth: np.ndarray, count: int
+) -> list[dict[str, float] | None]:
+    """`segmentation_scores` of each of several classes but the background, 0.
+
+    Args:
+      prediction: u8[H, W], labels from 0 to `count` - 1.
+      truth: u8[H, W], likewise.
+      count: K.
+    Returns:
+      The scores of the classes from 1; None of one that is in neither prediction nor truth.
+    """
+    return [
+        segmentation_scores(ours, theirs) if ours.any() or theirs.any() else None
+        for ours, theirs in ((prediction == k, truth == k) for k in range(1, count))
+    ]
+
+
+def macro_scores(scores: list[dict[str, float] | None], size: tuple[int, int]) -> dict[str, float]:
+    """The mean of `class_scores` over the classes that are in prediction or truth.
+
+    Where there is none, the scores of two empty masks, of this (height, width).
+    """
+    there = [row for row in scores if row is not None]
+    empty = np.zeros(size, bool)
+    return average_scores(there) if there else segmentation_scores(empty, empty)
+
+
 def boundary_score(prediction: np.ndarray, truth: np.ndarray) -> float:
     """FBound of SegDiff: F of the boundaries within 1, 2, 3, 4 and 5 pixels, averaged.
 

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.evaluation.ensemble import Combined, entropy
 
 MEMORY = "max_batch", "max_memory"
@@ -23,6 +24,8 @@ FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "reco
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
+# Of several classes, from the first after the background; then they begin again.
+CLASS_COLOURS = PREDICTION_COLOUR, (255, 92, 170), TRUTH_COLOUR, (90, 220, 100), (255, 150, 60)
 
 
 class BadName(ValueError):
@@ -32,18 +35,21 @@ class BadName(ValueError):
 class OutputFolder:
     """Writes, for every image, at its native size:
 
-    masks/<id>_Segmentation.png: 8-bit, one channel, 0 or 255, the ISIC challenge's submission;
-    probabilities/<id>.png: 8-bit, one channel, round(255 p);
+    masks/<id>_Segmentation.png: 8-bit, one channel, 0 or 255, the ISIC challenge's submission; of
+      several classes, their values in mask files;
+    probabilities/<id>.png: 8-bit, one channel, round(255 p); of several classes, of the predicted
+      one;
     deviations/<id>.png: likewise 510 times the standard deviation of the votes, if there are some;
-    entropies/<id>.png: likewise 255 times the entropy of the probability in bits;
-    overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow;
+    entropies/<id>.png: likewise 255 times `entropy` of the probability;
+    overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow; of
+      several classes, in a colour of each, the true ones in a darker one;
     records/<hash of id>.json: at last, what the scores and the report are made of.
 
     Every file is written whole or not at all. An id with slashes is a path in these folders.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike, classes: Classes | None = None):
+        self.path, self._classes = Path(path), classes
         for name in FOLDERS:
             make_folder(self.path / name)
 
@@ -133,7 +139,7 @@ class OutputFolder:
           id: the image's name without extension, below the folder of all images.
           image: u8[H, W, 3].
           combined: the prediction.
-          truth: bool[H, W], if known.
+          truth: bool[H, W], or of several classes u8[H, W], if known.
           record: for `record`, which adds the id; as "content" the checksum of the image's files.
         Raises:
           BadName: if files cannot have this id: it is no relative path, it is that of a folder of
@@ -151,13 +157,23 @@ class OutputFolder:
                 raise ValueError(
                     f"{name} of {id!r} is {array.shape}, its image is {image.shape[:2]}"
                 )
-        overlay = image if truth is None else draw_contour(image, truth, TRUTH_COLOUR)
         grey = lambda array: np.round(255 * array).astype(np.uint8)
+        probability = combined.probability
+        if self._classes:
+            mask, overlay = self._classes.file_values(combined.mask), image
+            if truth is not None:
+                overlay = draw_contours(image, truth, 0.6)
+            overlay = draw_contours(overlay, combined.mask)
+            probability = probability.max(axis=-1)
+        else:
+            mask = grey(combined.mask)
+            overlay = image if truth is None else draw_contour(image, truth, TRUTH_COLOUR)
+            overlay = draw_contour(overlay, combined.mask, PREDICTION_COLOUR)
         pictures = {
-            "masks": grey(combined.mask),
-            "probabilities": grey(combined.probability),
+            "masks": mask,
+            "probabilities": grey(probability),
             "entropies": grey(entropy(combined.probability)),
-            "overlays": draw_contour(overlay, combined.mask, PREDICTION_COLOUR),
+            "overlays": overlay,
         }
         if combined.deviation is not None:
             pictures["deviations"] = grey(2 * combined.deviation)
@@ -180,6 +196,25 @@ class OutputFolder:
         }
         text = json.dumps({**(record or {}), **known}, default=lambda array: array.tolist())
         write_file(self._record(id), text.encode())
+
+
+def class_colour(k: int) -> tuple[int, int, int]:
+    """Of the class of this label, from 1."""
+    return CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)]
+
+
+def draw_contours(image: np.ndarray, labels: np.ndarray, shade: float = 1.0) -> np.ndarray:
+    """`draw_contour` of each class in u8[H, W] but the background, 0, in `shade` of its colour."""
+    for k in np.unique(labels[labels > 0]):
+        colour = tuple(round(shade * channel) for channel in class_colour(k))
+        image = draw_contour(image, labels == k, colour)
+    return image
+
+
+def mix_classes(shares: np.ndarray) -> np.ndarray:
+    """u8[H, W, K], 255 times each class's share -> u8[H, W, 3], their colours; black is none."""
+    colours = np.float32([class_colour(k) for k in range(1, shares.shape[-1])])
+    return np.uint8(np.minimum(shares[..., 1:] / 255 @ colours, 255))
 
 
 def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:

@@ -24,7 +24,8 @@ class SupervisedPredictor(Predictor):
     def __init__(self, model: nn.Module, sampler: ConfigDict):
         """As `make_predictor`."""
         self._views = views_of(sampler)
-        super().__init__(sampler, len(self._views), {"__call__": len(self._views)})
+        passes, channels = {"__call__": len(self._views)}, getattr(model, "out_channels", 1)
+        super().__init__(sampler, len(self._views), passes, channels)
         self._segment = parallel.pmap_map(functools.partial(segment, model, self._views), 1)
 
     def _sample(
@@ -110,9 +111,10 @@ def make_predictor(
 
 
 def segment(model: nn.Module, views: Sequence[View], variables: Any, images: Array) -> Array:
-    """Masks of each view of u8[B, S, S, 3]: f32[B, views, S, S].
+    """Masks of each view of u8[B, S, S, 3]: f32[B, views, S, S] or, of classes, [B, V, S, S, K].
 
     They are 2 p - 1 = tanh(logits / 2).
     """
-    logits = model.apply(variables, seen(images, views))[..., 0]
+    logits = model.apply(variables, seen(images, views))
+    logits = logits if logits.shape[-1] > 1 else logits[..., 0]
     return jnp.tanh(logits / 2).reshape(-1, len(views), *logits.shape[1:])

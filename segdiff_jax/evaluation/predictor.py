@@ -26,7 +26,8 @@ from segdiff_jax.evaluation.ensemble import (
 # How a vote sees the image: so many quarter turns, then flipped along these axes.
 View = tuple[int, tuple[int, ...]]
 FLIPS = (), (1,), (0,), (0, 1)
-# Called with t, x_t f32[B, S, S] and the estimate of x_0, from x_T on; clean masks are -1 or +1.
+# Called with t, x_t f32[B, S, S] or, of several classes, f32[B, S, S, K] and the estimate of x_0,
+# from x_T on; clean masks are -1 or +1.
 Trace = Callable[[int, np.ndarray, np.ndarray], None]
 
 
@@ -38,10 +39,23 @@ class Predictor:
         passes: by method of the network, how often it runs for one image; of an ensemble, none.
     """
 
-    def __init__(self, sampler: ConfigDict, samples: int, passes: dict[str, int]):
-        """Checks what all kinds read of `sampler`; `samples` of an image are made at once."""
+    def __init__(
+        self, sampler: ConfigDict, samples: int, passes: dict[str, int], channels: int = 1
+    ):
+        """Checks what all kinds read of `sampler`.
+
+        Args:
+            samples: of an image that are made at once.
+            passes: see above.
+            channels: of a mask.
+        """
         self.passes = passes
         check_choice(sampler, "ensemble", ENSEMBLES)
+        if sampler.ensemble == "staple" and channels > 1:
+            raise ValueError(
+                "sampler.ensemble='staple' is of masks of two classes: with data.classes, choose "
+                "'mean' or 'vote'"
+            )
         check_positive(sampler, "max_batch")
         if not 0 < sampler.threshold < 1:
             raise ValueError(f"sampler.threshold={sampler.threshold} must be between 0 and 1")
@@ -72,8 +86,9 @@ class Predictor:
             places: i32[B, 2], row and column of each image in a larger one of its name, whose noise
                 it shares; None: they are whole.
         Returns:
-            f32[V, B, S, S], where clean masks are -1 or +1; V is `sampler.votes` of a diffusion
-            model, the number of views of a supervised one, and of an ensemble that of its members.
+            f32[V, B, S, S] or, of several classes, f32[V, B, S, S, K], where clean masks are -1 or
+            +1; V is `sampler.votes` of a diffusion model, the number of views of a supervised one,
+            and of an ensemble that of its members.
         Raises:
             ValueError: if not even one sample a device fits into `sampler.max_memory`.
         """
@@ -97,13 +112,13 @@ class Predictor:
         return other
 
     def combine(self, samples: np.ndarray) -> Combined:
-        """One image's samples f32[V, H, W] as one mask."""
+        """One image's samples f32[V, H, W] or f32[V, H, W, K] as one mask."""
         probability = temper(ENSEMBLES[self._ensemble](samples), self._temperature)
         deviation = standard_deviation(samples) if len(samples) > 1 else None
         return Combined(to_mask(probability, self._threshold), probability, deviation)
 
     def at_size(self, samples: np.ndarray, size: tuple[int, int]) -> Combined:
-        """One image's samples f32[V, S, S] as one mask of its own size (height, width)."""
+        """Likewise, as one mask of its own size (height, width)."""
         combined = self.combine(resize_samples(samples, size))
         return dataclasses.replace(combined, uncertainty=vote_disagreement(samples))
 
@@ -135,6 +150,6 @@ def seen(images: Array, views: Sequence[View]) -> Array:
 
 
 def seen_back(masks: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """f32[B, V, S, S], vote i of views[i] -> f32[V, B, S, S], as the images lie."""
+    """f32[B, V, S, S, ...], vote i of views[i] -> f32[V, B, S, S, ...], as the images lie."""
     back = lambda mask, k, axes: np.rot90(np.flip(mask, axes), -k)
     return np.stack([[back(mask, *v) for mask in masks[:, i]] for i, v in enumerate(views)])

@@ -17,7 +17,9 @@ from segdiff_jax.evaluation.ensemble import entropy
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
+    class_colour,
     draw_contour,
+    mix_classes,
     write_file,
 )
 from segdiff_jax.evaluation.tables import describe_uncertainty
@@ -53,7 +55,8 @@ class Case:
         id: the image's name.
         image: the picture alone.
         truth: the picture with the true contour, if the truth is known.
-        prediction: the picture with the predicted contour, tinted by probability.
+        prediction: the picture with the predicted contour, tinted by probability. Of several
+            classes, each has a contour and tint of its own colour, and so has the truth.
         uncertainty: heat map of the disagreement or, of a single vote, of the entropy.
         disagreement: 1 - mean IoU of every two votes; None for a single vote.
         scores: of `segmentation_scores`, if the truth is known.
@@ -100,11 +103,12 @@ def make_case(
     Args:
         id: the image's name.
         image: u8[H, W, 3].
-        probability: f32[H, W], from 0 to 1; it tints the prediction.
-        mask: bool[H, W], the prediction.
+        probability: f32[H, W], from 0 to 1, or of several classes f32[H, W, K]; it tints the
+            prediction.
+        mask: bool[H, W], the prediction, or u8[H, W].
         spread: f32[H, W], standard deviation of the votes, from 0 to 0.5; None where there is one
             vote only: then the heat map shows the entropy of `probability`.
-        truth: bool[H, W], if known.
+        truth: bool[H, W] or u8[H, W], if known.
         scores, tags, disagreement: as in `Case`.
         size: the longest side of the pictures in pixels; smaller images are not enlarged.
     """
@@ -117,12 +121,23 @@ def make_case(
     def shrink_mask(array: np.ndarray) -> np.ndarray:
         return shrink(np.float32(array)) > 0.5
 
+    layers = [(probability, mask, truth, PREDICTION_COLOUR, TRUTH_COLOUR)]
+    if probability.ndim == 3:
+        of_class = lambda array, k: None if array is None else array == k
+        layers = [
+            (probability[..., k], mask == k, of_class(truth, k), class_colour(k), class_colour(k))
+            for k in range(1, probability.shape[-1])
+        ]
     image = shrink(image)
-    tint = 0.35 * shrink(np.float32(probability))[..., None]
-    prediction = np.uint8((1 - tint) * image + tint * np.float32(PREDICTION_COLOUR))
-    prediction = draw_contour(prediction, shrink_mask(mask), PREDICTION_COLOUR)
+    tints = [0.35 * shrink(np.float32(layer))[..., None] for layer, *_ in layers]
+    paint = sum(t * np.float32(colour) for t, (*_, colour, _) in zip(tints, layers, strict=True))
+    prediction = np.uint8((1 - sum(tints)) * image + paint)
+    outline = None if truth is None else image
+    for _, area, true_area, colour, true_colour in layers:
+        prediction = draw_contour(prediction, shrink_mask(area), colour)
+        if truth is not None:
+            outline = draw_contour(outline, shrink_mask(true_area), true_colour)
     level = entropy(probability) if spread is None else 2 * np.float32(spread)
-    outline = None if truth is None else draw_contour(image, shrink_mask(truth), TRUTH_COLOUR)
     return Case(
         id=id,
         image=_data_uri(image),
@@ -141,13 +156,15 @@ def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) ->
     Args:
         id: the image's name.
         frames: (timestep, x_t, x_start) from T to 0; f32[S, S], where clean masks are -1 or +1 and
-            what is beyond is clipped. Of more than 20, 20 are shown.
+            what is beyond is clipped; of several classes, f32[S, S, K], whose colours are mixed.
+            Of more than 20, 20 are shown.
     """
     pictures = []
     shown = np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))
     for timestep, *arrays in (frames[i] for i in shown):
         grey = [np.uint8(np.round(127.5 * (np.clip(array, -1, 1) + 1))) for array in arrays]
-        size = size_within(grey[0].shape, FRAME)[::-1]
+        grey = [mix_classes(array) if array.ndim == 3 else array for array in grey]
+        size = size_within(grey[0].shape[:2], FRAME)[::-1]
         small = [Image.fromarray(g).resize(size, Image.Resampling.BILINEAR) for g in grey]
         pictures.append((int(timestep), *(_data_uri(np.asarray(g)) for g in small)))
     return Strip(id, pictures)
@@ -162,6 +179,7 @@ def write_report(
     failures: Mapping[str, str] = MappingProxyType({}),
     history: Sequence[dict[str, float | None]] = (),
     strips: Sequence[Strip] = (),
+    classes: Sequence[str] = (),
 ) -> None:
     """Writes a self-contained HTML file: pictures, styles and scripts are inside.
 
@@ -177,6 +195,7 @@ def write_report(
         history: rows of the training run's metrics.csv, of which "step", "loss" and
             "validation_iou" are shown.
         strips: the denoising of some images.
+        classes: names of several classes, the background first.
     Raises:
         OSError: if the file cannot be written.
     """
@@ -212,6 +231,7 @@ def write_report(
         failures=sorted(failures.items()),
         prediction_colour=_hex(PREDICTION_COLOUR),
         truth_colour=_hex(TRUTH_COLOUR),
+        classes=[(name, _hex(class_colour(k))) for k, name in enumerate(classes[1:], 1)],
         heat=", ".join(_hex(colour) for colour in HEAT),
         data={
             "cases": [dataclasses.asdict(case) | {"scores": _finite(case)} for case in chosen],

@@ -23,12 +23,14 @@ def write_metrics(
       path: the folder.
       rows: one {"id", "area": the share of the image that is lesion, "disagreement" of
         `vote_disagreement` and, of all or none, "scores", "tags" and "levels" of
-        `segmentation_scores`, `condition_tags` and `calibration_levels`} an image.
+        `segmentation_scores`, `condition_tags` and `calibration_levels`} an image; of several
+        classes also "classes": {name: its scores, or None}, whose IoU is a column of metrics.csv.
       extra: what the scores were made with; it becomes "settings".
     Returns:
       What metrics.json holds: {"num_images", "mean": {score: mean over images}, "intervals":
       {score: [low, high]} of `bootstrap_interval`, "uncertainty" of `summarise`, "strata" of
-      `scores_by_stratum`, "settings"}; None without scores.
+      `scores_by_stratum`, "settings"} and, of several classes, "classes": {name: {"images": those
+      that have it, in the truth or the prediction, score: mean over these}}; None without scores.
     Raises:
       ValueError: if there are no rows.
       OSError: if a file cannot be written.
@@ -38,14 +40,17 @@ def write_metrics(
     scores, tags = ([row[name] for row in rows if name in row] for name in ("scores", "tags"))
     more = ["area", *([] if rows[0]["disagreement"] is None else ["disagreement"])]
     names, conditions = (list(of[0]) if of else [] for of in (scores, tags))
+    classes = list(rows[0].get("classes", ()))
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["id", *names, *more, *conditions])
+    table.writerow(["id", *names, *(f"iou_{name}" for name in classes), *more, *conditions])
     for row in sorted(rows, key=lambda row: row["id"]):
-        numbers = [row["scores"][name] for name in names] + [row[name] for name in more]
-        table.writerow(
-            [row["id"], *(f"{x:.6f}" for x in numbers), *(row["tags"][tag] for tag in conditions)]
-        )
+        numbers = [row["scores"][name] for name in names]
+        of_classes = [row["classes"][name] for name in classes]
+        numbers += [scores and scores["iou"] for scores in of_classes]
+        numbers += [row[name] for name in more]
+        texts = ["" if x is None else f"{x:.6f}" for x in numbers]
+        table.writerow([row["id"], *texts, *(row["tags"][tag] for tag in conditions)])
     make_folder(Path(path))
     write_file(Path(path) / "metrics.csv", text.getvalue().encode())
     if not scores:
@@ -60,6 +65,10 @@ def write_metrics(
         "strata": scores_by_stratum(scores, tags),
         "settings": extra,
     }
+    for name in classes:
+        there = [row["classes"][name] for row in rows if row["classes"][name]]
+        means = {"images": len(there)} | (average_scores(there) if there else {})
+        summary.setdefault("classes", {})[name] = means
     write_file(Path(path) / "metrics.json", json.dumps(summary, indent=2, default=str).encode())
     return summary
 
@@ -86,6 +95,9 @@ def format_metrics(metrics: dict) -> str:
         for i, (value, row) in enumerate(strata.items()):
             numbers = (str(row["num_images"]), f"{row['iou']:.4f}", f"{row['dice']:.4f}")
             rows.append(("" if i else tag.replace("_", " "), value, *numbers))
+    for name, row in metrics.get("classes", {}).items():
+        means_of_class = [f"{row[s]:.4f}" if s in row else "" for s in ("iou", "dice")]
+        rows.append((name, "", str(row["images"]), *means_of_class))
     table = [f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows]
     interval = f"95% interval of the mean IoU: {low:.4f} to {high:.4f}"
     images = f"({metrics['num_images']} images)"

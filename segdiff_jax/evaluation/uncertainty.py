@@ -27,6 +27,23 @@ def calibration_levels(probability: np.ndarray, truth: np.ndarray) -> np.ndarray
     return np.stack([np.bincount(level, w, LEVELS) for w in (None, truth.ravel())]) / level.size
 
 
+def top_label(
+    probability: np.ndarray, mask: np.ndarray, truth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the calibration of several classes is of, for `calibration_levels`.
+
+    There, "lesion" is then a pixel whose predicted class is right (the confidence calibration of
+    Guo et al. 2017, section 2), and a temperature that of this class against all others together.
+
+    Args:
+        probability: f32[H, W, K].
+        mask, truth: u8[H, W].
+    Returns:
+        f32[H, W], the probability of the predicted class, and bool[H, W], whether it is right.
+    """
+    return np.take_along_axis(probability, mask[..., None], -1)[..., 0], mask == truth
+
+
 def reliability(levels: np.ndarray, temperature: float = 1.0) -> list[dict[str, float]]:
     """A reliability diagram (DeGroot and Fienberg 1983) of the pixels' probability of lesion.
 

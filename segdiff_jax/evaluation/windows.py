@@ -70,7 +70,9 @@ class WindowedPredictor(Predictor):
             so_far = lambda share, b=before, p=part: progress(b + p * share)
             samples = self._member(variables, cut, names, so_far, places=at)
             if total is None:
-                total = np.zeros((len(samples), *images.shape[:3]), np.float32)
+                total = np.zeros((len(samples), *images.shape[:3], *samples.shape[4:]), np.float32)
+                if samples.ndim == 5:  # Of several classes.
+                    weight, weights = weight[..., None], weights[..., None]
             for n in np.flatnonzero(valid):
                 i, y, x = group[n]
                 total[:, i, y : y + size, x : x + size] += weight * samples[:, n]

@@ -117,7 +117,7 @@ class SegDiff(nn.Module):
         """D(E(F(x_t) + features, t), t).
 
         Args:
-            x_t: f32[B, H, W, 1], the noisy mask.
+            x_t: f32[B, H, W, C], the noisy mask, see `Process.network_input`.
             features: dtype[N, H, W, channels], from `encode_image`, each of B / N masks in a row.
             t: i32[B] or f32[B], timesteps of the training chain, not rescaled; of length 1, of all.
             train: apply dropout (needs a "dropout" key).

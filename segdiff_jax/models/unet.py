@@ -108,7 +108,7 @@ class UNet(nn.Module):
         channel_mult: width of each level, in units of `channels`; each level halves the size.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
-        out_channels: 1, or 2 with a learned variance.
+        out_channels: as many as the mask has, or twice that with a learned variance.
         norm: see `norms.make_norm`.
         remat_resolutions: downsampling factors of the levels whose blocks are computed again in the
             backward pass, for memory.

@@ -16,6 +16,8 @@ FIXED = (
     "data.images",
     "data.masks",
     "data.mask_endings",
+    "data.classes",
+    "data.mask_values",
     "data.soft_masks",
     "model.",
     "objective",

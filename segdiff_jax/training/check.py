@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
+from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.training.state import learning_rate
 from segdiff_jax.training.tracking import check_trackers
@@ -17,6 +18,7 @@ def check_config(config: ConfigDict) -> None:
     """
     train, validation = config.train, config.validation
     find_colour_constancy(config.data.colour_constancy)
+    check_classes(config)
     at_least = {
         ("data", "image_size"): 1,
         ("data", "num_threads"): 0,
@@ -80,12 +82,44 @@ def check_config(config: ConfigDict) -> None:
         check_variance(config)
 
 
+def check_classes(config: ConfigDict) -> None:
+    """Raises a ValueError that names the fields which do not fit the masks' number of classes."""
+    data, channels = config.data, config.model.get("out_channels", 1)
+    classes = classes_of(data)
+    if classes is None:
+        if config.objective == "supervised" and channels != 1:
+            raise ValueError(
+                f"model.out_channels={channels} must be 1: several classes are named in "
+                "data.classes"
+            )
+        return
+    if data.dataset != "paired_folder" or data.extra_datasets:
+        raise ValueError(
+            f"data.classes={classes.names} are of one's own masks: with "
+            f"data.dataset={data.dataset!r}, data.extra_datasets={tuple(data.extra_datasets)}, "
+            "leave (), or set 'paired_folder' and ()"
+        )
+    if channels != classes.count:
+        raise ValueError(
+            f"model.out_channels={channels} does not fit data.classes={classes.names}: set "
+            f"model.out_channels={classes.count}"
+        )
+    if config.objective == "diffusion" and config.sampler.variance == "learned_range":
+        raise ValueError(
+            "sampler.variance='learned_range' is learned for masks of two classes only: with "
+            f"data.classes={classes.names}, set 'fixed_large' or 'fixed_small'"
+        )
+
+
 def check_variance(config: ConfigDict) -> None:
     """Raises a ValueError that names the fields which do not fit a learned variance or a bound."""
     diffusion, loss = config.diffusion, f"diffusion.loss={config.diffusion.loss!r}"
     channels, variance = config.model.get("out_channels", 1), config.sampler.variance
-    if channels not in (1, 2):
-        raise ValueError(f"model.out_channels={channels} must be 1 or, with a variance, 2")
+    if channels not in (1, 2) and not config.data.classes:
+        raise ValueError(
+            f"model.out_channels={channels} must be 1 or, with a variance, 2; or that of "
+            "data.classes, if the masks have several"
+        )
     learned = channels == 2
     if learned != (variance == "learned_range"):
         raise ValueError(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import parallel
 from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
+from segdiff_jax.data.classes import classes_of, mask_channels
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
 from segdiff_jax.diffusion.process import make_process
@@ -71,7 +72,9 @@ class Run:
         check_config(config)
         self._config, self._workdir = config, workdir
         self._settings = json.loads(config.to_json())
-        model, process = make_model(config.model, parallel.AXIS), make_process(config.diffusion)
+        self._classes = classes_of(config.data)
+        model = make_model(config.model, parallel.AXIS)
+        process = make_process(config.diffusion, mask_channels(self._classes))
         check_objective(config, is_diffusion(model))
         tx = make_optimizer(config)
         sampler = config.sampler.copy_and_resolve_references()
@@ -170,11 +173,11 @@ class Run:
         data, train = self._config.data, self._config.train
         size = data.full_size or data.image_size
         prepare = lambda records, limit=None: ResizedSource(
-            records, size, data.cache, limit, data.colour_constancy, data.dir
+            records, size, data.cache, limit, data.colour_constancy, data.dir, self._classes
         )
         training = load_training_source(data.dataset, data.extra_datasets, *where(data))
         if training.statistics and parallel.is_main():
-            show_overview(training, self._workdir / "data.png")
+            show_overview(training, self._workdir / "data.png", self._classes)
         self._train = prepare(training)
         validation = load_source(data.dataset, "validation", *where(data))
         self._validation = prepare(validation, self._config.validation.num_images)

@@ -70,12 +70,16 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     below, it is least at p = m for any share m (DML1 of Wang et al. 2023, arXiv 2303.16296).
 
     Args:
-        logits: f32[B, H, W, C], log odds of a lesion.
+        logits: f32[B, H, W, C], log odds of a lesion, or of each of several classes.
         mask: f32[B, H, W, C], from 0 to 1.
     Returns:
-        "bce", the mean over pixels, and "dice", sum(|p - m|) / (sum(p) + sum(m) + 1): f32[B] each.
+        "bce", the mean over pixels, and "dice", sum(|p - m|) / (sum(p) + sum(m) + 1): f32[B] each,
+        the mean over the channels.
     """
     chex.assert_equal_shape([logits, mask])
+    if logits.shape[-1] > 1:
+        terms = jax.vmap(bce_dice, in_axes=-1)(logits[..., None, :], mask[..., None, :])
+        return jax.tree.map(lambda term: term.mean(axis=0), terms)
     bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
     p = jax.nn.sigmoid(logits)
     dice = jnp.sum(jnp.abs(p - mask), PIXELS) / (jnp.sum(p + mask, PIXELS) + 1)

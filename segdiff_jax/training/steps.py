@@ -47,9 +47,9 @@ def diffusion_loss(
     Args:
         process: says what the network predicts: eps, v, the mask or its log odds.
         image: f32[B, H, W, 3], normalised.
-        mask: f32[B, H, W, 1], from -1 to +1.
+        mask: f32[B, H, W, C], from -1 to +1.
         t: i32[B], in [0, T).
-        eps: f32[B, H, W, 1], standard normal.
+        eps: f32[B, H, W, C], standard normal.
         keys: key[B], one per example, for dropout, recycling and self-conditioning; None: no
             dropout and no estimate to see. Recycling needs them.
         recycling: x_t is made of the mask that the network itself predicts from pure noise, as
@@ -225,18 +225,19 @@ def train_step(
     """One update.
 
     Args:
-        batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, 1] (255 times the share of each pixel
-            that is lesion) and "index" i32[B], each example's place in the global batch: its noise
-            follows from that and the step, so the number of devices does not change it.
+        batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, C] (255 times the share of each pixel
+            that is lesion, or of each class) and "index" i32[B], each example's place in the
+            global batch: its noise follows from that and the step, so the number of devices does
+            not change it.
         key: of the run; the same at every step.
         rate: what the updates of `tx` are multiplied by, see `state.learning_rate`.
-        losses_fn: (params, batch_stats, image f32[B, H, W, 3] normalised, mask f32[B, H, W, 1] from
+        losses_fn: (params, batch_stats, image f32[B, H, W, 3] normalised, mask f32[B, H, W, C] from
             -1 to +1, key[B, 3]) -> ({term: f32[B]}, batch_stats): `diffusion_losses` or
             `supervised_losses`, with the model. Of a state with a `timestep_history`, it takes
             that as well and also returns the timesteps i32[B] and their losses f32[B].
         augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
         soft_masks: train on the share of each pixel that is lesion, instead of on whether that is
-            over one half.
+            over one half, or on each class's share, instead of on which one is the largest.
         microbatches: gradients are averaged over this many slices of the batch, for memory; batch
             norm takes the statistics of each slice, which are averaged, too.
         half_size: train on images and masks of half the height and width, which are the means of

@@ -117,9 +117,10 @@ def test_all_problems_are_listed_at_once(mine, tmp_path):
         "unreadable file (2):",
         "  images/c.bmp: cannot be decoded as an image (of no known format): replace the file or "
         "remove it",
-        "  masks/f_mask.png: the mask has 5 values (0, 1, 2, 3, 255), and more than two classes "
-        "are not supported: make it 0 and one other value; JPEG blurs masks, save them as PNG",
-        "mask of another value than most; more than two classes are not supported (1):",
+        "  masks/f_mask.png: the mask has 5 values (0, 1, 2, 3, 255): make it 0 and one other "
+        "value, or, if it has several classes, name them in data.classes; JPEG blurs masks, save "
+        "them as PNG",
+        "mask of another value than most; several classes are named in data.classes (1):",
         "  masks/g_mask.png: 7, not 255",
     ]
     assert not list(tmp_path.glob("data/paired_folder/*/*/*.json"))

@@ -1,6 +1,7 @@
 """Images and masks of two folders."""
 
 import dataclasses
+import functools
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -12,8 +13,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
-from segdiff_jax.data.pipeline import decode_grey
+from segdiff_jax.data.pipeline import decode_grey, decode_labels, decode_mask
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
 
@@ -27,10 +29,11 @@ class FolderConfig(tfds.core.BuilderConfig):
     images: str
     masks: str
     mask_endings: Sequence[str] = MASK_ENDINGS
+    classes: Classes | None = None
 
 
 def config_of(folder: Folder) -> str:
-    """Name of the builder's config for two folders, the same for the same paths.
+    """Name of the builder's config for two folders, the same for the same paths and classes.
 
     Raises:
       ValueError: if one is not given.
@@ -42,11 +45,13 @@ def config_of(folder: Folder) -> str:
                 "data.masks, two folders of images and of masks with the same names"
             )
     paths = [Path(path).expanduser().resolve() for path in folder[:2]]
-    endings = tuple(folder.mask_endings)
-    digest = hashlib.sha256(repr((*map(str, paths), endings)).encode()).hexdigest()[:8]
+    endings, classes = tuple(folder.mask_endings), folder.classes
+    what = (*map(str, paths), endings, *([classes] if classes else []))
+    digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
     name = f"{re.sub('[^A-Za-z0-9]+', '_', paths[0].parent.name).strip('_')}_{digest}".strip("_")
+    images, masks = map(str, paths)
     config = FolderConfig(
-        name=name, images=str(paths[0]), masks=str(paths[1]), mask_endings=endings
+        name=name, images=images, masks=masks, mask_endings=endings, classes=classes
     )
     Builder.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
     return name
@@ -80,9 +85,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             problems["image without a mask of its own"].append(f"{file}: {reason}")
         problems |= {"mask without image": list(map(str, source.unused))} if source.unused else {}
 
-        statistics, foreground = Statistics(), {}
-        found = {id: _pair(*source.paths(id), foreground) for id in source.ids}
-        sizes = pairs.check(found, problems, config.images, statistics.add)
+        classes, foreground = config.classes, {}
+        statistics = Statistics(classes.names if classes else ())
+        found = {id: _pair(*source.paths(id), foreground, classes) for id in source.ids}
+        decode = functools.partial(decode_labels, classes=classes) if classes else decode_mask
+        sizes = pairs.check(found, problems, config.images, statistics.add, decode)
         _check_classes(foreground, problems)
         if len(found) < 2 and not problems:
             problems["too few pairs, one to train on and one to validate on are needed"] += found
@@ -98,17 +105,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         yield from pairs.examples(found, sizes)
 
 
-def _pair(image: Path, mask: Path, foreground: dict[str, int]) -> pairs.Pair:
-    """Image and mask; when the mask is read, `foreground` gets its value, if it has one."""
+def _pair(
+    image: Path, mask: Path, foreground: dict[str, int], classes: Classes | None
+) -> pairs.Pair:
+    """Image and mask; when a mask of two classes is read, `foreground` gets its value, if any."""
 
     def read() -> bytes:
+        if classes:
+            labels = decode_labels(mask.read_bytes(), str(mask), classes)
+            return pairs.encode_png(classes.file_values(labels))
         labels = decode_grey(mask.read_bytes(), str(mask))
         values = np.unique(labels)
         if len(values[values > 0]) > 1:
             some = ", ".join(map(str, values[:_NAMED])) + ", ..." * (len(values) > _NAMED)
             raise ValueError(
-                f"the mask has {len(values)} values ({some}), and more than two classes are not "
-                "supported: make it 0 and one other value; JPEG blurs masks, save them as PNG"
+                f"the mask has {len(values)} values ({some}): make it 0 and one other value, or, "
+                "if it has several classes, name them in data.classes; JPEG blurs masks, save them "
+                "as PNG"
             )
         foreground.update({str(mask): int(value) for value in values[values > 0]})
         return pairs.encode_png(np.where(labels, 255, 0).astype(np.uint8))
@@ -119,7 +132,7 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int]) -> pairs.Pair:
 def _check_classes(foreground: dict[str, int], problems: defaultdict) -> None:
     """Adds masks whose foreground has another value than most masks': it may be another class."""
     common = Counter(foreground.values()).most_common(1)
-    kind = "mask of another value than most; more than two classes are not supported"
+    kind = "mask of another value than most; several classes are named in data.classes"
     for mask, value in foreground.items():
         if value != common[0][0]:
             problems[kind].append(f"{mask}: {value}, not {common[0][0]}")

@@ -183,6 +183,7 @@ class MedT(nn.Module):
         channels: of the stem (the paper's 64 s with s = 1 / 8).
         blocks: of each level.
         groups: heads of the attention.
+        out_channels: as many as the mask has.
         axis_name: of the devices over which batch statistics are averaged in training.
     """
 
@@ -190,6 +191,7 @@ class MedT(nn.Module):
     channels: int = 8
     blocks: tuple[int, ...] = (1, 2, 4, 1)
     groups: int = 8
+    out_channels: int = 1
     axis_name: str | None = None
 
     def __post_init__(self):
@@ -203,13 +205,13 @@ class MedT(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion at every pixel.
+        """The log odds of a lesion, or of each of several classes, at every pixel.
 
         Args:
             image: f32[B, H, W, 3], normalised; the tables of positions have its size.
             train: normalise by the statistics of the batch, and update them, see `batch_norm`.
         Returns:
-            f32[B, H, W, 1].
+            f32[B, H, W, out_channels].
         Raises:
             ValueError: if a side is no multiple of 4 and there is a local branch.
         """
@@ -225,7 +227,7 @@ class MedT(nn.Module):
             local = branch(blocks=self.blocks, lowest=True, positions=False, name="local")
             x = x + join_patches(local(split_patches(image), train))
             x = nn.relu(nn.Conv(x.shape[-1], (3, 3), padding=1, name="fuse")(x))
-        return nn.Conv(1, (1, 1), name="out_conv")(x)
+        return nn.Conv(self.out_channels, (1, 1), name="out_conv")(x)
 
 
 def split_patches(image: Array) -> Array:

@@ -22,6 +22,7 @@ class RonnebergerUNet(nn.Module):
         norm: after each 3x3 convolution: "batch", "group" (32 groups, or half as many as there are
             channels if that is less) or the paper's "none".
         dtype: "float32" or "bfloat16", of the computation; parameters and norms are float32.
+        out_channels: as many as the mask has.
         axis_name: of the devices over which batch statistics are averaged in training, if any.
     """
 
@@ -29,6 +30,7 @@ class RonnebergerUNet(nn.Module):
     padding: str = "same"
     norm: str = "batch"
     dtype: str = "float32"
+    out_channels: int = 1
     axis_name: str | None = None
 
     def __post_init__(self):
@@ -44,13 +46,13 @@ class RonnebergerUNet(nn.Module):
         super().__post_init__()
 
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion at every pixel.
+        """The log odds of a lesion, or of each of several classes, at every pixel.
 
         Args:
             image: f32[B, H, W, 3], normalised.
             train: normalise by the statistics of the batch, and update them, see `batch_norm`.
         Returns:
-            f32[B, H, W, 1].
+            f32[B, H, W, out_channels].
         Raises:
             ValueError: if `padding` is "same" and a side is no multiple of 2^poolings.
         """
@@ -107,7 +109,7 @@ class RonnebergerUNet(nn.Module):
             x = nn.ConvTranspose(width, (2, 2), (2, 2), dtype=dtype, name=f"up{level}_conv")(x)
             x = jnp.concatenate([centre(skips.pop(), x.shape[1:3]), x], axis=-1)
             x = convs(x, width, f"up{level}")
-        return nn.Conv(1, (1, 1), name="out_conv")(x.astype(jnp.float32))
+        return nn.Conv(self.out_channels, (1, 1), name="out_conv")(x.astype(jnp.float32))
 
 
 def groups_of(width: int) -> int:
