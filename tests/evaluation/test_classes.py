@@ -1,0 +1,362 @@
+"""Several classes: samples become probabilities, labels and scores; closed forms and hand-made."""
+
+import csv
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+from scipy import special
+from sklearn.metrics import jaccard_score
+
+from segdiff_jax.data import pipeline
+from segdiff_jax.diffusion.process import Process
+from segdiff_jax.diffusion.schedule import make_schedule
+from segdiff_jax.evaluation import ensemble
+from segdiff_jax.evaluation.evaluate import evaluate, validate
+from segdiff_jax.evaluation.examples import NativeExamples
+from segdiff_jax.evaluation.metrics import class_scores, macro_scores, segmentation_scores
+from segdiff_jax.evaluation.outputs import CLASS_COLOURS, OutputFolder, mix_classes
+from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
+from segdiff_jax.evaluation.report import make_case, make_strip
+from segdiff_jax.evaluation.tables import format_metrics, write_metrics
+from segdiff_jax.evaluation.uncertainty import calibration_levels, reliability, top_label
+from tests.data.test_classes import CLASSES, Records, png
+
+RNG = np.random.default_rng(0)
+K = 3
+
+
+def one_hot(labels, count=K):
+    """Clean masks f32[..., K] of -1 and +1."""
+    return np.float32(2 * np.eye(count, dtype=np.float32)[labels] - 1)
+
+
+# Two votes of one row: certain, evenly torn, beyond the range, nothing at all.
+SAMPLES = np.float32(
+    [
+        [[[1, -1, -1], [1, 1, -1], [-3, 5, -1], [-1, -1, -1]]],
+        [[[-1, 1, -1], [0, 0, 1], [-1, 0, 0], [-1, -2, -3]]],
+    ]
+)
+VOTES = np.array(
+    [
+        [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [1 / 3] * 3],
+        [[0, 1, 0], [0.25, 0.25, 0.5], [0, 0.5, 0.5], [1 / 3] * 3],
+    ]
+)
+
+
+def test_mean_vote_and_labels():
+    mean = ensemble.mean(SAMPLES)
+    assert mean.dtype == np.float32 and mean.shape == (1, 4, K)
+    np.testing.assert_allclose(mean[0], VOTES.mean(axis=0), atol=1e-6)
+    np.testing.assert_array_equal(ensemble.to_mask(mean), [[0, 0, 1, 0]])
+    # By vote: 0 and 1, 0 and 2, 1 and 1, 0 and 0.
+    expected = [[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 1, 0], [1, 0, 0]]
+    vote = ensemble.vote(SAMPLES)
+    np.testing.assert_array_equal(vote[0], expected)
+    assert vote.dtype == np.float32 and ensemble.to_mask(vote).dtype == np.uint8
+    with pytest.raises(ValueError, match="staple is of two classes"):
+        ensemble.staple(SAMPLES)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        ensemble.mean(np.full((1, 2, 2, 3), np.nan))
+
+
+def test_deviation_and_entropy():
+    deviation = ensemble.standard_deviation(SAMPLES)
+    np.testing.assert_allclose(deviation[0], VOTES.std(axis=0).mean(axis=-1), atol=1e-6)
+    np.testing.assert_allclose(deviation[0, [0, 3]], [1 / 3, 0], atol=1e-6)
+    probability = np.float32([[[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0], [0.5, 0.25, 0.25]]])
+    bits = np.array([[0, np.log2(3), 1, 1.5]]) / np.log2(3)
+    entropy = ensemble.entropy(probability)
+    assert entropy.dtype == np.float32
+    np.testing.assert_allclose(entropy, bits, atol=1e-6)
+
+
+def test_temperature():
+    probability = np.float32(RNG.dirichlet([1, 1, 1], (4, 5)))
+    warm = ensemble.temper(probability, 2.5)
+    logs = np.log(np.clip(probability, 1 / 510, 509 / 510))
+    np.testing.assert_allclose(warm, special.softmax(logs / 2.5, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(warm.sum(axis=-1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(ensemble.to_mask(warm), ensemble.to_mask(probability))
+    assert ensemble.temper(probability, 1) is probability
+    # Of two classes, as if there were one probability.
+    p = probability[..., :1] / probability[..., :2].sum(axis=-1, keepdims=True)
+    both = ensemble.temper(np.concatenate([p, 1 - p], axis=-1), 2.5)
+    np.testing.assert_allclose(both[..., 0], ensemble.temper(p[..., 0], 2.5), rtol=1e-4)
+
+
+def test_samples_are_resized_class_by_class():
+    samples = RNG.standard_normal((2, 4, 6, K)).astype(np.float32)
+    resized = ensemble.resize_samples(samples, (9, 5))
+    assert resized.shape == (2, 9, 5, K)
+    for k in range(K):
+        np.testing.assert_array_equal(
+            resized[..., k], ensemble.resize_samples(samples[..., k], (9, 5))
+        )
+
+
+def sklearn_macro(truth, prediction, count):
+    """Over the classes but 0 that are in either."""
+    there = [k for k in range(1, count) if (truth == k).any() or (prediction == k).any()]
+    flat = truth.ravel(), prediction.ravel()
+    if not there:
+        return 1.0
+    return jaccard_score(*flat, labels=there, average=None, zero_division=0).mean()
+
+
+def test_votes_disagree_by_the_mean_over_their_classes():
+    labels = RNG.integers(0, 4, (5, 6, 7))
+    labels[3], labels[4] = 0, np.where(labels[4] == 2, 1, labels[4])
+    samples = one_hot(labels, 4)
+    pairs = [(i, j) for i in range(5) for j in range(i)]
+    ious = [sklearn_macro(labels[i], labels[j], 4) for i, j in pairs]
+    assert ensemble.vote_disagreement(samples) == pytest.approx(1 - np.mean(ious), abs=1e-9)
+    assert ensemble.vote_disagreement(samples[[3, 3]]) == 0
+    assert ensemble.vote_disagreement(samples[:1]) is None
+    # A class that one vote has and the other has not: IoU 1 and 0.
+    pair = one_hot(np.array([[[1, 1, 0, 0]], [[1, 1, 2, 0]]]))
+    assert ensemble.vote_disagreement(pair) == pytest.approx(0.5)
+
+
+def test_scores_of_each_class_and_their_mean():
+    prediction, truth = RNG.integers(0, 4, (2, 20, 30)).astype(np.uint8)
+    prediction[prediction == 3] = 0
+    scores = class_scores(prediction, truth, 5)
+    ious = jaccard_score(truth.ravel(), prediction.ravel(), labels=[1, 2, 3], average=None)
+    assert [row["iou"] for row in scores[:3]] == pytest.approx(ious) and scores[3] is None
+    assert scores[1] == segmentation_scores(prediction == 2, truth == 2)
+    macro = macro_scores(scores, truth.shape)
+    assert macro["iou"] == pytest.approx(ious.mean()) and ious[2] == 0
+    assert macro["dice"] == pytest.approx(np.mean([row["dice"] for row in scores[:3]]))
+    assert macro["hd95"] == pytest.approx(np.mean([row["hd95"] for row in scores[:3]]))
+    nothing = class_scores(0 * truth, 0 * truth, 5)
+    assert nothing == [None] * 4
+    empty = np.zeros((3, 4), bool)
+    assert macro_scores(nothing, (3, 4)) == segmentation_scores(empty, empty)
+    assert macro_scores(nothing, (3, 4))["iou"] == 1
+
+
+def test_calibration_is_that_of_the_predicted_class():
+    probability = np.float32([[[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.0, 0.0, 1.0]]])
+    mask = ensemble.to_mask(probability)
+    confidence, right = top_label(probability, mask, np.uint8([[0, 2, 2]]))
+    np.testing.assert_array_equal(confidence, np.float32([[0.8, 0.6, 1.0]]))
+    np.testing.assert_array_equal(right, [[True, False, True]])
+    rows = reliability(calibration_levels(confidence, right))
+    assert [row["lesion"] for row in rows] == [0, 1, 1]
+    assert [row["probability"] for row in rows] == pytest.approx([0.6, 0.8, 1])
+
+
+def mask_of(image):
+    """Which class a pixel is, by how bright it is: f32[..., K] of -1 and +1."""
+    return 2 * jax.nn.one_hot(jnp.digitize(image[..., 0], jnp.float32([-0.3, 0.3])), K) - 1
+
+
+class Exact(nn.Module):
+    """Knows the mask of an image; predicts it or its log odds, whatever x_t is."""
+
+    scale: float = 1.0
+
+    def encode_image(self, image):
+        return mask_of(image)
+
+    def denoise(self, x_t, features, t):
+        assert x_t.shape[-1] in (K, 2 * K)
+        repeated = jnp.repeat(features, len(x_t) // len(features), axis=0)
+        return self.scale * repeated + 0 * x_t[..., :K]
+
+
+class Supervised(nn.Module):
+    """Likewise, of the image alone."""
+
+    out_channels: int = K
+
+    def __call__(self, image, train=False):
+        return 2 * mask_of(image)
+
+
+SCHEDULE = make_schedule("linear", 100)
+
+
+@pytest.fixture
+def sampler(tiny_config):
+    config = tiny_config().sampler
+    config.update(steps=3, votes=3, max_batch=8)
+    return config
+
+
+def images_of(count, *size):
+    return np.random.default_rng(1).integers(0, 256, (count, *size, 3), np.uint8)
+
+
+def labels_of(images):
+    return np.digitize(np.float32(images[..., 0]) / 127.5 - 1, [-0.3, 0.3])
+
+
+@pytest.mark.parametrize(
+    ("name", "process", "flips"),
+    [
+        ("ddim", Process(SCHEDULE, "x0", mask_channels=K), False),
+        ("ddpm", Process(SCHEDULE, "x0", logits=True, input_scale=0.3, mask_channels=K), True),
+        (
+            "dpm_solver_pp_2m",
+            Process(SCHEDULE, "x0", self_conditioning=True, mask_channels=K),
+            True,
+        ),
+    ],
+)
+def test_an_exact_denoiser_samples_its_mask(sampler, name, process, flips):
+    sampler.update(name=name, flips=flips, rotations=flips, variance="fixed_small")
+    predictor = make_predictor(Exact(50.0 if process.logits else 1.0), process, sampler, 0)
+    images, shown = images_of(4, 8, 8), []
+    note = lambda t, x_t, x_0: shown.append((t, x_t, x_0))
+    samples = predictor({}, images, list("abcd"), trace=note)
+    assert samples.shape == (3, 4, 8, 8, K) and samples.dtype == np.float32
+    expected = np.broadcast_to(one_hot(labels_of(images)), samples.shape)
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+    combined = predictor.at_size(samples[:, 0], (16, 16))
+    assert combined.mask.shape == (16, 16) and combined.uncertainty == 0
+    same = predictor.combine(samples[:, 0])
+    np.testing.assert_array_equal(same.mask, labels_of(images)[0])
+    np.testing.assert_allclose(same.probability.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(same.deviation, 0, atol=1e-4)
+    # The noise of each channel is its own.
+    x_T = shown[0][1][0]
+    assert x_T.shape == (8, 8, K) and abs(np.corrcoef(x_T.reshape(-1, K).T)[0, 1]) < 0.5
+    assert len(make_strip("a", [(t, x[0], x_0[0]) for t, x, x_0 in shown]).frames) == len(shown)
+
+
+def test_a_supervised_network_and_an_ensemble(sampler):
+    sampler.flips = True
+    single = make_predictor(Supervised(), None, sampler, 0)
+    images = images_of(4, 8, 8)
+    samples = single({}, images, list("abcd"))
+    assert samples.shape == (4, 4, 8, 8, K)
+    expected = np.tanh(one_hot(labels_of(images)))
+    np.testing.assert_allclose(samples, np.broadcast_to(expected, samples.shape), atol=1e-5)
+    # (1 + tanh 1) / 2 = 0.8808 and 0.1192, of a sum of 1.1192.
+    combined = single.combine(samples[:, 0])
+    np.testing.assert_allclose(np.sort(combined.probability[0, 0]), [0.1065, 0.1065, 0.787], 1e-3)
+    process = Process(SCHEDULE, "x0", mask_channels=K)
+    both = EnsemblePredictor([single, make_predictor(Exact(), process, sampler, 0)], sampler)
+    means = both([{}, {}], images, list("abcd"))
+    assert means.shape == (2, 4, 8, 8, K)
+    np.testing.assert_allclose((means[0, 0] + 1) / 2, combined.probability, atol=1e-5)
+    p = both.combine(means[:, 0])
+    np.testing.assert_array_equal(p.mask, labels_of(images)[0])
+    np.testing.assert_allclose(p.probability.max(axis=-1), (0.787 + 1) / 2, atol=1e-3)
+    sampler.ensemble = "staple"
+    with pytest.raises(ValueError, match="sampler.ensemble='staple' is of masks of two classes"):
+        make_predictor(Supervised(), None, sampler, 0)
+
+
+def test_windows_of_several_classes(sampler):
+    sampler.overlap = 0.5
+    process = Process(SCHEDULE, "x0", mask_channels=K)
+    predictor = make_predictor(Exact(), process, sampler, 0, window=8)
+    images = images_of(2, 16, 12)
+    samples = predictor({}, images, ["a", "b"])
+    assert samples.shape == (3, 2, 16, 12, K)
+    expected = np.broadcast_to(one_hot(labels_of(images)), samples.shape)
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+
+
+def records_of(images):
+    """Records whose masks are right in all but the last image, which has no lesion."""
+    masks = CLASSES.file_values(labels_of(images).astype(np.uint8))
+    masks[-1] = 0
+    pairs = zip(images, masks, strict=True)
+    return [{"id": f"{i}", "image": png(a), "mask": png(b)} for i, (a, b) in enumerate(pairs)]
+
+
+def test_an_evaluation(sampler, tmp_path):
+    process = Process(SCHEDULE, "x0", mask_channels=K)
+    predictor, images = make_predictor(Exact(), process, sampler, 0), images_of(4, 8, 8)
+    images[..., 1:] = images[..., :1]
+    images[0][labels_of(images)[0] == 2] = 128  # No core.
+    records = records_of(images)
+    examples = NativeExamples(records, 8, classes=CLASSES)
+    assert examples[0]["truth"].dtype == np.uint8 and examples[3]["tags"]["lesion_size"] == "none"
+    result = evaluate(predictor, {}, examples, tmp_path / "out", {"data": "test"}, "title")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics == result.metrics | {"settings": {"data": "test"}}
+    lesion, core = metrics["classes"]["lesion"], metrics["classes"]["core"]
+    assert (lesion["images"], core["images"]) == (4, 3)
+    assert lesion["iou"] == pytest.approx(3 / 4) and core["iou"] == pytest.approx(2 / 3)
+    assert metrics["mean"]["iou"] == pytest.approx(3 / 4)
+    right = [0] * 3 + [np.mean(labels_of(images)[3] > 0)]
+    assert metrics["uncertainty"]["ece"] == pytest.approx(np.mean(right), abs=0.01)
+    with (tmp_path / "out/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["iou_lesion"] for row in rows] == ["1.000000"] * 3 + ["0.000000"]
+    assert [row["iou_core"] for row in rows] == ["", "1.000000", "1.000000", "0.000000"]
+    assert float(rows[1]["area"]) == pytest.approx((labels_of(images)[1] > 0).mean(), abs=1e-6)
+    # An output folder can be an input.
+    for i in range(4):
+        data = (tmp_path / f"out/masks/{i}_Segmentation.png").read_bytes()
+        labels = pipeline.decode_labels(data, "mask", CLASSES)
+        np.testing.assert_array_equal(labels, labels_of(images)[i])
+    grey = np.asarray(Image.open(tmp_path / "out/probabilities/1.png"))
+    assert (grey == 255).all()
+    assert not np.asarray(Image.open(tmp_path / "out/entropies/1.png")).any()
+    html = (tmp_path / "out/report.html").read_text()
+    assert "By class" in html and "share that is right" in html and "true contour" not in html
+    text = format_metrics(metrics)
+    assert any(line.split() == ["core", "3", "0.6667", "0.6667"] for line in text.splitlines())
+
+
+def test_validation_is_of_the_mean_over_classes(sampler):
+    process = Process(SCHEDULE, "x0", mask_channels=K)
+    predictor, images = make_predictor(Exact(), process, sampler, 0), images_of(4, 8, 8)
+    source = pipeline.ResizedSource(Records(records_of(images)), 8, classes=CLASSES)
+    iou, (_, truth, prediction) = validate(predictor, {}, source)
+    assert iou == pytest.approx(3 / 4)
+    np.testing.assert_array_equal(truth[:3], prediction[:3])
+    assert not truth[3].any() and prediction[3].any()
+    np.testing.assert_array_equal(prediction[0][labels_of(images)[0] == 2][0], CLASS_COLOURS[1])
+
+
+def test_the_files_of_an_image(tmp_path):
+    labels = np.zeros((40, 60), np.uint8)
+    labels[5:35, 5:30], labels[5:35, 35:55] = 1, 2
+    probability = np.float32((one_hot(labels) + 1) / 2 * 0.4 + 0.2)
+    combined = ensemble.Combined(labels, probability, np.full(labels.shape, 0.25))
+    image, truth = np.full((40, 60, 3), 90, np.uint8), np.where(labels == 2, 0, labels)
+    OutputFolder(tmp_path, CLASSES).write("a", image, combined, truth)
+    read = lambda name: np.asarray(Image.open(tmp_path / name))
+    np.testing.assert_array_equal(read("masks/a_Segmentation.png"), np.uint8([0, 7, 200])[labels])
+    assert (read("probabilities/a.png") == round(255 * 0.6)).all()
+    assert (read("deviations/a.png") == 128).all()
+    bits = -(0.6 * np.log2(0.6) + 0.4 * np.log2(0.2)) / np.log2(3)
+    assert (read("entropies/a.png") == round(255 * bits)).all()
+    overlay = np.int32(read("overlays/a.jpg"))
+    assert abs(overlay[5, 15] - CLASS_COLOURS[0]).max() < 40
+    assert abs(overlay[5, 45] - CLASS_COLOURS[1]).max() < 40
+    assert abs(overlay[20, 15] - 90).max() < 10
+    case = make_case("a", image, probability, labels, None, truth, None, None, None)
+    assert case.truth != case.prediction != case.image
+    shares = np.uint8(255 * np.eye(3))[labels]
+    np.testing.assert_array_equal(
+        mix_classes(shares)[20, [0, 10, 40]], [(0, 0, 0), *CLASS_COLOURS[:2]]
+    )
+
+
+def test_a_class_of_no_image(tmp_path):
+    empty = np.zeros((4, 4), bool)
+    scores, tags = segmentation_scores(empty, empty), {}
+    row = {"id": "a", "area": 0.0, "disagreement": None, "scores": scores}
+    tags = dict.fromkeys(("dark_corners", "hair"), "no") | {
+        "contrast": "none",
+        "lesion_size": "none",
+    }
+    levels = calibration_levels(np.ones((4, 4), np.float32), ~empty)
+    row |= {"tags": tags, "levels": levels, "classes": {"lesion": scores, "core": None}}
+    metrics = write_metrics(tmp_path, [row], {})
+    assert metrics["classes"] == {"lesion": {"images": 1, **scores}, "core": {"images": 0}}
+    assert any(line.split() == ["core", "0"] for line in format_metrics(metrics).splitlines())
