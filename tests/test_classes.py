@@ -63,7 +63,7 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
     config.data.soft_masks = name == "unet"
     train(config, str(tmp_path / "run"))
     out = capsys.readouterr().out
-    assert "core: " in out and "in 12 images" in out
+    assert "core: " in out and "in 12 of them" in out
     with (tmp_path / "run/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert all(0 < float(row["loss"]) < 4 for row in rows if row["loss"])

@@ -69,7 +69,7 @@ def format_statistics(summary: dict[str, Any]) -> str:
     mean, std = (" ".join(f"{v:.0f}" for v in summary[name]) for name in colours)
     some = f" ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)})" if empty else ""
     classes = [
-        f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} images"
+        f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} of them"
         for name, row in summary.get("classes", {}).items()
     ]
     return "\n".join(

@@ -83,7 +83,7 @@ def write_failures(path: str | os.PathLike, failures: dict[str, str]) -> None:
 
 
 def format_metrics(metrics: dict) -> str:
-    """The means, the interval of the mean IoU and an aligned table of the strata, for a terminal.
+    """The means, the interval of the mean IoU and a table of strata and classes, for a terminal.
 
     Args:
       metrics: what `write_metrics` returns.
@@ -95,6 +95,8 @@ def format_metrics(metrics: dict) -> str:
         for i, (value, row) in enumerate(strata.items()):
             numbers = (str(row["num_images"]), f"{row['iou']:.4f}", f"{row['dice']:.4f}")
             rows.append(("" if i else tag.replace("_", " "), value, *numbers))
+    if "classes" in metrics:
+        rows.append(("class", "", "images", "iou", "dice"))
     for name, row in metrics.get("classes", {}).items():
         means_of_class = [f"{row[s]:.4f}" if s in row else "" for s in ("iou", "dice")]
         rows.append((name, "", str(row["images"]), *means_of_class))

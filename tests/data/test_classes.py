@@ -182,7 +182,7 @@ def test_statistics_of_each_class():
         "lesion": {"share": (0.25 + 0.625) / 2, "images": 2},
         "core": {"share": 0.1875, "images": 1},
     }
-    assert "core: 18.8% of the mask on average, in 1 images" in format_statistics(summary)
+    assert "core: 18.8% of the mask on average, in 1 of them" in format_statistics(summary)
 
 
 def test_the_sheet_has_an_outline_for_each_class():
