@@ -91,9 +91,10 @@ def main() -> None:
     options = options.parse_args()
     keep_compiled_programs()
     most = max(options.votes)
-    data = load(options.workdir, max(options.steps), most).config.data
+    trained = load(options.workdir, max(options.steps), most)
+    data = trained.config.data
     records = load_source(data.dataset, "validation", *where(data))
-    examples = NativeExamples(records, data.image_size, data.colour_constancy)
+    examples = NativeExamples(records, trained.input_size, data.colour_constancy)
     # Without the image, which may be 20 MB.
     examples = [
         {name: example[name] for name in ("id", "input", "truth")}

@@ -3,7 +3,8 @@
 python train.py --config=configs/cvc_clinicdb.py --workdir=runs/cvc_clinicdb \
     --config.data.manual_dir=FOLDER
 
-Train, validation and test images are of other videos: see docs/data.md.
+The splits are stretches of frames, so that two videos at most are cut: see docs/data.md. Published
+in the paper: nothing.
 Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
 """
 

@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     train.trackers = ("tensorboard",)  # and, or, wandb, mlflow; (): none
     train.checkpoint_every = 500  # steps; and at the end
 
-    config.validation = validation = ConfigDict()  # during training, at data.image_size
+    config.validation = validation = ConfigDict()  # during training, of images as resized for it
     validation.every = 500  # steps; 0: off, then sample.py takes the last checkpoint
     validation.num_images = 64  # the first of the validation split
     validation.steps = 5  # of the sampler, whose other fields hold

@@ -3,6 +3,7 @@
 python train.py --config=configs/ph2.py --workdir=runs/ph2 --config.data.manual_dir=FOLDER
 
 140 images are few to train on: rather train on ISIC and test on all of these, see docs/data.md.
+Published in the paper: nothing.
 Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
 """
 

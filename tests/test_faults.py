@@ -140,14 +140,15 @@ def test_masks_that_do_not_fit_are_failures_and_the_others_are_scored(workdir, t
     for name in ("good", "labels", "small", "none"):
         image(20, 30).save(images / f"{name}.jpg")
     Image.fromarray(255 * np.eye(20, 30, dtype=np.uint8)).save(masks / "good.png")
-    Image.fromarray(np.eye(20, 30, dtype=np.uint8)).save(masks / "labels_mask.png")
+    labels = np.diag([1, 2] * 10 + [0] * 10)[:20].astype(np.uint8)
+    Image.fromarray(labels).save(masks / "labels_mask.png")
     Image.fromarray(255 * np.eye(10, 15, dtype=np.uint8)).save(masks / "small_Segmentation.png")
     flags = f"--images={images}", f"--masks={masks}", f"--out={tmp_path / 'out'}"
     said, _ = run("sample.py", f"--workdir={workdir}", *flags, status=2)
     assert "(1 images)" in said
     failures = read_failures(tmp_path / "out")
     assert failures["labels"].startswith(
-        "mask of labels: the mask has values other than 0 and 255 (1)"
+        "mask of labels: the mask has 3 values (0, 1, 2): make it 0 and one other value"
     )
     assert failures["small"] == "the image is (20, 30) but its mask (10, 15) pixels"
     assert failures["none.jpg"].startswith(f"no mask in {masks}: ")

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from segdiff_jax.command import run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
-from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.augment import Augmentation, random_patch
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_training_source, where
@@ -34,9 +34,12 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
     data = config.data
     records = load_training_source(data.dataset, data.extra_datasets, *where(data))
     looks = {"colour_constancy": data.colour_constancy, "classes": classes_of(data)}
-    source = ResizedSource(records, data.image_size, **looks)
+    source = ResizedSource(records, data.full_size or data.image_size, **looks)
     chosen = np.random.default_rng(seed).permutation(len(source))[:count]
     image, mask = (np.stack([source[i][k] for i in chosen]) for k in ("image", "mask"))
+    if data.full_size:
+        keys = jax.random.split(jax.random.key(seed), count)
+        image, mask = map(np.asarray, random_patch(keys, image, mask, data.image_size))
     columns = {"clean": enlarge(image)}
     off, whole = dict.fromkeys(config.augment, 0), jax.jit(Augmentation(**config.augment))
     augments = {name: jax.jit(Augmentation(**off | {name: 1.0})) for name in ARTEFACTS}

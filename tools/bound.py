@@ -18,7 +18,7 @@ import segdiff_jax
 from segdiff_jax.command import MISTAKES, keep_compiled_programs
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.diffusion.bound import Bound, variational_bound
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import gaussian_noise
@@ -62,7 +62,9 @@ def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[
     """Of each image: the bound, its prior and the terms of each step; f32[N], f32[N], f32[N, T]."""
     model = segdiff_jax.load(workdir)
     bound_fn, data = make_bound_fn(model), model.config.data
-    records = load_source(data.dataset, split, data.dir, data.manual_dir)
+    if data.full_size:
+        raise ValueError(f"data.full_size={data.full_size}: the bound is of whole images only")
+    records = load_source(data.dataset, split, *where(data))
     options = {"limit": num_images or None, "colour_constancy": data.colour_constancy}
     source = ResizedSource(records, data.image_size, cache=False, **options)
     examples, found = ({"number": i, **source[i]} for i in range(len(source))), []

@@ -163,7 +163,7 @@ class Comparison:
         if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
             records = load_source(data.dataset, split, *where(data))
-            examples = NativeExamples(records, data.image_size, data.colour_constancy)
+            examples = NativeExamples(records, trained.input_size, data.colour_constancy)
             sources = trained.predictor, trained.variables, examples
             evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
         return json.loads(path.read_text())

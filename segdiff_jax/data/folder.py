@@ -166,7 +166,8 @@ def _passed_over(folder: Path, other: str | None) -> bool:
 
 def _masks_of(name: str, named: Mapping[str, Sequence[Path]], endings: Sequence[str]) -> list[Path]:
     """`named`: lower-case name without ending -> files; those in the image's own case win."""
-    found = [path for ending in endings for path in named.get((name + ending).lower(), ())]
+    names = dict.fromkeys((name + ending).lower() for ending in endings)
+    found = [path for each in names for path in named.get(each, ())]
     stem = name.rpartition("/")[2]
     own = [p for p in found if unicodedata.normalize("NFC", p.stem).startswith(stem)]
     return sorted(own or found)

@@ -49,10 +49,28 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     if len(others):
         some = ", ".join(map(str, others[:3]))
         raise ValueError(
-            f"{name}: the mask has values other than 0 and 255 ({some}): make it 0 where there is "
-            "skin and 255 where there is lesion"
+            f"{name}: the mask has values other than 0 and 255 ({some}): make it 0 on the "
+            "background and 255 on the foreground"
         )
     return mask
+
+
+def decode_two_values(data: bytes, name: str) -> np.ndarray:
+    """Encoded mask of 0 and any one other value -> u8[H, W], 0 or 255, upright.
+
+    Raises:
+        ValueError: as of `decode_image`, or if it holds more values.
+    """
+    mask = decode_grey(data, name)
+    values = np.unique(mask)
+    if len(values[values > 0]) > 1:
+        some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+        raise ValueError(
+            f"{name}: the mask has {len(values)} values ({some}): make it 0 and one other value, "
+            "or, if it has several classes, name them in data.classes; JPEG blurs masks, save them "
+            "as PNG"
+        )
+    return np.where(mask, 255, 0).astype(np.uint8)
 
 
 def decode_grey(data: bytes, name: str) -> np.ndarray:

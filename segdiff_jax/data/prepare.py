@@ -134,22 +134,26 @@ def _open(
     name, _, config = dataset.partition("/")
     if name not in _BUILDERS:
         raise ValueError(f"{field}={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
-    module, given = importlib.import_module(_BUILDERS[name]), "data.manual_dir"
+    module, folders = importlib.import_module(_BUILDERS[name]), {"data.manual_dir": manual_dir}
     if name == "paired_folder":
         config = module.config_of(folder or Folder("", ""))
-        manual_dir, given = folder.images, "data.images"
+        folders = {"data.images": folder.images, "data.masks": folder.masks}
+        manual_dir = folder.images
     builder_cls = module.Builder
-    if config and config not in builder_cls.builder_configs:
-        known = ", ".join(f"{name}/{known}" for known in builder_cls.builder_configs)
+    configs = builder_cls.builder_configs
+    if (config or configs) and (config or "default") not in configs:
+        known = ", ".join(f"{name}/{known}" for known in configs)
         raise ValueError(f"{field}={dataset!r} is unknown; there are {known}")
     make = functools.partial(
         builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
     )
     builder = make()
-    if manual_dir is not None and not Path(manual_dir).expanduser().is_dir():
+    for given, path in folders.items():
+        if path is None or Path(path).expanduser().is_dir():
+            continue
         if not builder.data_path.exists():
-            raise ValueError(f"{given}={manual_dir!r} is not a folder")
-        print(f"{manual_dir} is not there; reading {builder.data_path}, built before", flush=True)
+            raise ValueError(f"{given}={path!r} is not a folder")
+        print(f"{path} is not there; reading {builder.data_path}, built before", flush=True)
         manual_dir = None
     if not _is_current(builder, manual_dir):
         builder = _build(make, manual_dir)
@@ -191,7 +195,7 @@ def _build(make: functools.partial, manual_dir: str | None) -> tfds.core.Dataset
             shutil.rmtree(left_over)
         former = path.with_name("incomplete.former")
         if path.exists():
-            print(f"{manual_dir} holds other archives than {path} was built of: building again")
+            print(f"{manual_dir} holds other files than {path} was built of: building again")
             path.rename(former)
         try:
             builder = make()

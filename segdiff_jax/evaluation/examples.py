@@ -14,7 +14,7 @@ from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.pipeline import (
     decode_image,
     decode_labels,
-    decode_mask,
+    decode_two_values,
     record_id,
     resize_image,
 )
@@ -125,4 +125,4 @@ class NativeExamples(Sequence):
     def _decode_mask(self, data, name):
         if self.classes:
             return decode_labels(data, name, self.classes)
-        return decode_mask(data, name) > 127
+        return decode_two_values(data, name) > 127

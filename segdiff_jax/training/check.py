@@ -44,6 +44,8 @@ def check_config(config: ConfigDict) -> None:
         if config[section][field] < least:
             value = config[section][field]
             raise ValueError(f"{section}.{field}={value} must be at least {least}")
+    if not 0 <= config.sampler.overlap < 1:
+        raise ValueError(f"sampler.overlap={config.sampler.overlap} must be from 0 to below 1")
     size, full_size = config.data.image_size, config.data.full_size
     if 0 != full_size < size:
         raise ValueError(f"data.full_size={full_size} must be 0 or at least data.image_size={size}")

@@ -72,6 +72,9 @@ class Run:
         check_config(config)
         self._config, self._workdir = config, workdir
         self._settings = json.loads(config.to_json())
+        for field in ("images", "masks"):  # Another command may start elsewhere.
+            if path := self._settings["data"][field]:
+                self._settings["data"][field] = str(Path(path).expanduser().absolute())
         self._classes = classes_of(config.data)
         model = make_model(config.model, parallel.AXIS)
         process = make_process(config.diffusion, mask_channels(self._classes))
@@ -124,7 +127,7 @@ class Run:
             )
         if meta is not None:
             report_changes(meta["config"], self._settings, workdir, accept_changes)
-        self._open_data()
+        self._open_data(shows=meta is None)
         self._make_step_fns()
         if meta is None:
             state, self._elapsed = self._first_state(), 0.0
@@ -169,14 +172,14 @@ class Run:
         print(f"starting from the parameters of {checkpoint}", flush=True)
         return jax.jit(self._create_state)(variables)
 
-    def _open_data(self) -> None:
+    def _open_data(self, shows: bool) -> None:
         data, train = self._config.data, self._config.train
         size = data.full_size or data.image_size
         prepare = lambda records, limit=None: ResizedSource(
             records, size, data.cache, limit, data.colour_constancy, data.dir, self._classes
         )
         training = load_training_source(data.dataset, data.extra_datasets, *where(data))
-        if training.statistics and parallel.is_main():
+        if shows and training.statistics and parallel.is_main():
             show_overview(training, self._workdir / "data.png", self._classes)
         self._train = prepare(training)
         validation = load_source(data.dataset, "validation", *where(data))

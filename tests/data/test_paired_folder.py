@@ -141,7 +141,7 @@ def test_folders_that_are_not_there_are_named(tmp_path, folder, message):
 
 
 def test_a_missing_folder_of_masks_and_a_single_pair(mine, tmp_path):
-    with pytest.raises(ValueError, match="nowhere is no folder, file or pattern"):
+    with pytest.raises(ValueError, match="data.masks=.*nowhere. is not a folder"):
         load_mine(mine._replace(masks=str(tmp_path / "nowhere")))
     for name in NAMES[1:]:
         for path in tmp_path.glob(f"*/{name}[._]*"):

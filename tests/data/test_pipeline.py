@@ -154,6 +154,15 @@ def test_a_mask_with_other_values_is_refused(values, named):
         pipeline.decode_mask(data, "mask of a")
 
 
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (7,), (0,)])
+def test_a_mask_of_zero_and_one_other_value_is_read(values):
+    data = encode(Image.fromarray(np.uint8([values])))
+    expected = [[255 * (value > 0) for value in values]]
+    np.testing.assert_array_equal(pipeline.decode_two_values(data, "a"), expected)
+    with pytest.raises(ValueError, match=r"^a: the mask has 3 values \(1, 2, 9\): make it 0 and"):
+        pipeline.decode_two_values(encode(Image.fromarray(np.uint8([[1, 2, 9]]))), "a")
+
+
 @pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP"])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])

@@ -115,7 +115,7 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     write_2016(manual, [*IDS, "ISIC_0000004"])
     assert len(ISIC_2016("train", data_dir)) == 3
     assert len(ISIC_2016("train", data_dir, manual)) == 4
-    assert f"{manual} holds other archives" in capsys.readouterr().out
+    assert f"{manual} holds other files" in capsys.readouterr().out
 
     write_2016(manual, masked=IDS[1:])
     with pytest.raises(ValueError, match="image without mask"):

@@ -9,17 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
-from segdiff_jax.data.pipeline import decode_grey, decode_labels, decode_mask
+from segdiff_jax.data.pipeline import (
+    decode_grey,
+    decode_labels,
+    decode_mask,
+    decode_two_values,
+)
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
-
-_NAMED = 8  # values of a mask in a message
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -114,17 +116,11 @@ def _pair(
         if classes:
             labels = decode_labels(mask.read_bytes(), str(mask), classes)
             return pairs.encode_png(classes.file_values(labels))
-        labels = decode_grey(mask.read_bytes(), str(mask))
-        values = np.unique(labels)
-        if len(values[values > 0]) > 1:
-            some = ", ".join(map(str, values[:_NAMED])) + ", ..." * (len(values) > _NAMED)
-            raise ValueError(
-                f"the mask has {len(values)} values ({some}): make it 0 and one other value, or, "
-                "if it has several classes, name them in data.classes; JPEG blurs masks, save them "
-                "as PNG"
-            )
-        foreground.update({str(mask): int(value) for value in values[values > 0]})
-        return pairs.encode_png(np.where(labels, 255, 0).astype(np.uint8))
+        data, name = mask.read_bytes(), str(mask)
+        binary = decode_two_values(data, name)
+        if binary.any():
+            foreground[name] = int(decode_grey(data, name).max())
+        return pairs.encode_png(binary)
 
     return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(str(mask), read))
 
