@@ -38,7 +38,9 @@ def workdirs(tmp_path_factory):
         folders[name] = tmp_path_factory.mktemp(name)
         saved = config.to_dict()
         if name == "segdiff":  # As of a run that did not know these fields yet.
-            del saved["objective"], saved["data"]["images"], saved["data"]["mask_endings"]
+            del saved["objective"]
+            for field in ("images", "mask_endings", "classes", "mask_values"):
+                del saved["data"][field]
         with Checkpoints(folders[name]) as checkpoints:
             checkpoints.save_best(1, variables, {"config": saved, "step": 1})
     return folders
@@ -55,7 +57,7 @@ def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
     assert unet.settings["model"] == "unet" and "steps" not in unet.settings
     assert sorted(unet.variables) == ["batch_stats", "params"]
     segdiff = load(workdirs["segdiff"])
-    assert segdiff.config.data.images == ""
+    assert segdiff.config.data.images == "" and segdiff.classes is None
     assert tuple(segdiff.config.data.mask_endings) == MASK_ENDINGS
     assert segdiff.config.objective == "diffusion" and segdiff.settings["steps"] == 2
     assert segdiff.settings["temperature"] == 1 and segdiff.history == []
