@@ -143,6 +143,7 @@ def test_scores_of_other_settings_are_made_anew(comparison, monkeypatch):
     data = default.get_config().data
     changed = SimpleNamespace(
         settings={"model": "other"},
+        input_size=64,
         config=SimpleNamespace(data=data),
         predictor=None,
         variables=None,

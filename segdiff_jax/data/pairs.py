@@ -14,8 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
+from segdiff_jax.data.decode import decode_grey, decode_image, decode_mask
 from segdiff_jax.data.folder import files_by_name
-from segdiff_jax.data.pipeline import decode_grey, decode_image, decode_mask
 
 _LISTED = 20
 

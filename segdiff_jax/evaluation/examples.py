@@ -11,13 +11,8 @@ import numpy as np
 from segdiff_jax.data.artefacts import add_artefact, find_artefact
 from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.colour import find_colour_constancy
-from segdiff_jax.data.pipeline import (
-    decode_image,
-    decode_labels,
-    decode_two_values,
-    record_id,
-    resize_image,
-)
+from segdiff_jax.data.decode import decode_image, decode_labels, decode_two_values
+from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.evaluation.strata import condition_tags
 
 

@@ -6,13 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.pipeline import (
-    decode_image,
-    decode_labels,
-    decode_mask,
-    record_id,
-    size_within,
-)
+from segdiff_jax.data.decode import decode_image, decode_labels, decode_mask
+from segdiff_jax.data.pipeline import record_id, size_within
 from segdiff_jax.data.prepare import Records
 from segdiff_jax.data.statistics import format_statistics
 from segdiff_jax.evaluation.outputs import (

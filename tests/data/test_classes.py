@@ -12,6 +12,7 @@ from PIL import Image
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.augment import Augmentation, random_patch
 from segdiff_jax.data.classes import Classes, classes_of, mask_channels
+from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.data.prepare import load_source
@@ -87,7 +88,7 @@ GREY = CLASSES.file_values(LABELS)
 def test_decodes_labels(image, classes):
     if isinstance(image, np.ndarray) and image.shape[2:] == (2,):
         image = Image.fromarray(image, "LA")
-    labels = pipeline.decode_labels(png(image), "a", classes)
+    labels = decode_labels(png(image), "a", classes)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, LABELS)
 
@@ -96,7 +97,7 @@ def test_decodes_labels_upright():
     file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 3  # Turned by half.
     Image.fromarray(GREY[::-1, ::-1]).save(file, "PNG", exif=exif)
-    np.testing.assert_array_equal(pipeline.decode_labels(file.getvalue(), "a", CLASSES), LABELS)
+    np.testing.assert_array_equal(decode_labels(file.getvalue(), "a", CLASSES), LABELS)
 
 
 def test_other_values_and_colours_are_refused():
@@ -105,14 +106,14 @@ def test_other_values_and_colours_are_refused():
         "one for each of data.classes=('skin', 'lesion', 'core')"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
-        pipeline.decode_labels(png(LABELS), "mask a", CLASSES)
+        decode_labels(png(LABELS), "mask a", CLASSES)
     many = np.arange(16, dtype=np.uint8).reshape(4, 4)
     with pytest.raises(ValueError, match=re.escape("16 values (0, 1, 2, 3, 4, 5, 6, 7, ...)")):
-        pipeline.decode_labels(png(many), "a", CLASSES)
+        decode_labels(png(many), "a", CLASSES)
     with pytest.raises(ValueError, match="mask a: the mask is in colours"):
-        pipeline.decode_labels(png(np.dstack([GREY, GREY, LABELS])), "mask a", CLASSES)
+        decode_labels(png(np.dstack([GREY, GREY, LABELS])), "mask a", CLASSES)
     with pytest.raises(ValueError, match="mask a: cannot be decoded"):
-        pipeline.decode_labels(b"text", "mask a", CLASSES)
+        decode_labels(b"text", "mask a", CLASSES)
 
 
 def record(labels, name="a"):
@@ -218,7 +219,7 @@ def test_ones_own_folder_of_several_classes(mine, tmp_path):
     records = load_mine(mine, tmp_path)
     assert len(records) == 6
     for one in records:
-        labels = pipeline.decode_labels(one["mask"], "a", CLASSES)
+        labels = decode_labels(one["mask"], "a", CLASSES)
         assert (labels == np.repeat([0, 1, 2], 10)).all()
     assert records.statistics["classes"]["core"] == {"share": pytest.approx(1 / 3), "images": 6}
     # Other names and values are other builds.

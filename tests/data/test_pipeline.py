@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data import pipeline
+from segdiff_jax.data.decode import decode_image, decode_mask, decode_two_values
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
 
@@ -85,15 +86,13 @@ def order(iterator, batches):
     ],
 )
 def test_decodes_any_kind_of_image_to_rgb(image, expected):
-    decoded = pipeline.decode_image(encode(image), "a")
+    decoded = decode_image(encode(image), "a")
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, expected)
 
 
 def test_decodes_cmyk():
-    decoded = pipeline.decode_image(
-        encode(Image.new("CMYK", (16, 8), (0, 255, 255, 0)), "JPEG"), "a"
-    )
+    decoded = decode_image(encode(Image.new("CMYK", (16, 8), (0, 255, 255, 0)), "JPEG"), "a")
     assert decoded.shape == (8, 16, 3)
     np.testing.assert_allclose(np.int32(decoded), np.full((8, 16, 3), (255, 0, 0)), atol=3)
 
@@ -105,16 +104,16 @@ def test_decodes_a_bmp_of_16_bits_for_all_colours():
     )
     header = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0) + masks
     data = b"BM" + struct.pack("<IHHI", 70, 0, 0, 66) + header + pixels
-    np.testing.assert_array_equal(pipeline.decode_image(data, "a"), [[[255, 0, 0], [0, 255, 0]]])
+    np.testing.assert_array_equal(decode_image(data, "a"), [[[255, 0, 0], [0, 255, 0]]])
 
 
 def test_decodes_48_megapixels():
     data = encode(Image.new("L", (8000, 6000), 7), compress_level=1)
-    assert pipeline.decode_image(data, "a").shape == (6000, 8000, 3)
+    assert decode_image(data, "a").shape == (6000, 8000, 3)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_turns_upright_what_exif_says_is_turned(decode, orientation):
     corners = np.zeros((2, 3), np.uint8)
     corners[0, 0] = 255  # Where it is seen, by its orientation:
@@ -139,7 +138,7 @@ def test_turns_upright_what_exif_says_is_turned(decode, orientation):
     ids=["grey", "rgb", "1 bit", "grey and alpha", "1 x 1"],
 )
 def test_decodes_any_kind_of_mask_to_0_or_255(image, expected):
-    decoded = pipeline.decode_mask(encode(image), "a")
+    decoded = decode_mask(encode(image), "a")
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, expected)
 
@@ -151,19 +150,19 @@ def test_a_mask_with_other_values_is_refused(values, named):
     data = encode(Image.fromarray(np.uint8([values])))
     message = rf"^mask of a: the mask has values other than 0 and 255 \({named}\): make it 0"
     with pytest.raises(ValueError, match=message):
-        pipeline.decode_mask(data, "mask of a")
+        decode_mask(data, "mask of a")
 
 
 @pytest.mark.parametrize("values", [(0, 1), (0, 255), (7,), (0,)])
 def test_a_mask_of_zero_and_one_other_value_is_read(values):
     data = encode(Image.fromarray(np.uint8([values])))
     expected = [[255 * (value > 0) for value in values]]
-    np.testing.assert_array_equal(pipeline.decode_two_values(data, "a"), expected)
+    np.testing.assert_array_equal(decode_two_values(data, "a"), expected)
     with pytest.raises(ValueError, match=r"^a: the mask has 3 values \(1, 2, 9\): make it 0 and"):
-        pipeline.decode_two_values(encode(Image.fromarray(np.uint8([[1, 2, 9]]))), "a")
+        decode_two_values(encode(Image.fromarray(np.uint8([[1, 2, 9]]))), "a")
 
 
-@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "BMP"])
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
 def test_truncated_files_are_named(decode, format, share):
@@ -173,7 +172,7 @@ def test_truncated_files_are_named(decode, format, share):
         decode(data[: int(share * len(data))], "ISIC_7")
 
 
-@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -190,7 +189,7 @@ def test_empty_files_and_text_are_named(decode, data, reason):
 def test_a_mask_that_cannot_be_converted_is_named():
     data = encode(Image.new("LAB", (2, 1)), "TIFF")
     with pytest.raises(ValueError, match=r"^mask of a: cannot be decoded .*conversion from LAB"):
-        pipeline.decode_mask(data, "mask of a")
+        decode_mask(data, "mask of a")
 
 
 def png_of_16_bit_colours():
@@ -212,7 +211,7 @@ def png_of_16_bit_colours():
     ],
     ids=["16-bit grey", "float", "16-bit colours"],
 )
-@pytest.mark.parametrize("decode", [pipeline.decode_image, pipeline.decode_mask])
+@pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_more_than_8_bits_are_refused(decode, data):
     with pytest.raises(ValueError, match=r"^ISIC_7: more than 8 bits a channel: convert it"):
         decode(data, "ISIC_7")
@@ -220,12 +219,12 @@ def test_more_than_8_bits_are_refused(decode, data):
 
 def test_a_decompression_bomb_is_refused_unread(monkeypatch):
     bomb = encode(Image.fromarray(RGB))
-    monkeypatch.setattr(pipeline, "MOST_PIXELS", 3)
+    monkeypatch.setattr("segdiff_jax.data.decode.MOST_PIXELS", 3)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was read"))
     for pillows in (None, 3, 1):  # Beyond its limit, Pillow warns; beyond twice, it raises itself.
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
         with pytest.raises(ValueError, match=r"^ISIC_7: 4 pixels may be a decompression bomb"):
-            pipeline.decode_image(bomb, "ISIC_7")
+            decode_image(bomb, "ISIC_7")
 
 
 def test_resizing_an_image_antialiases():

@@ -13,6 +13,7 @@ from scipy import special
 from sklearn.metrics import jaccard_score
 
 from segdiff_jax.data import pipeline
+from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.evaluation import ensemble
@@ -300,7 +301,7 @@ def test_an_evaluation(sampler, tmp_path):
     # An output folder can be an input.
     for i in range(4):
         data = (tmp_path / f"out/masks/{i}_Segmentation.png").read_bytes()
-        labels = pipeline.decode_labels(data, "mask", CLASSES)
+        labels = decode_labels(data, "mask", CLASSES)
         np.testing.assert_array_equal(labels, labels_of(images)[i])
     grey = np.asarray(Image.open(tmp_path / "out/probabilities/1.png"))
     assert (grey == 255).all()

@@ -48,6 +48,7 @@ def test_the_masks_features_gate_the_images():
     np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_level_and_every_input_reaches_the_output():
     model = MedSegDiff(**TINY)
     params, rng = random_params(model), np.random.default_rng(0)

@@ -13,13 +13,8 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
+from segdiff_jax.data.decode import decode_grey, decode_labels, decode_mask, decode_two_values
 from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
-from segdiff_jax.data.pipeline import (
-    decode_grey,
-    decode_labels,
-    decode_mask,
-    decode_two_values,
-)
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
 
