@@ -93,6 +93,8 @@ def main() -> None:
     most = max(options.votes)
     trained = load(options.workdir, max(options.steps), most)
     data = trained.config.data
+    if data.classes:
+        raise SystemExit(f"data.classes={tuple(data.classes)}: this measures two classes")
     records = load_source(data.dataset, "validation", *where(data))
     examples = NativeExamples(records, trained.input_size, data.colour_constancy)
     # Without the image, which may be 20 MB.

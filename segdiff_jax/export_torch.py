@@ -23,7 +23,6 @@ from segdiff_jax.models.original import torch_from_params
 
 # Fields that say how a network is trained and sampled, and their only values in the original.
 FIXED = {
-    "data": {"classes": []},
     "model": {"name": "segdiff", "norm_groups": 32, "rrdb_scan": False},
     "diffusion": {
         "self_conditioning": False,
@@ -51,6 +50,8 @@ def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str
     checkpoint = find_checkpoint(path)
     meta = load_meta(checkpoint)
     config = meta["config"]
+    if config["data"].get("classes"):
+        raise ValueError(f"data.classes={config['data']['classes']}: the original has two classes")
     model = make_model(ConfigDict(config["model"]))
     for section, fields in FIXED.items():
         for field, only in fields.items():

@@ -69,13 +69,16 @@ def decode_labels(data: bytes, name: str, classes: Classes) -> np.ndarray:
     """Encoded mask of several classes -> labels u8[H, W], upright; of a palette, the indices.
 
     Raises:
-        ValueError: as of `decode_image`, or if it is in colours or holds values of no class.
+        ValueError: as of `decode_image`, or if it is in colours, has a single bit or holds values
+            of no class.
     """
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
         raise ValueError(
             f"{name}: the mask is in colours: make it grey or a palette, of data.mask_values"
         )
+    if image.mode == "1":
+        raise ValueError(f"{name}: the mask has 1 bit, which tells two classes: save it with 8")
     # Of a palette with transparency, too.
     image = image.getchannel(0) if image.mode in ("P", "PA") else image.convert("L")
     return classes.labels(np.asarray(image), name)

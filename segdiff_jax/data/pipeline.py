@@ -95,8 +95,8 @@ class ResizedSource:
         shape = length if cache else 0, image_size, image_size, 3 + mask_channels(classes)
         self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
         if cache and length and data_dir is not None and fingerprint:
-            how = colour_constancy + ("-" + "_".join(map(str, classes.values)) if classes else "")
-            name = f"{fingerprint}-{length}-{image_size}-{how}-v{RESIZE_VERSION}.npy"
+            # The fingerprint is that of a build, whose name tells classes from others.
+            name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
             self._file = Path(data_dir) / "resized" / name
         kept = self._file and read_array(self._file, shape)
         self._cached = np.zeros(shape, np.uint8) if kept is None else kept

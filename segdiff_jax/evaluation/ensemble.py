@@ -105,7 +105,8 @@ def temper(probability: np.ndarray, temperature: float) -> np.ndarray:
 
     Args:
       probability: f32[N], f32[H, W] or f32[H, W, K], from 0 to 1; taken to be within 1/510 and
-        509/510, half a step of 8-bit files, so that what seems certain has log odds, too.
+        509/510, half a step of 8-bit files, so that what seems certain has log odds, too. The
+        least of several classes is 1/510 / (K - 1).
       temperature: above 0; above 1 it makes less certain; 1 changes nothing.
     Returns:
       f32 of the same shape.
@@ -113,7 +114,8 @@ def temper(probability: np.ndarray, temperature: float) -> np.ndarray:
     if temperature == 1:
         return probability
     if probability.ndim == 3:
-        logs = np.log(np.clip(probability, 1 / 510, 509 / 510)) / temperature
+        least = 1 / 510 / (probability.shape[-1] - 1)
+        logs = np.log(np.clip(probability, least, 509 / 510)) / temperature
         return special.softmax(logs, axis=-1).astype(np.float32)
     odds = special.logit(np.clip(probability, 1 / 510, 509 / 510))
     return special.expit(odds / temperature).astype(np.float32)
@@ -134,14 +136,14 @@ def entropy(probability: np.ndarray) -> np.ndarray:
 def standard_deviation(samples: np.ndarray) -> np.ndarray:
     """Standard deviation over the votes of clip((x + 1) / 2, 0, 1).
 
-    Of several classes, the mean over these of that of the votes' probabilities. Arguments and
+    Of several classes, the greatest over these of that of the votes' probabilities. Arguments and
     errors are those of `mean`.
 
     Returns:
       f32[H, W], from 0 (all votes agree, or there is only one) to 0.5 (they split evenly).
     """
     deviation = _probabilities(samples).std(axis=0)
-    return deviation if deviation.ndim == 2 else deviation.mean(axis=-1)
+    return deviation if deviation.ndim == 2 else deviation.max(axis=-1)
 
 
 def vote_disagreement(samples: np.ndarray) -> float | None:
@@ -229,6 +231,6 @@ def _probabilities(samples: np.ndarray) -> np.ndarray:
 def _votes(samples: np.ndarray) -> np.ndarray:
     """Each sample's mask: bool[V, H, W] or, of several classes, u8[V, H, W]."""
     probabilities = _probabilities(samples)
-    if probabilities.ndim == 4:
-        return probabilities.argmax(axis=-1).astype(np.uint8)
+    if probabilities.ndim == 4:  # Of the samples: beyond +1, all probabilities are alike.
+        return np.argmax(samples, axis=-1).astype(np.uint8)
     return probabilities > 0.5

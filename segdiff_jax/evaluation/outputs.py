@@ -1,5 +1,6 @@
 """The files of an evaluation: what is written of each image, at its own size."""
 
+import colorsys
 import contextlib
 import errno
 import hashlib
@@ -24,7 +25,7 @@ FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "reco
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
-# Of several classes, from the first after the background; then they begin again.
+# Of several classes, from the first after the background; further ones are made.
 CLASS_COLOURS = PREDICTION_COLOUR, (255, 92, 170), TRUTH_COLOUR, (90, 220, 100), (255, 150, 60)
 
 
@@ -200,7 +201,11 @@ class OutputFolder:
 
 def class_colour(k: int) -> tuple[int, int, int]:
     """Of the class of this label, from 1."""
-    return CLASS_COLOURS[(k - 1) % len(CLASS_COLOURS)]
+    if k <= len(CLASS_COLOURS):
+        return CLASS_COLOURS[k - 1]
+    hue = k * 0.618034 % 1  # By the golden ratio, neighbours are far apart.
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.7, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def draw_contours(image: np.ndarray, labels: np.ndarray, shade: float = 1.0) -> np.ndarray:

@@ -61,7 +61,7 @@ def write_metrics(
         "num_images": len(rows),
         "mean": average_scores(scores),
         "intervals": {name: list(bootstrap_interval(of)) for name, of in by_name.items()},
-        "uncertainty": summarise(by_name["iou"], disagreements, levels),
+        "uncertainty": summarise(by_name["iou"], disagreements, levels, bool(classes)),
         "strata": scores_by_stratum(scores, tags),
         "settings": extra,
     }
@@ -109,10 +109,10 @@ def format_metrics(metrics: dict) -> str:
 
 def describe_uncertainty(uncertainty: dict) -> str:
     """What `summarise` returns, in a sentence."""
-    text = (
-        f"expected calibration error {uncertainty['ece']:.4f}, "
-        f"{uncertainty['ece_tempered']:.4f} with a temperature of {uncertainty['temperature']:.2f}"
-    )
+    text = f"expected calibration error {uncertainty['ece']:.4f}"
+    if "temperature" in uncertainty:
+        tempered, temperature = uncertainty["ece_tempered"], uncertainty["temperature"]
+        text += f", {tempered:.4f} with a temperature of {temperature:.2f}"
     if "disagreement" in uncertainty:
         text += f"; the votes disagree by {uncertainty['disagreement']:.4f} (1 - IoU of every two)"
     if uncertainty.get("correlation") is not None:

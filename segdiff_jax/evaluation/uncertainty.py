@@ -33,7 +33,8 @@ def top_label(
     """What the calibration of several classes is of, for `calibration_levels`.
 
     There, "lesion" is then a pixel whose predicted class is right (the confidence calibration of
-    Guo et al. 2017, section 2), and a temperature that of this class against all others together.
+    Guo et al. 2017, section 2). No temperature can be fitted to it: `ensemble.temper` is of all
+    classes.
 
     Args:
         probability: f32[H, W, K].
@@ -105,7 +106,10 @@ def risk_coverage(ious: Sequence[float], disagreements: Sequence[float]) -> list
 
 
 def summarise(
-    ious: Sequence[float], disagreements: Sequence[float | None], levels: Sequence[np.ndarray]
+    ious: Sequence[float],
+    disagreements: Sequence[float | None],
+    levels: Sequence[np.ndarray],
+    several: bool = False,
 ) -> dict[str, Any]:
     """The uncertainty of an evaluation.
 
@@ -113,6 +117,7 @@ def summarise(
         ious: one an image.
         disagreements: of `vote_disagreement`.
         levels: of `calibration_levels`.
+        several: whether they are of `top_label`: then there is no temperature.
     Returns:
         "ece" of `calibration_error`, "reliability", "temperature" of `fit_temperature` and
         "ece_tempered", the error with it on these same images; with several votes, also the mean
@@ -120,13 +125,11 @@ def summarise(
         either is constant, and "risk_coverage".
     """
     mean = np.mean(levels, axis=0)
-    temperature, diagram = fit_temperature(mean), reliability(mean)
-    summary = {
-        "ece": calibration_error(diagram),
-        "temperature": temperature,
-        "ece_tempered": calibration_error(reliability(mean, temperature)),
-        "reliability": diagram,
-    }
+    diagram = reliability(mean)
+    summary = {"ece": calibration_error(diagram), "reliability": diagram}
+    if not several:
+        summary["temperature"] = temperature = fit_temperature(mean)
+        summary["ece_tempered"] = calibration_error(reliability(mean, temperature))
     if None in disagreements:
         return summary
     constant = np.ptp(ious) == 0 or np.ptp(disagreements) == 0

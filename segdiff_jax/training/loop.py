@@ -71,10 +71,7 @@ class Run:
         """Checks the whole config; reads and writes nothing."""
         check_config(config)
         self._config, self._workdir = config, workdir
-        self._settings = json.loads(config.to_json())
-        for field in ("images", "masks"):  # Another command may start elsewhere.
-            if path := self._settings["data"][field]:
-                self._settings["data"][field] = str(Path(path).expanduser().absolute())
+        self._settings = with_absolute_paths(json.loads(config.to_json()))
         self._classes = classes_of(config.data)
         model = make_model(config.model, parallel.AXIS)
         process = make_process(config.diffusion, mask_channels(self._classes))
@@ -126,7 +123,8 @@ class Run:
                 f"--config=configs/saved.py:{workdir}"
             )
         if meta is not None:
-            report_changes(meta["config"], self._settings, workdir, accept_changes)
+            before = with_absolute_paths(meta["config"])
+            report_changes(before, self._settings, workdir, accept_changes)
         self._open_data(shows=meta is None)
         self._make_step_fns()
         if meta is None:
@@ -322,6 +320,14 @@ class Run:
             "training_images": len(self._train),
         }
         self._checkpoints.save_last(self._state, meta)
+
+
+def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config whose folders of images and masks are found from wherever a command is given."""
+    data = settings["data"]
+    given = {field: data[field] for field in ("images", "masks") if data.get(field)}
+    absolute = {field: str(Path(path).expanduser().absolute()) for field, path in given.items()}
+    return settings | {"data": data | absolute}
 
 
 def how_validated(config: dict[str, Any]) -> dict[str, Any]:

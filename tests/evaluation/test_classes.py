@@ -61,6 +61,9 @@ def test_mean_vote_and_labels():
     vote = ensemble.vote(SAMPLES)
     np.testing.assert_array_equal(vote[0], expected)
     assert vote.dtype == np.float32 and ensemble.to_mask(vote).dtype == np.uint8
+    # Beyond +-1, the largest sample counts.
+    beyond = np.float32([[[[1.02, 1.3, -1], [-1.3, -1.01, -1.2]]]])
+    np.testing.assert_array_equal(ensemble.vote(beyond)[0].argmax(axis=-1), [1, 1])
     with pytest.raises(ValueError, match="staple is of two classes"):
         ensemble.staple(SAMPLES)
     with pytest.raises(ValueError, match="NaN or infinity"):
@@ -69,8 +72,8 @@ def test_mean_vote_and_labels():
 
 def test_deviation_and_entropy():
     deviation = ensemble.standard_deviation(SAMPLES)
-    np.testing.assert_allclose(deviation[0], VOTES.std(axis=0).mean(axis=-1), atol=1e-6)
-    np.testing.assert_allclose(deviation[0, [0, 3]], [1 / 3, 0], atol=1e-6)
+    np.testing.assert_allclose(deviation[0], VOTES.std(axis=0).max(axis=-1), atol=1e-6)
+    np.testing.assert_allclose(deviation[0, [0, 3]], [0.5, 0], atol=1e-6)
     probability = np.float32([[[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0], [0.5, 0.25, 0.25]]])
     bits = np.array([[0, np.log2(3), 1, 1.5]]) / np.log2(3)
     entropy = ensemble.entropy(probability)
@@ -81,11 +84,13 @@ def test_deviation_and_entropy():
 def test_temperature():
     probability = np.float32(RNG.dirichlet([1, 1, 1], (4, 5)))
     warm = ensemble.temper(probability, 2.5)
-    logs = np.log(np.clip(probability, 1 / 510, 509 / 510))
+    logs = np.log(np.clip(probability, 1 / 1020, 509 / 510))
     np.testing.assert_allclose(warm, special.softmax(logs / 2.5, axis=-1), rtol=1e-5)
     np.testing.assert_allclose(warm.sum(axis=-1), 1, rtol=1e-6)
     np.testing.assert_array_equal(ensemble.to_mask(warm), ensemble.to_mask(probability))
     assert ensemble.temper(probability, 1) is probability
+    certain = np.float32(np.eye(100)[None])
+    assert ensemble.temper(certain, 1.001).max(axis=-1).min() > 0.99
     # Of two classes, as if there were one probability.
     p = probability[..., :1] / probability[..., :2].sum(axis=-1, keepdims=True)
     both = ensemble.temper(np.concatenate([p, 1 - p], axis=-1), 2.5)
