@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco
 
+import segdiff_jax
 from segdiff_jax.data import prepare
 from segdiff_jax.data.cityscapes_instances import Builder as Cityscapes
 from segdiff_jax.data.cityscapes_instances.cityscapes_instances_dataset_builder import (
@@ -22,6 +23,9 @@ from segdiff_jax.data.cityscapes_instances.cityscapes_instances_dataset_builder 
 )
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import hashed_split, hold_out
+from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.examples import NativeExamples
+from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.training.loop import train
 
 SPLITS = "train", "validation", "test"
@@ -358,7 +362,7 @@ def test_held_out_images_are_always_the_same():
 
 @each_case
 @pytest.mark.slow
-def test_two_steps(case, load, tiny_config, tmp_path):
+def test_two_steps_and_an_evaluation(case, load, tiny_config, tmp_path):
     load(case, "train")
     config = tiny_config()
     config.data.dataset, config.data.dir = case.name, str(tmp_path / "data")
@@ -366,3 +370,14 @@ def test_two_steps(case, load, tiny_config, tmp_path):
     train(config, str(tmp_path / "run"))
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     assert len(rows) == 4 and "validation_iou" in rows[0]
+    trained, records = segdiff_jax.load(tmp_path / "run"), load(case, "test[:2]")
+    examples = NativeExamples(records, trained.input_size)
+    out = tmp_path / "out"
+    evaluation = evaluate(trained.predictor, trained.variables, examples, out, {}, case.name)
+    assert not evaluation.failures
+    ious = []
+    for record in records:
+        file = out / "masks" / f"{record['id'].decode()}_Segmentation.png"
+        masks = np.asarray(Image.open(file)) > 127, decoded(record["mask"]) > 127
+        ious.append(segmentation_scores(*masks)["iou"])
+    assert evaluation.metrics["mean"]["iou"] == pytest.approx(np.mean(ious))
