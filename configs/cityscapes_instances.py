@@ -7,7 +7,7 @@ After the colon: bicycle, bus, car, motorcycle, person, rider, train or truck, w
 boxes that are 15% larger. The settings are those of the commands in the original's README: 15 RRDB
 blocks, learning rate 1e-4, batches of 2 x 15, colours by its mean and deviation. It mirrors
 left-right; here, nothing is mirrored, as augment.flip mirrors up-down, too.
-Published: arXiv 2112.00390, table 1, for each class.
+Published: in arXiv 2112.00390, for each class.
 Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
 Time: not measured. Score: not measured.
 """
