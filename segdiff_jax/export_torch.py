@@ -40,8 +40,8 @@ CHANNEL_MULT = {
 }
 
 
-def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], int]:
-    """The averaged parameters of a checkpoint, in the original's names, its args.json and its step.
+def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict]:
+    """The averaged parameters of a checkpoint, in the original's names, its args.json and its meta.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
@@ -65,7 +65,7 @@ def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str
     channels = make_process(ConfigDict(config["diffusion"])).input_channels
     variables = variables_like(model, config["data"]["image_size"], channels)
     params = load_variables(checkpoint, variables)["params"]
-    return torch_from_params(params, config["model"]), args, meta["step"]
+    return torch_from_params(params, config["model"]), args, meta
 
 
 def args_from_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         import torch
 
-        state_dict, args, step = export_state_dict(given.workdir)
+        state_dict, args, meta = export_state_dict(given.workdir)
+        step, model = meta["step"], meta["config"]["model"]
         text, path = json.dumps(args, indent=4), out / "args.json"
         if path.exists() and path.read_text() != text:
             raise ValueError(f"{path} is of another run: give another --out")
@@ -141,8 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit("error: this needs torch: pip install -r requirements-torch.txt")
     except (*MISTAKES, RuntimeError) as error:  # As torch tells of full disks.
         sys.exit(f"error: {error}")
-    colours = load_meta(find_checkpoint(given.workdir))["config"]["model"]
-    mean, std = (colours.get(name) or [127.5] * 3 for name in ("image_mean", "image_std"))
+    mean, std = (model.get(name) or [127.5] * 3 for name in ("image_mean", "image_std"))
     print(f"{out}: ema_{step:06d}.pt, {len(tensors)} arrays, and args.json")
     print(f"its data set must normalise the colours, 0 to 255, by mean {mean} and std {std}")
 

@@ -21,7 +21,7 @@ from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.ensemble import Combined
 from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.evaluation.predictor import Predictor
-from segdiff_jax.evaluation.windows import input_size
+from segdiff_jax.evaluation.windows import input_size, window_size
 from segdiff_jax.models import is_diffusion, make_model, variables_like
 
 # Fields that came later, as runs were that lack them.
@@ -191,8 +191,7 @@ def _load(path: str | Path) -> Callable[..., Trained]:
     @functools.lru_cache(maxsize=4)  # Each holds its compiled programs.
     def made(config: str) -> Trained:
         config = ConfigDict(json.loads(config))
-        data, in_windows = config.data, config.data.full_size or config.sampler.native
-        window = data.image_size if in_windows else 0
+        data, window = config.data, window_size(config.data, config.sampler)
         predictor = make_predictor(model, process, config.sampler, config.seed, window)
         settings = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
         settings |= {"model": config.model.name}
@@ -200,12 +199,12 @@ def _load(path: str | Path) -> Callable[..., Trained]:
         settings |= {"full size": data.full_size} if data.full_size else {}
         settings |= {"colour constancy": data.colour_constancy}
         settings |= {"classes": classes.names, "mask values": classes.values} if classes else {}
-        fields = ["native", "overlap"] if in_windows else []
+        fields = ["native", "overlap"] if window else []
         fields += ["flips", "rotations", "ensemble", "temperature", "threshold", "max_batch"]
         if is_diffusion(model):
             settings |= {"seed": config.seed, "sampler": config.sampler.name}
             fields = [field for field in config.sampler if field != "name"]
-            fields = fields if in_windows else [f for f in fields if f not in ("native", "overlap")]
+            fields = fields if window else [f for f in fields if f not in ("native", "overlap")]
         settings |= {field: config.sampler[field] for field in fields}
         more = lambda **others: sampled(**{"seed": config.seed} | config.sampler.to_dict() | others)
         return Trained(config, predictor, variables, settings, history, more)

@@ -147,8 +147,8 @@ def test_a_folder_in_use_is_left_alone(golden_state_dict, tmp_path):
 
 def test_a_round_trip_gives_the_state_dict_and_its_arguments(golden_state_dict, workdir):
     expected = golden_state_dict("model_A")
-    state_dict, args, step = export_torch.export_state_dict(workdir)
-    assert step == 0
+    state_dict, args, meta = export_torch.export_state_dict(workdir)
+    assert meta["step"] == 0
     assert state_dict.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(state_dict[name], array, err_msg=name)

@@ -98,6 +98,11 @@ def window_weight(size: int) -> np.ndarray:
     return np.maximum(np.outer(side, side), 1e-3).astype(np.float32)
 
 
+def window_size(data: ConfigDict, sampler: ConfigDict) -> int:
+    """The side of the windows in which images are segmented, in pixels; 0: they are whole."""
+    return data.image_size if data.full_size or sampler.native else 0
+
+
 def input_size(
     data: ConfigDict, sampler: ConfigDict
 ) -> int | Callable[[tuple[int, int]], tuple[int, int]]:

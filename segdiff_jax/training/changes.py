@@ -94,3 +94,20 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """A config whose folders of images and masks are found from wherever a command is given."""
+    data = settings["data"]
+    given = {field: data[field] for field in ("images", "masks") if data.get(field)}
+    absolute = {field: str(Path(path).expanduser().absolute()) for field, path in given.items()}
+    return settings | {"data": data | absolute}
+
+
+def how_validated(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that a validation IoU depends on; the others do not make two incomparable."""
+    sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
+    names = {"validation": ("num_images", "steps", "votes"), "sampler": (*sampler, "rotations")}
+    values = {name: [config[name].get(f, False) for f in fields] for name, fields in names.items()}
+    later = {"temperature": 1.0, "overlap": 0.25}
+    return values | {name: config["sampler"].get(name, value) for name, value in later.items()}

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +20,15 @@ from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.evaluation.evaluate import validate
 from segdiff_jax.evaluation.overview import show_overview
 from segdiff_jax.evaluation.predict import make_predictor
+from segdiff_jax.evaluation.windows import window_size
 from segdiff_jax.lock import locked
 from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
-from segdiff_jax.training.changes import check_same_network, report_changes
+from segdiff_jax.training.changes import (
+    check_same_network,
+    how_validated,
+    report_changes,
+    with_absolute_paths,
+)
 from segdiff_jax.training.check import check_config, check_objective
 from segdiff_jax.training.logs import Logs, has_validation, naming
 from segdiff_jax.training.state import (
@@ -78,13 +83,13 @@ class Run:
         check_objective(config, is_diffusion(model))
         tx = make_optimizer(config)
         sampler = config.sampler.copy_and_resolve_references()
-        window = config.data.image_size if config.data.full_size else 0
+        sampler.native = False
+        window = window_size(config.data, sampler)
         predictor = lambda: make_predictor(model, process, sampler, config.seed, window)
         predictor()  # Its mistakes show now, not at the end.
         sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
         if not is_diffusion(model):
             sampler.flips = sampler.rotations = False
-        sampler.native = False
         try:
             self._predictor = predictor()
         except ValueError as error:
@@ -320,20 +325,3 @@ class Run:
             "training_images": len(self._train),
         }
         self._checkpoints.save_last(self._state, meta)
-
-
-def with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """A config whose folders of images and masks are found from wherever a command is given."""
-    data = settings["data"]
-    given = {field: data[field] for field in ("images", "masks") if data.get(field)}
-    absolute = {field: str(Path(path).expanduser().absolute()) for field, path in given.items()}
-    return settings | {"data": data | absolute}
-
-
-def how_validated(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that a validation IoU depends on; the others do not make two incomparable."""
-    sampler = "name", "spacing", "eta", "variance", "clip", "flips", "ensemble", "threshold"
-    names = {"validation": ("num_images", "steps", "votes"), "sampler": (*sampler, "rotations")}
-    values = {name: [config[name].get(f, False) for f in fields] for name, fields in names.items()}
-    later = {"temperature": 1.0, "overlap": 0.25}
-    return values | {name: config["sampler"].get(name, value) for name, value in later.items()}

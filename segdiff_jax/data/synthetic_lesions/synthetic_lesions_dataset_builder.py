@@ -1,13 +1,12 @@
 """TFDS builder of the drawn dermoscopy-like data set; needs no download and no TensorFlow."""
 
 import dataclasses
-import io
 from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 
+from segdiff_jax.data import pairs
 from segdiff_jax.data.synthetic_lesions import drawing
 
 _SPLITS = ("train", "validation", "test")
@@ -96,17 +95,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 identifier,
                 {
                     "id": identifier,
-                    "image": _encode_png(image),
-                    "mask": _encode_png(mask),
+                    "image": pairs.encode_png(image),
+                    "mask": pairs.encode_png(mask),
                     "height": image.shape[0],
                     "width": image.shape[1],
                     "conditions": list(conditions),
                 },
             )
-
-
-def _encode_png(array):
-    """PNG bytes of u8[H, W] or u8[H, W, 3]; bytes, unlike arrays, need no TensorFlow in TFDS."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
