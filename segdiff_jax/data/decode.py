@@ -48,7 +48,11 @@ def decode_two_values(data: bytes, name: str) -> np.ndarray:
     Raises:
         ValueError: as of `decode_image`, or if it holds more values.
     """
-    mask = decode_grey(data, name)
+    return of_two_values(decode_grey(data, name), name)
+
+
+def of_two_values(mask: np.ndarray, name: str) -> np.ndarray:
+    """u8[H, W] of 0 and one other value -> u8[H, W], 0 or 255; ValueError as above."""
     values = np.unique(mask)
     if len(values[values > 0]) > 1:
         some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)

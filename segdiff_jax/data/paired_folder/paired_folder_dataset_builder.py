@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_labels, decode_mask, decode_two_values
+from segdiff_jax.data.decode import decode_grey, decode_labels, decode_mask, of_two_values
 from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
@@ -111,10 +111,11 @@ def _pair(
         if classes:
             labels = decode_labels(mask.read_bytes(), str(mask), classes)
             return pairs.encode_png(classes.file_values(labels))
-        data, name = mask.read_bytes(), str(mask)
-        binary = decode_two_values(data, name)
+        name = str(mask)
+        labels = decode_grey(mask.read_bytes(), name)
+        binary = of_two_values(labels, name)
         if binary.any():
-            foreground[name] = int(decode_grey(data, name).max())
+            foreground[name] = int(labels.max())
         return pairs.encode_png(binary)
 
     return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(str(mask), read))
