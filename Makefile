@@ -1,4 +1,4 @@
-# The newest of these that runs and is at least 3.11; override with PYTHON=...
+# The newest of these that runs and is at least 3.11; PYTHON=... chooses another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo $$python && break; done)
@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo folder test slow soak compare official-score lint clean
+.PHONY: demo folder test slow soak compare isic official-score lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -16,7 +16,7 @@ demo: $(VENV)/run  ## Train on drawn lesions for a few minutes, sample, write a 
 
 RUN ?= runs/mine
 folder: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-folder: $(VENV)/run  ## make folder IMAGES=... MASKS=...: train on them, segment those held out.
+folder: $(VENV)/run  ## make folder IMAGES=... MASKS=...: train on them, segment the images held out.
 	$(BIN)/python train.py --config=configs/folder.py --workdir="$(RUN)" \
 		--config.data.images="$(IMAGES)" --config.data.masks="$(MASKS)" $(FLAGS)
 	$(BIN)/python sample.py --workdir="$(RUN)"
@@ -28,19 +28,21 @@ slow: $(VENV)/dev  ## The slow tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 ROUNDS ?= 20
-soak: $(VENV)/run  ## Kill a training run 20 times; it must end as if nobody had (6 minutes).
+soak: $(VENV)/run  ## Kill a training run 20 times; it must end like one that was left alone (6 minutes).
 	$(BIN)/python -m tools.soak --rounds=$(ROUNDS)
 
-ISIC ?= ../shared/data/isic2016
 SIDE_BY_SIDE ?= 1
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-compare: $(VENV)/dev  ## Train every model for 30 minutes, two of them three times; write docs/results.md.
-	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir=$(ISIC)
+compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md.
+	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)"
+
+isic:
+	@test -n "$(ISIC)" || { echo "give ISIC=FOLDER, the folder with the archives of ISIC 2016 (docs/data.md)"; exit 1; }
 
 OUT ?= runs/isic/samples_test
 TRUTH ?= $(ISIC)/ISBI2016_ISIC_Part1_Test_GroundTruth.zip
-official-score: $(VENV)/dev  ## The ISIC challenge's own scorer on an output folder of sample.py.
-	$(BIN)/python -m tools.official_score --out=$(OUT) --truth=$(TRUTH)
+official-score: $(if $(filter file,$(origin TRUTH)),isic) $(VENV)/dev  ## Run the ISIC challenge's own scorer on an output folder of sample.py; OUT=..., and TRUTH=... or ISIC=FOLDER.
+	$(BIN)/python -m tools.official_score --out="$(OUT)" --truth="$(TRUTH)"
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

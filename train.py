@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-from segdiff_jax.command import run_command
+from segdiff_jax.runtime.command import run_command
 from segdiff_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -13,11 +13,10 @@ CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for checkpoints and logs; a run found there goes on."
+    "workdir", None, "Folder for checkpoints and logs; a run that is there resumes."
 )
-
 ACCEPT_CHANGES = flags.DEFINE_bool(
-    "accept_changes", False, "Go on though the model's or the data's config is another one."
+    "accept_changes", False, "Resume although the config of the model or the data changed."
 )
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.timing import finish, parser
+from benchmarks.timing import finish, from_to, parser
+from segdiff_jax.runtime.command import run_simple
 from tools.runs import table
 
 DEFAULT = ["--config=configs/synthetic.py"]
@@ -89,8 +90,8 @@ def main() -> None:
     lines = []
     for how, runs in seconds.items():
         for what, values in zip(WHAT, zip(*runs, strict=True), strict=True):
-            spread = f"{min(values):.1f} to {max(values):.1f}"
-            lines.append([f"{what}, {how}", f"{statistics.median(values):.1f}", spread])
+            median = f"{statistics.median(values):.1f}"
+            lines.append([f"{what}, {how}", median, from_to(values, ".1f")])
     figures = {"training": json.dumps(flags), "seconds": seconds}
     finish(options, table(" | seconds | from ... to", lines), figures)
 
@@ -99,7 +100,7 @@ def write_image(folder: Path) -> Path:
     """A folder with one drawn image."""
     from PIL import Image
 
-    from segdiff_jax.data.synthetic_lesions.drawing import draw
+    from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 
     folder.mkdir()
     Image.fromarray(draw(0, 96)[0]).save(folder / "lesion.png")
@@ -107,7 +108,4 @@ def write_image(folder: Path) -> Path:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ChildProcessError as error:
-        sys.exit(f"error: {error}")
+    run_simple(main)

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks.timing import Row, figures_of, finish, parser, time_rows
+from benchmarks.timing import Row, figures_of, finish, from_to, parser, time_rows
+from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
-from segdiff_jax.data.synthetic_lesions.drawing import draw
 from tools.runs import table
 
 
@@ -42,11 +42,11 @@ def photograph(number: int, size: tuple[int, int]) -> dict[str, bytes]:
 
 
 def rows_of(records: Photographs, options: argparse.Namespace, folder: Path) -> list[Row]:
-    """What is timed."""
+    """The rows of the table."""
     source = functools.partial(ResizedSource, records, options.size)
 
     def read_once(threads: int) -> None:
-        dataset = grain.MapDataset.source(source(cache=False))
+        dataset = grain.MapDataset.source(source())
         read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
         for _ in dataset.to_iter_dataset(read):
             pass
@@ -87,9 +87,8 @@ def main() -> None:
         time_rows(rows, options.repeats)
     lines = []
     for row in rows:
-        paces = sorted(row.images / seconds for seconds in row.seconds)
-        spread = f"{paces[0]:.4g} to {paces[-1]:.4g}"
-        lines.append([row.name, f"{row.images / row.median:.4g}", spread])
+        paces = [row.images / seconds for seconds in row.seconds]
+        lines.append([row.name, f"{row.images / row.median:.4g}", from_to(paces, ".4g")])
     mean = sum(len(record["image"]) for record in records) / len(records) / 2**20
     photographs = f"{options.images} JPEGs of {options.width} x {options.height}, {mean:.1f} MiB"
     figures = {"photographs": photographs, "rows": figures_of(rows)}

@@ -9,18 +9,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default, isic2016, isic2016_64
-from segdiff_jax.command import parse_settings
-from segdiff_jax.trained import set_fields
+from segdiff_jax.config import parse_fields, set_fields
 
 # m1 and m2 are timed in the original, too; docs/speed.md has its figures.
 NETWORKS = ("m1", "m2", "isic2016_64", "paper")
 
 
-def get_config(network: str, settings: Sequence[str] = ()) -> ConfigDict:
-    """The config of one of `NETWORKS`, with settings such as "model.dtype=bfloat16".
+def get_config(network: str, fields: Sequence[str] = ()) -> ConfigDict:
+    """The config of one of `NETWORKS`, with fields such as "--config.model.dtype=bfloat16".
 
     Raises:
-        ValueError: naming a field that does not exist or has another type.
+        UserError: naming a field that does not exist or has another type.
     """
     if network == "paper":
         config = isic2016.get_config()
@@ -35,11 +34,7 @@ def get_config(network: str, settings: Sequence[str] = ()) -> ConfigDict:
         config.model.rrdb_blocks = {"m1": 2, "m2": 6}[network]
         config.model.rrdb_width = 64
         config.model.rrdb_growth = 32
-    for setting in settings:
-        section, _, field = setting.partition(".")
-        if not isinstance(config.get(section), ConfigDict):
-            raise ValueError(f"{setting}: write SECTION.FIELD=VALUE")
-        set_fields(config[section], parse_settings([field]))
+    set_fields(config, parse_fields(fields))
     return config
 
 

@@ -21,7 +21,7 @@ def monai_sampler(config: ConfigDict) -> Callable[[], None] | None:
         from monai.networks.schedulers import DDPMScheduler
     except ImportError:
         return None
-    model, votes, size = config.model, config.sampler.votes, config.data.image_size
+    model, samples, size = config.model, config.sampler.samples, config.data.image_size
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     widths = [model.channels * mult for mult in model.channel_mult]
     network = DiffusionModelUNet(
@@ -36,13 +36,13 @@ def monai_sampler(config: ConfigDict) -> Callable[[], None] | None:
     ).eval()
     scheduler = DDPMScheduler(config.diffusion.num_timesteps)
     scheduler.set_timesteps(config.sampler.steps)
-    image = torch.randn(1, 3, size, size).expand(votes, -1, -1, -1)
+    image = torch.randn(1, 3, size, size).expand(samples, -1, -1, -1)
 
     def run() -> None:
-        x_t = torch.randn(votes, 1, size, size)
+        x_t = torch.randn(samples, 1, size, size)
         with torch.inference_mode():
             for t in scheduler.timesteps:
-                output = network(torch.cat([x_t, image], 1), t.expand(votes))
+                output = network(torch.cat([x_t, image], 1), t.expand(samples))
                 x_t, _ = scheduler.step(output, t, x_t)
 
     return run

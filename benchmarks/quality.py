@@ -1,11 +1,11 @@
-"""IoU against seconds an image, by sampling steps and votes, of a trained model.
+"""IoU against seconds an image, by sampling steps and samples, of a trained model.
 
 python -m benchmarks.quality --workdir=runs/isic --plot=docs/quality.svg
 
-Scores the validation split, sampled as the run's config says but for steps and votes; the first
-votes of an image are the same however many follow, so each number of steps is sampled once. Then
-times all in turn, on one image at a time, beside naive sampling with the most steps and votes,
-which encodes the image at every step and for every vote.
+Scores the validation split, sampled as the run's config says apart from steps and samples. The
+first samples of an image are the same however many follow, so each number of steps is sampled once.
+Then times all in turn, on one image at a time, beside naive sampling with the most steps and
+samples, which encodes the image at every step and for every sample.
 """
 
 import argparse
@@ -20,56 +20,53 @@ from tqdm import tqdm
 from benchmarks.networks import random_batch
 from benchmarks.sampling import naive_row
 from benchmarks.timing import Row, figures_of, finish, parser, time_rows
-from segdiff_jax.command import keep_compiled_programs
 from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.evaluation.ensemble import resize_samples
-from segdiff_jax.evaluation.evaluate import batch_size
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.models import make_model
-from segdiff_jax.trained import Trained, load
+from segdiff_jax.evaluation.validate import batch_size
+from segdiff_jax.inference.combine import resize_samples
+from segdiff_jax.inference.load import Model, load
+from segdiff_jax.runtime.command import run_simple
 from tools.runs import table
 
 
-def ious(trained: Trained, votes: list[int], examples: list[dict]) -> dict[int, float]:
-    """Mean IoU at native size, by the number of votes."""
-    predictor, scores = trained.predictor, {count: [] for count in votes}
-    for group, valid in padded_batches(iter(examples), batch_size(predictor, len(examples))):
+def ious(model: Model, counts: list[int], examples: list[dict]) -> dict[int, float]:
+    """Mean IoU at native size, by the number of samples."""
+    scores = {count: [] for count in counts}
+    for group, valid in padded_batches(iter(examples), batch_size(model.batch_size, len(examples))):
         images = np.stack([example["input"] for example in group])
-        samples = predictor(trained.variables, images, [example["id"] for example in group])
+        samples = model.sample(images, [example["id"] for example in group])
         for i in np.flatnonzero(valid):
-            truth = group[i]["truth"]
+            truth = group[i]["truth"] > 0
             native = resize_samples(samples[:, i], truth.shape)
-            for count in votes:
-                mask = predictor.combine(native[:count]).mask
-                scores[count].append(segmentation_scores(mask, truth)["iou"])
+            for count in counts:
+                mask = model.segment(native[:count]).mask
+                scores[count].append(segmentation_scores(mask, truth, ["iou"])["iou"])
     return {count: float(np.mean(of)) for count, of in scores.items()}
 
 
-def timed_row(workdir: str, steps: int, votes: int) -> Row:
+def timed_row(workdir: str, steps: int, samples: int) -> Row:
     """One image of noise on each device, as sample.py samples it."""
-    trained = load(workdir, steps=steps, votes=votes)
-    images = random_batch(jax.local_device_count(), trained.config.data.image_size)["image"]
-    ids = [str(i) for i in range(len(images))]
-    run = functools.partial(trained.predictor, trained.variables, images, ids)
+    model = load(workdir, steps=steps, samples=samples)
+    images = random_batch(jax.local_device_count(), model.config.data.image_size)["image"]
+    run = functools.partial(model.sample, images, [str(i) for i in range(len(images))])
     run()
-    return Row(f"{steps} steps x {votes} votes", run, images=len(images))
+    return Row(f"{steps} steps x {samples} samples", run, images=len(images))
 
 
 def draw(rows: dict[tuple[int, int], Row], scores: dict[tuple[int, int], float], path: str) -> None:
-    """A line for each number of votes, a point for each number of steps, which is written at it."""
+    """A line for each number of samples, a point for each number of steps, with its number."""
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    all_votes = sorted({votes for _, votes in rows})
-    for votes in all_votes:
-        of_votes = sorted(key for key in rows if key[1] == votes)
-        x = [1000 * rows[key].median / rows[key].images for key in of_votes]
-        y = [scores[key] for key in of_votes]
-        axis.plot(x, y, "o-", label=f"{votes} votes" if votes > 1 else "1 vote")
-        if votes in (all_votes[0], all_votes[-1]):  # Those between would hide the lines.
-            above = votes == all_votes[0]
-            for place, (steps, _) in zip(zip(x, y, strict=True), of_votes, strict=True):
+    counts = sorted({count for _, count in rows})
+    for count in counts:
+        of_count = sorted(key for key in rows if key[1] == count)
+        x = [1000 * rows[key].median / rows[key].images for key in of_count]
+        y = [scores[key] for key in of_count]
+        axis.plot(x, y, "o-", label=f"{count} samples" if count > 1 else "1 sample")
+        if count in (counts[0], counts[-1]):  # Those between would hide the lines.
+            above = count == counts[0]
+            for place, (steps, _) in zip(zip(x, y, strict=True), of_count, strict=True):
                 offset = (0, 7) if above else (0, -15)
                 axis.annotate(str(steps), place, offset, textcoords="offset points", ha="center")
     axis.set(xscale="log", xlabel="milliseconds an image", ylabel="mean IoU, validation")
@@ -85,18 +82,17 @@ def main() -> None:
     options = parser(__doc__, None)
     options.add_argument("--workdir", required=True, help="of train.py")
     options.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 25, 100])
-    options.add_argument("--votes", type=int, nargs="+", default=[1, 3, 9])
-    options.add_argument("--limit", type=int, help="only so many images")
+    options.add_argument("--samples", type=int, nargs="+", default=[1, 3, 9])
+    options.add_argument("--limit", type=int, help="only the first ones")
     options.add_argument("--plot", help="file for the picture")
     options = options.parse_args()
-    keep_compiled_programs()
-    most = max(options.votes)
-    trained = load(options.workdir, max(options.steps), most)
-    data = trained.config.data
+    most = max(options.samples)
+    model = load(options.workdir, steps=max(options.steps), samples=most)
+    data = model.config.data
     if data.classes:
         raise SystemExit(f"data.classes={tuple(data.classes)}: this measures two classes")
     records = load_source(data.dataset, "validation", *where(data))
-    examples = NativeExamples(records, trained.input_size, data.colour_constancy)
+    examples = NativeExamples(records, model)
     # Without the image, which may be 20 MB.
     examples = [
         {name: example[name] for name in ("id", "input", "truth")}
@@ -104,8 +100,10 @@ def main() -> None:
     ]
     scores = {}
     for steps in tqdm(options.steps, desc="scoring", unit="number of steps"):
-        of_votes = ious(load(options.workdir, steps, most), options.votes, examples)
-        scores |= {(steps, votes): iou for votes, iou in of_votes.items()}
+        of_samples = ious(
+            load(options.workdir, steps=steps, samples=most), options.samples, examples
+        )
+        scores |= {(steps, samples): iou for samples, iou in of_samples.items()}
     rows = {key: timed_row(options.workdir, *key) for key in tqdm(scores, desc="compiling")}
     naive = naive_of(options, max(options.steps), most)
     time_rows([naive, *rows.values()], options.repeats)
@@ -122,13 +120,12 @@ def main() -> None:
     finish(options, table(head, lines), figures)
 
 
-def naive_of(options: argparse.Namespace, steps: int, votes: int) -> Row:
+def naive_of(options: argparse.Namespace, steps: int, samples: int) -> Row:
     """Naive sampling by the run's network."""
-    trained = load(options.workdir, steps, votes)
-    config = trained.config
-    args = config, make_model(config.model), make_process(config.diffusion), trained.variables
-    return naive_row(f"naive, {steps} steps x {votes} votes", *args)
+    model = load(options.workdir, steps=steps, samples=samples)
+    label = f"naive, {steps} steps x {samples} samples"
+    return naive_row(label, model.config, model.driver.method, model.variables)
 
 
 if __name__ == "__main__":
-    main()
+    run_simple(main)

@@ -1,6 +1,6 @@
 """Seconds and memory of a training step to expect on many devices: computed, not measured.
 
-python -m benchmarks.scaling --network=paper --device=h100 --set=model.dtype=bfloat16
+python -m benchmarks.scaling --network=paper --device=h100 --config.model.dtype=bfloat16
 
 A step takes its operations, as XLA counts them, at `--utilisation` of the device's peak, and then
 one ring all-reduce of the gradient (float32): 2 (n - 1) / n of its bytes over the slowest link.
@@ -19,11 +19,11 @@ from ml_collections import ConfigDict
 
 from benchmarks.networks import get_config, random_batch
 from benchmarks.timing import finish, matrix_peak, parser, program_cost
-from segdiff_jax import parallel
-from segdiff_jax.command import keep_compiled_programs
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.training.state import create_state, make_optimizer
+from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.command import run_simple
+from segdiff_jax.training.optimizer import make_optimizer
+from segdiff_jax.training.state import create_state
 from segdiff_jax.training.steps import make_train_step
 from tools.runs import table
 
@@ -80,11 +80,10 @@ class Step:
 
 def measure_step(config: ConfigDict, compiles: bool) -> Step:
     """Counts the operations of a step and, if it may compile it, its memory."""
-    model, process = make_model(config.model), make_process(config.diffusion)
-    tx = make_optimizer(config)
-    size, channels = config.data.image_size, process.input_channels
-    step = jax.jit(make_train_step(config, model, process, tx), donate_argnums=0)
-    state = jax.eval_shape(lambda: create_state(init_variables(model, 0, size, channels), tx))
+    method, tx = make_method(config), make_optimizer(config.train)
+    size = config.data.image_size
+    step = jax.jit(make_train_step(config, method, tx), donate_argnums=0)
+    state = jax.eval_shape(lambda: create_state(init_variables(method, 0), tx))
     lowered = [
         step.lower(state, random_batch(count, size), jax.random.key(0), np.float32(1))
         for count in (1, 2)
@@ -141,9 +140,8 @@ def main() -> None:
     for field in dataclasses.fields(Device):
         options.add_argument(f"--{field.name}", type=float, help="instead of the device's own")
     options.add_argument("--no_memory", action="store_true", help="compiles nothing")
-    options = options.parse_args()
-    keep_compiled_programs()
-    step = measure_step(get_config(options.network, options.set), not options.no_memory)
+    options, fields = options.parse_known_args()
+    step = measure_step(get_config(options.network, fields), not options.no_memory)
     device = DEVICES.get(options.device) or this_machine()
     head = (
         "images a device | devices | images a step | seconds | images/s | of linear | GiB a device"
@@ -163,4 +161,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_simple(main)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.networks import NETWORKS
-from segdiff_jax import parallel
+from segdiff_jax.runtime import parallel
 from tools.runs import table
 
 try:
@@ -39,7 +39,7 @@ class Row:
             None: not known.
         mib: memory that its largest program takes; None: not known.
         images: of one run.
-        devices: that it runs on.
+        devices: on which it runs.
         seconds: of each run.
     """
 
@@ -90,20 +90,24 @@ def program_cost(compiled: Any) -> tuple[float, float]:
     return compiled.cost_analysis()["flops"] / 1e9, held / 2**20
 
 
+def from_to(values: Sequence[float], form: str) -> str:
+    """The least and the greatest value, as in "4 to 8"."""
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
 def speed_table(rows: Sequence[Row], peak: float) -> str:
-    """Median, spread, time an image as a share of the first row's, and of the machine's peak.
+    """Median and range of the times, time an image beside the first row's, share of the peak.
 
     Args:
         peak: GFLOP/s of `matrix_peak`, beside the rows.
     """
     lines = []
     for row in rows:
-        spread = f"{min(row.seconds):.3g} to {max(row.seconds):.3g}"
         share = row.median / row.images * rows[0].images / rows[0].median
         line = [
             row.name,
             f"{row.median:.3g}",
-            spread,
+            from_to(row.seconds, ".3g"),
             f"{row.images / row.median:.3g}",
             f"{share:.3f}",
         ]
@@ -118,7 +122,7 @@ def speed_table(rows: Sequence[Row], peak: float) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What figures depend on."""
+    """The machine and the versions, on which all figures depend."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -133,15 +137,15 @@ def machine() -> dict[str, str]:
 
 
 def parser(description: str, network: str | None = "m1") -> argparse.ArgumentParser:
-    """Of the options that benchmarks share; without a network to choose if None."""
+    """A parser of the options that benchmarks share; without a network to choose if None.
+
+    Fields of the config are set as in train.py: --config.model.dtype=bfloat16.
+    """
     options = argparse.ArgumentParser(description=description, allow_abbrev=False)
     options.add_argument("--repeats", type=int, default=3, help="of each row")
     options.add_argument("--json", help="file for all figures")
     if network is not None:
         options.add_argument("--network", choices=NETWORKS, default=network)
-        options.add_argument(
-            "--set", action="append", default=[], help="a field: --set=model.dtype=bfloat16"
-        )
     return options
 
 
@@ -159,6 +163,12 @@ def finish(options: argparse.Namespace, text: str, figures: dict[str, Any]) -> N
 
 def _command() -> list[str]:
     return [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+
+
+def finish_speed(options: argparse.Namespace, rows: Sequence[Row], peak: float, dtype: str) -> None:
+    """`finish` with the `speed_table` of the rows; `peak` is `matrix_peak` of this dtype."""
+    figures = {"peak": f"{peak:.0f} GFLOP/s, {dtype} matrix product", "rows": figures_of(rows)}
+    finish(options, speed_table(rows, peak), figures)
 
 
 def figures_of(rows: Sequence[Row]) -> list[dict[str, Any]]:

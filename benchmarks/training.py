@@ -14,21 +14,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarks.networks import get_config, random_batch, randomised
-from benchmarks.timing import (
-    Row,
-    figures_of,
-    finish,
-    matrix_peak,
-    parser,
-    program_cost,
-    speed_table,
-    time_rows,
-)
-from segdiff_jax import parallel
-from segdiff_jax.command import keep_compiled_programs
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import init_variables, make_model, variables_like
-from segdiff_jax.training.state import create_state, make_optimizer
+from benchmarks.timing import Row, finish_speed, matrix_peak, parser, program_cost, time_rows
+from segdiff_jax.methods import init_variables, make_method, variables_like
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.command import run_simple
+from segdiff_jax.training.optimizer import make_optimizer
+from segdiff_jax.training.state import create_state
 from segdiff_jax.training.steps import make_train_step
 
 REMAT = ("nothing", "G", "all")
@@ -43,11 +34,11 @@ def set_remat(config: ConfigDict, what: str) -> None:
 
 def step_row(config: ConfigDict, batch_size: int) -> Row:
     """A whole training step on all devices, `batch_size` images on each."""
-    model, process = make_model(config.model, parallel.AXIS), make_process(config.diffusion)
-    tx, size, channels = make_optimizer(config), config.data.image_size, process.input_channels
-    step = parallel.pmap_train_step(make_train_step(config, model, process, tx, parallel.AXIS))
-    create = jax.jit(lambda: create_state(init_variables(model, 0, size, channels), tx))
-    batch = parallel.shard(random_batch(batch_size * jax.local_device_count(), size))
+    method, tx = make_method(config, parallel.AXIS), make_optimizer(config.train)
+    step = parallel.pmap_train_step(make_train_step(config, method, tx, parallel.AXIS))
+    create = jax.jit(lambda: create_state(init_variables(method, 0), tx))
+    images = batch_size * jax.local_device_count()
+    batch = parallel.shard(random_batch(images, config.data.image_size))
     key, rate = jax.random.key(0), np.float32(1e-4)
     held = {"state": parallel.replicate(create())}
     compiled = step.lower(held["state"], batch, key, rate).compile()
@@ -64,9 +55,9 @@ def step_row(config: ConfigDict, batch_size: int) -> Row:
 
 def bare_rows(config: ConfigDict, batch_size: int) -> list[Row]:
     """The network alone on one device: forward, and the gradient of its mean square."""
-    model, process = make_model(config.model), make_process(config.diffusion)
-    size, channels = config.data.image_size, process.input_channels
-    variables = randomised(variables_like(model, size, channels))
+    method, size = make_method(config), config.data.image_size
+    model, channels = method.model, method.process.input_channels
+    variables = randomised(variables_like(method))
     stats = {name: of for name, of in variables.items() if name != "params"}
     x_t, image = (jnp.ones((batch_size, size, size, c)) for c in (channels, 3))
     inputs = x_t, image, jnp.arange(batch_size)
@@ -90,11 +81,10 @@ def main() -> None:
     options.add_argument("--batches", type=int, nargs="+", default=[4], help="images on a device")
     options.add_argument("--remat", nargs="+", choices=REMAT, default=["nothing"])
     options.add_argument("--no_bare", action="store_true", help="the whole step alone")
-    options = options.parse_args()
-    keep_compiled_programs()
-    rows, figures, peak = [], {}, 0.0
+    options, fields = options.parse_known_args()
+    rows, peak = [], 0.0
     for remat in options.remat:
-        config = get_config(options.network, options.set)
+        config = get_config(options.network, fields)
         set_remat(config, remat)
         for batch_size in options.batches:
             new = [step_row(config, batch_size)]
@@ -108,9 +98,8 @@ def main() -> None:
                 row.run = None
             peak = max(peak, matrix_peak(config.model.dtype))
             rows += new
-    figures["peak"] = f"{peak:.0f} GFLOP/s, {config.model.dtype} matrix product"
-    finish(options, speed_table(rows, peak), figures | {"rows": figures_of(rows)})
+    finish_speed(options, rows, peak, config.model.dtype)
 
 
 if __name__ == "__main__":
-    main()
+    run_simple(main)

@@ -1,19 +1,20 @@
-"""Single objects of Cityscapes at 128 px, one class, as the original has them, for accelerators.
+"""Single objects of Cityscapes at 128 px, one class, as in the original, for accelerators.
 
 python train.py --config=configs/cityscapes_instances.py:train --workdir=runs/city_train \
     --config.data.manual_dir=FOLDER
 
-After the colon: bicycle, bus, car, motorcycle, person, rider, train or truck, with _expanded for
-boxes that are 15% larger. The settings are those of the commands in the original's README: 15 RRDB
-blocks, learning rate 1e-4, batches of 2 x 15, colours by its mean and deviation. It mirrors
-left-right; here, nothing is mirrored, as augment.flip mirrors up-down, too.
-Published: in arXiv 2112.00390, for each class.
+After the colon: bicycle, bus, car, motorcycle, person, rider, train or truck; with _expanded, the
+boxes are 15% larger. The settings are those of the commands in the original's README: 15 RRDB
+blocks, learning rate 1e-4, batches of 2 x 15, colours normalised by its mean and standard
+deviation. The original mirrors left-right. Nothing is mirrored here, because augment.flip also
+mirrors up-down.
+Published (arXiv 2112.00390): scores for each class.
 Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
 Time: not measured. Score: not measured.
 """
 
 from configs import isic2016
-from segdiff_jax.models.original import COLOURS
+from segdiff_jax.original.weights import COLOURS
 
 
 def get_config(label: str = "train"):

@@ -3,9 +3,9 @@
 python train.py --config=configs/cvc_clinicdb.py --workdir=runs/cvc_clinicdb \
     --config.data.manual_dir=FOLDER
 
-The splits are stretches of frames, so that two videos at most are cut: see docs/data.md. Published
-in the paper: nothing.
-Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
+Each split is a stretch of frames, so that at most two videos are cut: see docs/data.md. The paper
+publishes no score for it.
+Machine: not trained yet; one or two CPU cores are enough. Time: 30 minutes. Score: not measured.
 """
 
 from configs import isic2016_64

@@ -55,7 +55,7 @@ def set_paper_recipe(config):
     config.sampler.steps = 100
     config.sampler.spacing = "uniform"
     config.sampler.clip = False
-    config.sampler.votes = 9
+    config.sampler.samples = 9
     config.sampler.flips = False
     config.sampler.ensemble = "mean"
     config.sampler.threshold = 0.5

@@ -1,13 +1,13 @@
-"""ISIC 2016 at 64 px by the paper's recipe: eps, masks at +-1, DDPM, nine votes; to compare with.
+"""ISIC 2016 at 64 px by the paper's recipe, for comparison: eps, masks at +-1, DDPM, 9 samples.
 
 python train.py --config=configs/isic2016_64_paper.py --workdir=runs/isic2016_64_paper
 
-The augmentation and the time are those of isic2016_64.py; the network has group norms, as the
-paper's, and more attention. Validation by a few steps would choose among checkpoints by noise, so
-the last one is sampled.
+The augmentation and the time are those of isic2016_64.py. The network has group norms, as in the
+paper, and more attention. There is no validation: with few steps, it would choose a checkpoint by
+chance. So the last checkpoint is sampled.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.13, jax 0.12.
 Time: 30 minutes, 3101 steps of 8 images.
-Score: IoU 0.252 on the 78 validation images, with --votes=4; see docs/results.md.
+Score: IoU 0.252 on the 78 validation images, with --samples=4; see docs/results.md.
 """
 
 from configs import isic2016, isic2016_64

@@ -3,9 +3,9 @@
 python train.py --config=configs/kvasir_seg.py --workdir=runs/kvasir_seg \
     --config.data.manual_dir=FOLDER
 
-No artefacts are drawn: endoscopes have black corners and frames of their own. Published in
-the paper: nothing.
-Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
+Augmentation adds no artefacts: endoscopes have black corners and frames of their own. The paper
+publishes no score for it.
+Machine: not trained yet; one or two CPU cores are enough. Time: 30 minutes. Score: not measured.
 """
 
 from configs import isic2016_64

@@ -3,15 +3,15 @@
 python train.py --config=configs/monuseg.py --workdir=runs/monuseg --config.data.manual_dir=FOLDER
 
 The settings are those of the commands in the original's README: 12 RRDB blocks, learning rate 1e-4,
-batches of 4 x 2, colours by its mean and deviation, crops of 256 px of images resized to 512. It
-segments these crops side by side; here, they overlap (sampler.overlap).
+batches of 4 x 2, colours normalised by its mean and standard deviation, crops of 256 px from images
+resized to 512. The original segments these crops side by side; here they overlap (sampler.overlap).
 Published (arXiv 2112.00390): Dice 81.59, mIoU 69.00.
 Machine: not trained yet, meant for GPUs; model.remat_resolutions saves memory.
 Time: not measured. Score: not measured.
 """
 
 from configs import isic2016
-from segdiff_jax.models.original import COLOURS
+from segdiff_jax.original.weights import COLOURS
 
 
 def get_config():

@@ -2,9 +2,9 @@
 
 python train.py --config=configs/ph2.py --workdir=runs/ph2 --config.data.manual_dir=FOLDER
 
-140 images are few to train on: rather train on ISIC and test on all of these, see docs/data.md.
-Published in the paper: nothing.
-Machine: not trained yet; a core or two of a CPU will do. Time: 30 minutes. Score: not measured.
+140 images are few to train on. It is better to train on ISIC and test on all of PH2: see
+docs/data.md. The paper publishes no score for it.
+Machine: not trained yet; one or two CPU cores are enough. Time: 30 minutes. Score: not measured.
 """
 
 from configs import isic2016_64

@@ -1,4 +1,4 @@
-"""Segments a photo by jax alone: python predict_exported.py MODEL.zip PHOTO MASK.png"""
+"""Segments a photo with jax alone: python predict_exported.py MODEL.zip PHOTO MASK.png"""
 
 import json
 import sys

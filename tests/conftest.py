@@ -13,8 +13,8 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from configs import default
-from segdiff_jax.data.synthetic_lesions.drawing import draw
+from segdiff_jax.config import default_config
+from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -88,7 +88,7 @@ def tiny_overrides(config):
     config.validation.num_images = 4
     config.validation.steps = 2
     config.sampler.steps = 2
-    config.sampler.votes = 2
+    config.sampler.samples = 2
     config.sampler.max_batch = 4
     return config
 
@@ -111,11 +111,14 @@ def tiny_isic(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_config(tiny_isic, tmp_path_factory):
-    """tiny_config() -> a new config that trains two steps on `tiny_isic` in a few seconds."""
+    """tiny_config("unet") -> a new config of a network, by default segdiff.
+
+    It trains two steps on `tiny_isic` in a few seconds.
+    """
     data_dir = tmp_path_factory.mktemp("data")
 
-    def build():
-        config = tiny_overrides(default.get_config())
+    def build(model="segdiff"):
+        config = tiny_overrides(default_config(model))
         config.data.manual_dir, config.data.dir = str(tiny_isic), str(data_dir)
         return config
 

@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from configs import default, isic2016_64, isic2016_64_paper
-from segdiff_jax.data.augment import Augmentation
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.training.changes import flatten
-from segdiff_jax.training.check import check_config
+from segdiff_jax.config import flatten
+from segdiff_jax.training.loop import check_run
 from tools import ablation, runs
 
 
@@ -19,9 +17,7 @@ def test_a_row_is_a_config(row):
     changes = ablation.overrides(row)
     config.update_from_flattened_dict(changes)
     config.train.batch_size = 4 * config.train.batch_size  # The tests' four devices.
-    check_config(config)
-    make_process(config.diffusion).loss_weights(config.diffusion.weight)
-    Augmentation(**config.augment)
+    check_run(config)
     parent = ablation.ROWS[row][0]
     assert parent is None or changes != ablation.overrides(parent)
 
@@ -56,19 +52,19 @@ def test_a_run_of_another_row_is_not_taken_for_this_one(tmp_path, monkeypatch):
 
 def write_metrics(folder, iou, low):
     folder.mkdir(parents=True)
-    strata = {"contrast": {"low": {"iou": low}}}
-    (folder / "metrics.json").write_text(json.dumps({"mean": {"iou": iou}, "strata": strata}))
+    metrics = {"mean": {"iou": iou}, "conditions": {"contrast": {"low": {"iou": low}}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 def test_tables_show_what_is_there(tmp_path, monkeypatch, capsys):
     for seed, iou in ((0, 0.5), (1, 0.6)):
         run = tmp_path / "16-minutes" / f"noisy-seed{seed}"
         (run / "checkpoints" / "last" / "123").mkdir(parents=True)
-        write_metrics(run / "validation-steps=5-votes=1-sampler=ddim", iou, 0.1)
-        write_metrics(run / "test-steps=5-votes=1-sampler=ddim", 0.25, 0.125)
-    write_metrics(run / "validation-steps=1-votes=1-sampler=ddim-set=flips=False", 0.6, 0.1)
-    write_metrics(run / "validation-steps=20-votes=1-sampler=dpm_solver_pp_2m", 0.75, 0.1)
-    write_metrics(run / "validation-steps=1-votes=9-sampler=ddim-set=flips=True", 0.7, 0.1)
+        write_metrics(run / "validation-steps=5-samples=1-sampler=ddim", iou, 0.1)
+        write_metrics(run / "test-steps=5-samples=1-sampler=ddim", 0.25, 0.125)
+    write_metrics(run / "validation-steps=1-samples=1-sampler=ddim-flips=False", 0.6, 0.1)
+    write_metrics(run / "validation-steps=20-samples=1-sampler=dpm_solver_pp_2m", 0.75, 0.1)
+    write_metrics(run / "validation-steps=1-samples=9-sampler=ddim-flips=True", 0.7, 0.1)
     arguments = ["--only_print", f"--out={tmp_path}", f"--sampling_of={run}"]
     monkeypatch.setattr("sys.argv", ["ablation", *arguments, "--rows", "noisy", "x0"])
     ablation.main()
@@ -115,8 +111,8 @@ def test_commands_carry_the_row(tmp_path, monkeypatch, capsys):
 
 def test_the_paper_is_sampled_its_own_way_first(tmp_path, monkeypatch, capsys):
     run = tmp_path / "16-minutes" / "paper-seed0"
-    write_metrics(run / "validation-steps=100-votes=1-sampler=ddpm-set=clip=False", 0.25, 0.1)
-    write_metrics(run / "validation-steps=10-votes=1-sampler=ddim", 0.375, 0.1)
+    write_metrics(run / "validation-steps=100-samples=1-sampler=ddpm-clip=False", 0.25, 0.1)
+    write_metrics(run / "validation-steps=10-samples=1-sampler=ddim", 0.375, 0.1)
     monkeypatch.setattr("sys.argv", ["", "--only_print", f"--out={tmp_path}", "--rows", "paper"])
     ablation.main()
     lines = capsys.readouterr().out.splitlines()

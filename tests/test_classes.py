@@ -8,21 +8,20 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
 
-from configs import compare
-from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.config import VERSION
+from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.data.synthetic_lesions.drawing import draw
-from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.evaluate import Options, evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.export import export_model
-from segdiff_jax.export_torch import export_state_dict
-from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.trained import load
+from segdiff_jax.inference.export import export_model
+from segdiff_jax.inference.load import load
+from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.original.export_torch import export_state_dict
+from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.training.loop import train
 from tests.conftest import ROOT
 from tools.bound import make_bound_fn
@@ -45,20 +44,17 @@ def drawn(tmp_path_factory):
     return folder
 
 
-def config_of(drawn, config, name="segdiff"):
+def config_of(drawn, config):
     config.data.update(dataset="paired_folder", dir=str(drawn / "data"))
     config.data.update(images=str(drawn / "images"), masks=str(drawn / "masks"))
     config.data.classes, config.data.mask_values = NAMES, VALUES
-    if name == "unet":
-        config.objective = "supervised"
-        config.model = ConfigDict(compare.SUPERVISED["unet"] | {"channels": (8, 16)})
     config.model.out_channels = 3
     return config
 
 
 @pytest.mark.parametrize("name", [pytest.param("segdiff", marks=pytest.mark.slow), "unet"])
 def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, name):
-    config = config_of(drawn, tiny_config(), name)
+    config = config_of(drawn, tiny_config(name))
     config.diffusion.update(self_conditioning=True, recycling=True)
     config.data.soft_masks = name == "unet"
     train(config, str(tmp_path / "run"))
@@ -79,9 +75,8 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
         (FolderSource(data.images, data.masks, data.mask_endings), 12),
         (load_source(data.dataset, "validation", *where(data)), 1),
     ):
-        examples = NativeExamples(records, trained.input_size, classes=trained.classes)
-        arguments = trained.predictor, trained.variables, examples, tmp_path / f"out{count}"
-        result = evaluate(*arguments, trained.settings, "title")
+        examples, options = NativeExamples(records, trained), Options(trained.settings, "title")
+        result = evaluate(trained, examples, tmp_path / f"out{count}", options)
         assert result.num_images == count and not result.failures
     metrics = json.loads((tmp_path / "out12/metrics.json").read_text())
     assert list(metrics["classes"]) == ["lesion", "core"]
@@ -102,14 +97,22 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
     np.testing.assert_array_equal(trained.classes.file_values(prediction.mask), file)
 
 
+def save_untrained(config, workdir):
+    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
+    with Checkpoints(workdir) as checkpoints:
+        meta = {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
+        checkpoints.save_best(1, variables, meta)
+    return workdir
+
+
+def meta_of(config):
+    return {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
+
+
 @pytest.fixture
 def workdir(drawn, tiny_config, tmp_path):
     """Of an untrained network."""
-    config = config_of(drawn, tiny_config())
-    variables = jax.jit(lambda: init_variables(make_model(config.model), 0, 16, 3))()
-    with Checkpoints(tmp_path / "run") as checkpoints:
-        checkpoints.save_best(1, variables, {"config": json.loads(config.to_json()), "step": 1})
-    return tmp_path / "run"
+    return save_untrained(config_of(drawn, tiny_config()), tmp_path / "run")
 
 
 def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
@@ -118,9 +121,9 @@ def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
         export_model(trained)
     with pytest.raises(ValueError, match=r"data.classes=.*the original has two classes"):
         export_state_dict(workdir)
-    with pytest.raises(ValueError, match="data.classes=.*bound is of masks of two classes"):
+    with pytest.raises(ValueError, match="data.classes=.*the bound needs masks of two classes"):
         make_bound_fn(trained)
-    with pytest.raises(ValueError, match="'staple' is of masks of two classes"):
+    with pytest.raises(ValueError, match="'staple' combines masks of two classes"):
         load(workdir, ensemble="staple")
     (tmp_path / "metrics.json").write_text(json.dumps({"num_images": 1, "classes": {"core": {}}}))
     command = [sys.executable, "-m", "tools.official_score", f"--out={tmp_path}", "--truth=x"]
@@ -131,20 +134,18 @@ def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
 def test_members_of_an_ensemble_have_the_same_classes(workdir, drawn, tiny_config, tmp_path):
     both = load([workdir, workdir])
     images = np.zeros((4, 16, 16, 3), np.uint8)
-    assert both.predictor(both.variables, images, list("abcd")).shape == (2, 4, 16, 16, 3)
+    assert both.sample(images, list("abcd")).shape == (2, 4, 16, 16, 3)
     config = config_of(drawn, tiny_config())
     config.data.mask_values = (0, 1, 2)
-    variables = jax.jit(lambda: init_variables(make_model(config.model), 0, 16, 3))()
-    with Checkpoints(tmp_path / "other") as checkpoints:
-        checkpoints.save_best(1, variables, {"config": json.loads(config.to_json()), "step": 1})
+    save_untrained(config, tmp_path / "other")
     with pytest.raises(ValueError, match="the models of an ensemble differ in data.mask_values"):
         load([workdir, tmp_path / "other"])
 
 
 def test_other_classes_are_another_run(drawn, tiny_config, tmp_path):
-    config = config_of(drawn, tiny_config(), "unet")
+    config = config_of(drawn, tiny_config("unet"))
     config.train.num_steps, config.validation.every = 1, 0
     train(config, str(tmp_path / "run"))
     config.data.classes = ("skin", "mole", "core")
-    with pytest.raises(ValueError, match=r"config.data.classes: \['skin', 'lesion', 'core'\] bef"):
+    with pytest.raises(ValueError, match=r"config.data.classes: \('skin', 'lesion', 'core'\) bef"):
         train(config, str(tmp_path / "run"))

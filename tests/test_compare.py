@@ -9,12 +9,13 @@ import jax
 import numpy as np
 import pytest
 
+from configs import compare as configs_compare
 from configs import default
-from segdiff_jax.models import make_model
+from segdiff_jax.methods import make_method
 from tools import compare, runs
 from tools import comparison as comparison_module
 from tools.comparison import MAIN, MORE, SPLITS, Comparison, Row
-from tools.flop import gflop_of_methods
+from tools.flop import gflop_of_passes
 from tools.runs import Run
 
 IDS = [f"ISIC_{i}" for i in range(4)]
@@ -34,7 +35,7 @@ def comparison(tmp_path):
     comparison.trained = lambda row, seed: SimpleNamespace(settings={"model": row.label})
     for (model, seed), run in comparison.runs.items():
         (run.workdir / "checkpoints" / "last" / f"{100 + seed}").mkdir(parents=True)
-        config = compare.compare.get_config(model)
+        config = configs_compare.get_config(model)
         (run.workdir / "config.json").write_text(config.to_json())
         # The first speed includes compiling.
         speeds = [0.5, 20 + len(model), 20 + len(model), 90]
@@ -51,8 +52,8 @@ def comparison(tmp_path):
                 uncertainty = {"ece": 0.01 * (1 + seed)}
                 if "mirrored" in row.label:
                     uncertainty["correlation"] = 0.5
-                strata = {"hair": {"yes": {"num_images": 4, "iou": ious.mean()}}}
-                metrics = {"mean": mean, "uncertainty": uncertainty, "strata": strata}
+                conditions = {"hair": {"yes": {"num_images": 4, "iou": ious.mean()}}}
+                metrics = {"mean": mean, "uncertainty": uncertainty, "conditions": conditions}
                 metrics |= {"settings": {"model": row.label}, "num_images": len(IDS)}
                 (folder / "metrics.json").write_text(json.dumps(metrics))
     return comparison
@@ -64,10 +65,10 @@ def test_tables_hold_what_the_runs_left(comparison, tmp_path):
     for line in (
         # Steps 100 and 101; the median speed without the first.
         "| segdiff | 1,077,097 | 27.0 ± 0.0 | 100 ± 1 |",
-        "| medt | 1,382,337 | 24.0 | 100 |",
+        "| medt | 1,522,505 | 24.0 | 100 |",
         "| U-Net | 0.35 | 10.0 | 0.505 ± 0.007 | 0.250 ± 0.000 | 0.250 ± 0.000 | 0.250 ± 0.000 |",
         "| U-Net, mirrored | 1.39 | 20.0 | 0.515 ± 0.007 " + 3 * "| 0.250 ± 0.000 " + "|",
-        "| MedT | 0.27 | 30.0 | 0.520 | 0.250 | 0.250 | 0.250 |",
+        "| MedT | 0.52 | 30.0 | 0.520 | 0.250 | 0.250 | 0.250 |",
         "| U-Net, mirrored | 0.0150 ± 0.0071 | 0.50 ± 0.00 | 0.0150 ± 0.0071 | 0.50 ± 0.00 |",
         "| MedT | 0.0100 |  | 0.0100 |  |",
     ):
@@ -99,8 +100,8 @@ def test_differences_are_paired(comparison):
 
 
 def test_flop_of_the_unet_are_those_of_its_convolutions():
-    configs = compare.compare.get_config
-    gflop = compare.gflop_an_image(Row("", ("unet",), ("flips=false",)), configs)
+    configs = configs_compare.get_config
+    gflop = compare.gflop_an_image(Row("", ("unet",), {"flips": False}), configs)
     widths = configs("unet").model.channels
     taps = lambda size: (3 * size - 2) ** 2  # Of a 3x3 convolution, but for the padding.
     macs, before = 0, 3
@@ -112,10 +113,10 @@ def test_flop_of_the_unet_are_those_of_its_convolutions():
             macs += 4 * width * above * size**2 + (2 + 1) * above**2 * taps(2 * size)
         before = width
     assert gflop == pytest.approx(2 * macs / 1e9, rel=0.01)
-    mirrored, both = Row("", ("unet",)), Row("", ("unet", "segdiff"), ("steps=5",))
+    mirrored, both = Row("", ("unet",)), Row("", ("unet", "segdiff"), {"steps": 5})
     assert compare.gflop_an_image(mirrored, configs) == pytest.approx(4 * gflop)
-    # The image and its mirror images are encoded once, and denoised at each step of each vote.
-    segdiff = gflop_of_methods(make_model(configs("segdiff").model), 64, 1)
+    # The image and its mirror images are encoded once, and denoised at each step of each sample.
+    segdiff = gflop_of_passes(make_method(configs("segdiff")))
     expected = 4 * gflop + 4 * segdiff["encode_image"] + 4 * 5 * segdiff["denoise"]
     assert compare.gflop_an_image(both, configs) == pytest.approx(expected)
 
@@ -143,10 +144,7 @@ def test_scores_of_other_settings_are_made_anew(comparison, monkeypatch):
     data = default.get_config().data
     changed = SimpleNamespace(
         settings={"model": "other"},
-        input_size=64,
         config=SimpleNamespace(data=data),
-        predictor=None,
-        variables=None,
     )
     comparison.trained = lambda row, seed: changed
     comparison.metrics(row, "test", 0)

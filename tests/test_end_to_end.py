@@ -31,7 +31,7 @@ TINY = """
     --config.diffusion.self_conditioning=True
     --config.sampler.name=dpm_solver_pp_2m
     --config.sampler.steps=2
-    --config.sampler.votes=2
+    --config.sampler.samples=2
 """.split()  # noqa: SIM905
 
 
@@ -91,6 +91,37 @@ def workdir(tiny_isic, tmp_path_factory):
     return folder
 
 
+def test_a_run_begins_with_the_config_and_the_parameters_of_another(workdir, tmp_path):
+    """As a command without --num_processes: reading the config must not start jax."""
+    flags = ["--config.train.num_steps=1", "--config.validation.every=0"]
+    command = "train.py", f"--config=configs/saved.py:{workdir}", f"--workdir={tmp_path / 'run'}"
+    out, _ = run(*command, *flags)
+    assert f"starting from the parameters of {workdir / 'checkpoints' / 'best'}" in out
+    assert "trained: 1 steps" in out
+    config, former = (
+        json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "run", workdir)
+    )
+    assert config["train"].pop("init_from") == str(workdir)
+    assert config["model"] == former["model"] and config["diffusion"] == former["diffusion"]
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        ("", "write --config=configs/saved.py:WORKDIR, of a run or a checkpoint"),
+        (":/nowhere", "/nowhere: no checkpoint there"),
+        (":TMP", "error: the config has version 9, this package reads up to 2: update it\n"),
+    ],
+)
+def test_another_run_that_there_is_not_is_named(tmp_path, other, message):
+    meta = tmp_path / "checkpoints" / "best" / "1" / "meta" / "metadata"
+    meta.parent.mkdir(parents=True)
+    meta.write_text(json.dumps({"config": {}, "version": 9}))
+    config = f"--config=configs/saved.py{other}".replace("TMP", str(tmp_path))
+    _, err = run("train.py", config, f"--workdir={tmp_path}", status=1)
+    assert message in err and ("Traceback" not in err or not other)
+
+
 def read_masks(folder):
     return {p.name: np.asarray(Image.open(p)) for p in (folder / "masks").iterdir()}
 
@@ -127,9 +158,9 @@ def test_sampling_a_folder(workdir, tmp_path):
     for name, size in (("b", (30, 50)), ("a", (64, 20))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(images / f"{name}.png")
         Image.fromarray(255 * np.eye(*size, dtype=np.uint8)).save(truths / f"{name}_mask.png")
-    arguments = [f"--workdir={workdir}", f"--images={images}", "--steps=3", "--votes=3"]
+    arguments = [f"--workdir={workdir}", f"--images={images}", "--steps=3", "--samples=3"]
     arguments += ["--ensemble=vote", "--sampler=ddpm", "--seed=5"]
-    arguments += ["--threshold=0.4", "--set=clip=false", "--artefact=frame"]
+    arguments += ["--threshold=0.4", "--config.sampler.clip=false", "--artefact=frame"]
     out, _ = run("sample.py", *arguments, f"--masks={truths}", f"--out={tmp_path / 'scored'}")
     metrics = json.loads((tmp_path / "scored" / "metrics.json").read_text())
     masks = read_masks(tmp_path / "scored")
@@ -141,7 +172,7 @@ def test_sampling_a_folder(workdir, tmp_path):
         for n, s in (("b", (30, 50)), ("a", (64, 20)))
     ]
     assert metrics["mean"]["iou"] == pytest.approx(np.mean(ious), abs=1e-6)
-    expected = {"steps": 3, "votes": 3, "ensemble": "vote", "sampler": "ddpm", "seed": 5}
+    expected = {"steps": 3, "samples": 3, "ensemble": "vote", "sampler": "ddpm", "seed": 5}
     expected |= {"threshold": 0.4, "clip": False, "data": f"{images}, with frame"}
     assert metrics["settings"].items() >= expected.items()
     out, _ = run("sample.py", *arguments, f"--out={tmp_path / 'unscored'}")
@@ -171,8 +202,8 @@ def probabilities(folder):
 
 @pytest.mark.slow
 def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
-    out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--votes=9")
-    assert "unet takes no --steps, --votes or --sampler: not read" in out
+    out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--samples=9")
+    assert "unet does not read sampler.samples" in out
     settings = json.loads((unet / "samples_test" / "metrics.json").read_text())["settings"]
     assert settings["model"] == "unet" and settings["flips"] and "steps" not in settings
     both = [f"--workdir={workdir}", f"--workdir={unet}", "--split=test"]
@@ -185,7 +216,7 @@ def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
     np.testing.assert_allclose(probabilities(folder), mean, atol=4)
     settings = json.loads((folder / "metrics.json").read_text())["settings"]
     assert settings["model"] == "segdiff + unet" and settings["1. steps"] == 2
-    _, err = run("sample.py", *both, "--set=threshold=2", status=1)
+    _, err = run("sample.py", *both, "--config.sampler.threshold=2", status=1)
     assert "sampler.threshold=2" in err
     _, err = run("sample.py", *both, f"--checkpoint={unet / 'checkpoints' / 'last'}", status=1)
     assert "beside --checkpoint, give one --workdir" in err
@@ -200,7 +231,7 @@ def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
         (
             "train.py",
             ["--config=configs/default.py", "--workdir=TMP", "--config.data.dataset=coco"],
-            "error: data.dataset='coco' is unknown; there are isic",
+            "error: data.dataset='coco' is unknown; there are cityscapes_instances, cvc",
         ),
     ],
 )

@@ -15,10 +15,10 @@ import optax
 import pytest
 from PIL import Image
 
-from configs import compare
-from segdiff_jax.checkpoint import Checkpoints
-from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.trained import load
+from segdiff_jax.config import VERSION, default_config
+from segdiff_jax.inference.load import load
+from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state
 from tests.conftest import ROOT, tiny_overrides
@@ -28,10 +28,10 @@ from tests.test_end_to_end import TINY, run, saved_steps
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """Of a U-Net that was never trained."""
-    workdir, config = tmp_path_factory.mktemp("workdir"), tiny_overrides(compare.get_config("unet"))
-    variables = jax.jit(lambda: init_variables(make_model(config.model), 0, 16))()
+    workdir, config = tmp_path_factory.mktemp("workdir"), tiny_overrides(default_config("unet"))
+    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
     with Checkpoints(workdir) as checkpoints:
-        meta = {"config": json.loads(config.to_json()), "step": 1, "validation_iou": 0.0}
+        meta = {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
         checkpoints.save_best(1, variables, meta)
     return workdir
 
@@ -182,7 +182,7 @@ def test_a_read_only_disk_is_named(workdir, tmp_path, small_disk, tiny_config):
     _, err = run("sample.py", *arguments, status=1)
     assert f"error: cannot write {disk / 'out'}" in err and "Read-only file system" in err
     assert "Traceback" not in err
-    message = r"cannot write .*/run \(Read-only .* choose another --workdir"
+    message = r"cannot write .*/run.* \(Read-only .* choose a folder that can be written to"
     with pytest.raises(OSError, match=message):
         train(tiny_config(), str(disk / "run"))
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):
 
 SAVE = """
 import os, sys, jax.numpy as jnp, optax
-from segdiff_jax.checkpoint import Checkpoints
+from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.training.state import create_state
 fatal, calls = int(sys.argv[2]), 0
 
@@ -267,7 +267,8 @@ checkpoints = Checkpoints(sys.argv[1])
 state = create_state({"params": {"w": jnp.full(3, 2.0)}}, optax.adam(1.0))
 for name in ("rename", "replace", "rmdir", "unlink", "mkdir"):
     setattr(os, name, guarded(getattr(os, name)))
-checkpoints.save_last(state.replace(step=jnp.int32(2)), {"config": {}, "step": 2})
+trees = state.replace(step=jnp.int32(2)).trees()
+checkpoints.save_last(2, trees, {"config": {}, "step": 2})
 print(calls)
 """
 
@@ -279,13 +280,15 @@ def test_a_kill_between_any_two_steps_of_a_save_leaves_a_checkpoint(tmp_path):
     for fatal in range(1, 100):
         workdir = tmp_path / str(fatal)
         with Checkpoints(workdir) as checkpoints:
-            checkpoints.save_last(state.replace(step=jnp.int32(1)), {"config": {}, "step": 1})
+            trees = state.replace(step=jnp.int32(1)).trees()
+            checkpoints.save_last(1, trees, {"config": {}, "step": 1})
         command = [sys.executable, "-c", SAVE, str(workdir), str(fatal)]
         env = os.environ | {"JAX_PLATFORMS": "cpu"}
         saving = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert saving.returncode in (0, 9), saving.stderr
         with Checkpoints(workdir) as checkpoints:
-            meta, restored = checkpoints.last_meta(), checkpoints.restore_last(like)
+            meta = checkpoints.last_meta()
+            restored = like.from_trees(checkpoints.restore_last(like.trees()))
         assert meta["step"] == int(restored.step)
         np.testing.assert_array_equal(restored.params["w"], np.full(3, meta["step"]))
         found.append(meta["step"])

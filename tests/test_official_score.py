@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from segdiff_jax.evaluation.ensemble import Combined
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.tables import write_metrics
+from segdiff_jax.inference.combine import Segmentation
 from tests.conftest import ROOT
 
 pytest.importorskip("isic_challenge_scoring")
-TAGS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
+CONDITIONS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
 
 
 @pytest.fixture
@@ -32,12 +32,15 @@ def folders(tmp_path):
             if i >= 5:
                 truth, mask = truth & (i == 5), (mask & False) | (i == 7)
             id, levels = f"ISIC_{i:07d}", np.zeros((2, 256))
-            out.write(id, np.zeros((*shape, 3), np.uint8), Combined(mask, np.float32(mask), None))
+            found = Segmentation(np.uint8(mask), np.float32(mask)[..., None], None)
+            out.write(id, np.zeros((*shape, 3), np.uint8), found)
             path = tmp_path / f"{id}_Segmentation.png"
             Image.fromarray(np.where(truth, 255, 0).astype(np.uint8)).save(path)
             archive.write(path, f"Part1_GroundTruth/{path.name}")
             row = {"id": id, "area": mask.mean(), "disagreement": None, "levels": levels}
-            rows.append(row | {"scores": segmentation_scores(mask, truth), "tags": TAGS})
+            rows.append(
+                row | {"scores": segmentation_scores(mask, truth), "conditions": CONDITIONS}
+            )
     write_metrics(out.path, rows, {})
     return out.path, tmp_path / "truth.zip"
 

@@ -124,7 +124,7 @@ def test_two_processes_that_slurm_starts_are_told_to_stop_through_one(command, t
     processes[1].send_signal(signal.SIGTERM)
     (_, main), (_, other) = (finish(process, 143) for process in processes)
     (step,) = saved_steps(tmp_path)
-    message = f"stopped by SIGTERM after step {step}, which is saved; the same command goes on"
+    message = f"stopped by SIGTERM after step {step}, which is saved; the same command resumes from"
     assert message in main and f"process 1: {message}" in other
     assert rows(tmp_path)[-1, 0] == step
 

@@ -4,7 +4,7 @@ python -m tools.ablation --minutes=16 --config.data.manual_dir=FOLDER
 
 Every row of the first table trains for the same time, from seed 0 on, and is scored at native size
 without choosing among its checkpoints. What was trained or scored before is kept, and an
-interrupted training goes on. Options that are not listed here are train.py's.
+interrupted training resumes. Options that are not listed here are train.py's.
 """
 
 import argparse
@@ -71,7 +71,7 @@ ROWS = {
     "batch_norm": ("soft_masks", BATCH_NORM, 1),
     "more_data": ("dark_corners", {"data.extra_datasets": ("isic/2017",)}, 1),
 }
-STEPS, VOTES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
+STEPS, SAMPLES = (1, 2, 5, 10, 20, 100), (1, 5, 9, 25)
 SOLVERS = ("ddim", "dpm_solver_pp_2m")
 
 
@@ -82,10 +82,14 @@ def overrides(row: str) -> dict:
 
 
 def metrics(run: Run, split: str = "validation", **flags) -> dict | None:
-    """Of 5 DDIM steps and one vote, or as sample.py's flags say; None: not known."""
-    flags = {"steps": 5, "votes": 1, "sampler": "ddim"} | flags
-    flags = [f"--{name}={value}" for name, value in flags.items()]
-    name = "-".join([split, *(flag.strip("-") for flag in flags)])
+    """The scores of 5 DDIM steps and one sample, or as the flags say; None: not known."""
+    flags = {"steps": 5, "samples": 1, "sampler": "ddim"} | flags
+    name = "-".join([split, *(f"{name}={value}" for name, value in flags.items())])
+    fields = "flips", "clip"
+    flags = [
+        f"--config.sampler.{name}={value}" if name in fields else f"--{name}={value}"
+        for name, value in flags.items()
+    ]
     return run.metrics(name, f"--split={split}", *flags)
 
 
@@ -98,7 +102,7 @@ def iou(run: Run, **flags) -> float:
 def low_contrast_iou(run: Run) -> float:
     """Mean IoU of the images of the stand-in test whose colour is near the skin's."""
     scores = metrics(run, "test")
-    contrast = scores["strata"]["contrast"] if scores else {}
+    contrast = scores["conditions"]["contrast"] if scores else {}
     return contrast.get("low", {"iou": np.nan})["iou"]
 
 
@@ -114,7 +118,7 @@ def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
             runs[-1].train("configs/default.py", fields, flags)
         kinds = [{}, {"steps": 1}, {"artefact": "vignette"}, {"split": "test"}]
         if row == "paper":  # As the original samples; then with clipping, in few steps.
-            ddpm = {"sampler": "ddpm", "steps": 100, "set": "clip=False"}
+            ddpm = {"sampler": "ddpm", "steps": 100, "clip": False}
             lines.append([f"{row}, DDPM 100, seed 0", cell([runs[0].steps()], 0)])
             lines[-1] += [cell([iou(runs[0], **ddpm)])] + 4 * [""]
             kinds[0] = {"steps": 10}
@@ -130,9 +134,9 @@ def print_sampling(run: Run) -> None:
     of = lambda **flags: cell([iou(run, **flags)], 4)
     lines = [[str(n), *(of(steps=n, sampler=solver) for solver in SOLVERS)] for n in STEPS]
     print(table("steps | DDIM | DPM-Solver++(2M)", lines), flush=True)
-    flips = "flips=False", "flips=True"  # Both said: the run's own config may have either.
-    lines = [[str(n), *(of(steps=1, votes=n, set=flip) for flip in flips)] for n in VOTES]
-    print(table("votes | validation | of mirror images", lines), flush=True)
+    flips = False, True  # Both are given: the run's own config may have either.
+    lines = [[str(n), *(of(steps=1, samples=n, flips=flip) for flip in flips)] for n in SAMPLES]
+    print(table("samples | validation | of mirror images", lines), flush=True)
 
 
 def main() -> None:
@@ -142,8 +146,8 @@ def main() -> None:
     parser.add_argument(
         "--rows", nargs="*", choices=ROWS, help="default: all; none beside --sampling_of"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a row")
-    parser.add_argument("--sampling_of", metavar="WORKDIR", help="vary steps and votes of this run")
+    parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a row")
+    parser.add_argument("--sampling_of", metavar="WORKDIR", help="vary how this run samples")
     parser.add_argument("--only_print", action="store_true", help="train and score nothing")
     options, flags = parser.parse_known_args()
     if options.rows is None:

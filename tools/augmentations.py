@@ -12,13 +12,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw
 
-from segdiff_jax.command import run_command
 from segdiff_jax.data.artefacts import ARTEFACTS
-from segdiff_jax.data.augment import Augmentation, random_patch
+from segdiff_jax.data.augment import make_augmentation, random_patch
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_training_source, where
 from segdiff_jax.evaluation.outputs import draw_contour, draw_contours
+from segdiff_jax.runtime.command import run_command
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 OUT = flags.DEFINE_string("out", "augmentations.png", "The picture.")
@@ -41,8 +41,8 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
         keys = jax.random.split(jax.random.key(seed), count)
         image, mask = map(np.asarray, random_patch(keys, image, mask, data.image_size))
     columns = {"clean": enlarge(image)}
-    off, whole = dict.fromkeys(config.augment, 0), jax.jit(Augmentation(**config.augment))
-    augments = {name: jax.jit(Augmentation(**off | {name: 1.0})) for name in ARTEFACTS}
+    off, whole = dict.fromkeys(config.augment, 0), jax.jit(make_augmentation(config.augment))
+    augments = {name: jax.jit(make_augmentation(off | {name: 1.0})) for name in ARTEFACTS}
     augments |= {f"config {number}": whole for number in range(1, 1 + WHOLE)}
     keys = jax.random.split(jax.random.key(seed), (len(augments), len(image)))
     for (name, augment), key in zip(augments.items(), keys, strict=True):

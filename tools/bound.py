@@ -5,9 +5,7 @@ each at one noisy mask (Nichol and Dhariwal 2021, arXiv 2102.09672). The split i
 that the run was trained on.
 """
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Callable
 
 import jax
@@ -15,58 +13,58 @@ import numpy as np
 from jax import Array
 
 import segdiff_jax
-from segdiff_jax.command import MISTAKES, keep_compiled_programs
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.diffusion.bound import Bound, variational_bound
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import gaussian_noise
-from segdiff_jax.models import is_diffusion, make_model
-from segdiff_jax.trained import Trained
+from segdiff_jax.inference.load import Model
+from segdiff_jax.original.bound import Bound, variational_bound
+from segdiff_jax.runtime.command import argument_parser, run_simple
+from segdiff_jax.runtime.errors import UserError
 
 
-def make_bound_fn(model: Trained) -> Callable[[Array, Array, Array], Bound]:
-    """(image u8[B, S, S, 3], mask u8[B, S, S, 1], key[B]) -> Bound, of a diffusion model.
+def make_bound_fn(model: Model) -> Callable[[Array, Array, Array], Bound]:
+    """(image u8[B, S, S, 3], mask u8[B, S, S, 1], key[B]) -> Bound, for a diffusion model.
 
-    The variance is `sampler.variance`, and x_start is clipped if `sampler.clip` is set.
+    The variance is `diffusion.variance`, and x_start is clipped if `sampler.clip` is set.
 
     Raises:
-        ValueError: if the model does not denoise, or masks have several classes.
+        UserError: if the model does not denoise, or masks have several classes.
     """
-    config, network = model.config, make_model(model.config.model)
-    if not is_diffusion(network):
-        raise ValueError(f"model.name={config.model.name!r} is no diffusion model: no bound")
-    if config.data.classes:
-        raise ValueError(
-            f"data.classes={tuple(config.data.classes)}: the bound is of masks of two classes"
-        )
+    config = model.config
+    if config.method != "diffusion":
+        raise UserError(f"method={config.method!r} is no diffusion: there is no bound")
+    if model.classes.several:
+        raise UserError(f"data.classes={model.classes.names}: the bound needs masks of two classes")
+    network = model.driver.method.model
     process = dataclasses.replace(make_process(config.diffusion), clip=config.sampler.clip)
+    variance = config.diffusion.variance
 
     def run(variables, image, mask, keys):
         features = network.apply(variables, normalise_image(image), method="encode_image")
-        x_start = process.input_scale * normalise_mask(mask, config.data.get("soft_masks", False))
+        x_start = process.input_scale * normalise_mask(mask, soft=config.data.soft_masks)
 
         def denoise_fn(x_t, t):
             inputs = process.network_input(x_t, t), features, t[None]
             return process.predict(network.apply(variables, *inputs, method="denoise"), x_t, t)
 
         noise_fn = gaussian_noise(keys, x_start.shape[1:])
-        return variational_bound(process, config.sampler.variance, denoise_fn, x_start, noise_fn)
+        return variational_bound(process, variance, denoise_fn, x_start, noise_fn)
 
     compiled = jax.jit(run)
     return lambda *batch: compiled(model.variables, *batch)
 
 
 def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[np.ndarray]:
-    """Of each image: the bound, its prior and the terms of each step; f32[N], f32[N], f32[N, T]."""
+    """For each image the bound, its prior and the terms of each step: f32[N], f32[N], f32[N, T]."""
     model = segdiff_jax.load(workdir)
     bound_fn, data = make_bound_fn(model), model.config.data
     if data.full_size:
-        raise ValueError(f"data.full_size={data.full_size}: the bound is of whole images only")
+        raise UserError(f"data.full_size={data.full_size}: the bound needs whole images")
     records = load_source(data.dataset, split, *where(data))
-    options = {"limit": num_images or None, "colour_constancy": data.colour_constancy}
-    source = ResizedSource(records, data.image_size, cache=False, **options)
+    limit = num_images or None
+    source = ResizedSource(records, data.image_size, limit, data.colour_constancy)
     examples, found = ({"number": i, **source[i]} for i in range(len(source))), []
     for group, valid in padded_batches(examples, min(batch_size, len(source))):
         image, mask = (np.stack([e[name] for e in group]) for name in ("image", "mask"))
@@ -78,25 +76,24 @@ def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+def main() -> None:
+    parser = argument_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of train.py, or a checkpoint")
     parser.add_argument("--split", default="test", help="such as validation")
-    parser.add_argument("--num_images", type=int, default=0, help="the first so many; 0: all")
+    parser.add_argument("--num_images", type=int, default=0, help="the first ones; 0: all")
     parser.add_argument("--batch_size", type=int, default=8)
     options = parser.parse_args()
-    keep_compiled_programs()
-    try:
+
+    def bound() -> None:
         if options.num_images < 0 or options.batch_size < 1:
-            raise ValueError("--num_images must be at least 0 and --batch_size at least 1")
+            raise UserError("--num_images must be at least 0 and --batch_size at least 1")
         total, prior, vb = measure(**vars(options))
-    except MISTAKES as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    parts = {"bits per pixel": total, "prior": prior, "steps": vb[:, 1:].sum(1), "mask": vb[:, 0]}
-    print("\n".join(f"{name:<16}{part.mean():>12.6f}" for name, part in parts.items()))
-    return 0
+        parts = {"bits per pixel": total, "prior": prior}
+        parts |= {"steps": vb[:, 1:].sum(1), "mask": vb[:, 0]}
+        print("\n".join(f"{name:<16}{part.mean():>12.6f}" for name, part in parts.items()))
+
+    run_simple(bound)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

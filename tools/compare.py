@@ -4,7 +4,7 @@ python -m tools.compare --minutes=30 --config.data.manual_dir=FOLDER
 
 trains each, SegDiff and the U-Net from several seeds, samples the validation and the test split,
 and writes tables and a plot of IoU against seconds. What was trained or scored before is kept, and
-an interrupted training goes on, so it can be stopped at any time. Options that are not listed here
+an interrupted training resumes, so it can be stopped at any time. Options that are not listed here
 are train.py's.
 """
 
@@ -20,15 +20,21 @@ import numpy as np
 from adjustText import adjust_text
 from ml_collections import ConfigDict
 
-from configs import compare
-from segdiff_jax.command import keep_compiled_programs, parse_settings
-from segdiff_jax.diffusion.process import make_process
+from segdiff_jax.config import set_fields
 from segdiff_jax.evaluation.metrics import bootstrap_interval
-from segdiff_jax.evaluation.predict import make_predictor
-from segdiff_jax.models import make_model, variables_like
-from segdiff_jax.trained import set_fields
-from tools.comparison import BASELINE, DIFFUSION, ENSEMBLE, MAIN, SPLITS, Comparison, Row
-from tools.flop import gflop_of_methods
+from segdiff_jax.methods import make_method, variables_like
+from segdiff_jax.runtime.command import keep_compiled_programs
+from tools import flop
+from tools.comparison import (
+    BASELINE,
+    DIFFUSION,
+    ENSEMBLE,
+    MAIN,
+    MODELS,
+    SPLITS,
+    Comparison,
+    Row,
+)
 from tools.runs import cell, table
 
 SCORES = {
@@ -53,9 +59,8 @@ def report(comparison: Comparison, seconds: dict[Row, float]) -> str:
 def model_table(comparison: Comparison) -> str:
     """Size and speed of each network."""
     lines = []
-    for model in compare.MODELS:
-        config = comparison.config(model)
-        params = variables_like(make_model(config.model), config.data.image_size)["params"]
+    for model in MODELS:
+        params = variables_like(make_method(comparison.config(model)))["params"]
         parameters = sum(x.size for x in jax.tree.leaves(params))
         speeds, steps = comparison.training(model)
         lines.append([model, f"{parameters:,}", cell(speeds, 1), cell(steps, 0)])
@@ -63,7 +68,7 @@ def model_table(comparison: Comparison) -> str:
 
 
 def gflop_an_image(row: Row, config_of: Callable[[str], ConfigDict]) -> float:
-    """Of all passes of all models; a multiplication and an addition are 2, as XLA counts them.
+    """GFLOP of all passes of all models, as XLA counts them: a product and a sum are 2.
 
     Args:
         config_of: a model, by its name.
@@ -71,11 +76,8 @@ def gflop_an_image(row: Row, config_of: Callable[[str], ConfigDict]) -> float:
     total = 0.0
     for model in row.models:
         config = config_of(model)
-        set_fields(config.sampler, parse_settings(row.sampler))
-        network, process = make_model(config.model), make_process(config.diffusion)
-        passes = make_predictor(network, process, config.sampler, config.seed).passes
-        flop = gflop_of_methods(network, config.data.image_size, process.input_channels)
-        total += sum(count * flop[method] for method, count in passes.items())
+        set_fields(config, {f"sampler.{name}": value for name, value in row.sampler.items()})
+        total += flop.gflop_an_image(config)
     return total
 
 
@@ -91,12 +93,12 @@ def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -
 
 def condition_table(comparison: Comparison) -> str:
     """Mean IoU of every condition of the test split."""
-    strata, lines = comparison.metrics(BASELINE, "test", 0)["strata"], []
-    for tag, values in strata.items():
+    conditions, lines = comparison.metrics(BASELINE, "test", 0)["conditions"], []
+    for condition, values in conditions.items():
         for value, of in values.items():
-            path = "strata", tag, value, "iou"
+            path = "conditions", condition, value, "iou"
             ious = [cell(comparison.scores(row, "test", *path)) for row in MAIN]
-            lines.append([f"{tag.replace('_', ' ')}: {value}", str(of["num_images"]), *ious])
+            lines.append([f"{condition.replace('_', ' ')}: {value}", str(of["num_images"]), *ious])
     return table(" | ".join(["condition", "images", *(row.label for row in MAIN)]), lines)
 
 
@@ -120,7 +122,7 @@ def difference_table(comparison: Comparison) -> str:
 
 
 def uncertainty_table(comparison: Comparison) -> str:
-    """Calibration error, and the rank correlation of the votes' disagreement with 1 - IoU."""
+    """Calibration error, and the rank correlation of the samples' disagreement with 1 - IoU."""
     lines = []
     for row in comparison.rows:
         numbers = []
@@ -136,7 +138,7 @@ def uncertainty_table(comparison: Comparison) -> str:
 
 def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     """IoU against the time of an image, a panel for each split."""
-    colours = dict(zip(compare.MODELS, ("C0", "C1", "C2", "C3"), strict=True))
+    colours = dict(zip(MODELS, ("C0", "C1", "C2", "C3"), strict=True))
     figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 5), layout="constrained")
     for axis, (split, name) in zip(axes, SPLITS.items(), strict=True):
         labels = []
@@ -154,7 +156,7 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
 
 
 def around_marks(path: Path) -> tuple[str, str]:
-    """What a Markdown file holds up to the first mark, and from the second one on.
+    """The text of a Markdown file up to the first mark, and from the second one on.
 
     Raises:
         ValueError: if the marks are missing.
@@ -175,7 +177,7 @@ def insert(path: Path, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=30, help="of training, each run")
-    parser.add_argument("--seeds", type=int, default=3, help="at most so many seeds a model")
+    parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a model")
     parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")
     parser.add_argument("--out", default="runs/compare", help="folder of the runs")
     parser.add_argument("--results", default="docs/results.md", help="what the tables go into")

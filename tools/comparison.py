@@ -12,62 +12,66 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from segdiff_jax.command import parse_settings
+from segdiff_jax.config import complete
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.evaluate import Options, evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.trained import Trained, load
+from segdiff_jax.inference.load import Model, load
 from tools.runs import Run
 
 SEEDS = {"segdiff": 3, "unet": 3, "medsegdiff": 1, "medt": 1}
+MODELS = "segdiff", "medsegdiff", "unet", "medt"
 SPLITS = {"validation": "validation", "test": "stand-in test"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """One way to predict.
 
     Attributes:
-        models: whose probabilities are averaged; of the same model twice, from two seeds.
+        models: whose probabilities are averaged; the same model twice, from two seeds.
         sampler: the fields of config.sampler that change.
     """
 
     label: str
     models: tuple[str, ...]
-    sampler: tuple[str, ...] = ()
+    sampler: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def folder(self) -> str:
-        """Of its scores, in the workdir of the first model."""
+        """The name of the folder with its scores, in the workdir of the first model."""
         return re.sub(r"\W+", "-", self.label.lower()).strip("-")
 
 
-MIRRORED = ("flips=true", "steps=1", "votes=4")
-ONCE = ("flips=false", "steps=1", "votes=1")
+MIRRORED = MappingProxyType({"flips": True, "steps": 1, "samples": 4})
+ONCE = MappingProxyType({"flips": False, "steps": 1, "samples": 1})
+PLAIN = MappingProxyType({"flips": False})
 MAIN = (
-    Row("U-Net", ("unet",), ("flips=false",)),
+    Row("U-Net", ("unet",), PLAIN),
     Row("U-Net, mirrored", ("unet",)),
-    Row("MedT", ("medt",), ("flips=false",)),
+    Row("MedT", ("medt",), PLAIN),
     Row("MedT, mirrored", ("medt",)),
-    Row("SegDiff, 1 vote", ("segdiff",), ONCE),
+    Row("SegDiff, 1 sample", ("segdiff",), ONCE),
     Row("SegDiff", ("segdiff",), MIRRORED),
-    Row("MedSegDiff, 1 vote", ("medsegdiff",), ONCE),
+    Row("MedSegDiff, 1 sample", ("medsegdiff",), ONCE),
     Row("MedSegDiff", ("medsegdiff",), MIRRORED),
     Row("SegDiff + U-Net", ("segdiff", "unet"), MIRRORED),
 )
 MORE = (
-    Row("SegDiff, 5 steps", ("segdiff",), ("steps=5",)),
-    Row("SegDiff, 9 votes, not mirrored", ("segdiff",), ("flips=false", "steps=1", "votes=9")),
+    Row("SegDiff, 5 steps", ("segdiff",), MappingProxyType({"steps": 5})),
+    Row("SegDiff, 9 samples, not mirrored", ("segdiff",), MappingProxyType({**ONCE, "samples": 9})),
     Row("U-Net + U-Net", ("unet", "unet")),
 )
 BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
@@ -86,7 +90,7 @@ class Comparison:
         self._counts = Counter(model for model, _ in self.runs)
 
     def train(self, minutes: float, side_by_side: int, flags: list[str]) -> None:
-        """Trains all that is not trained, so many at a time, each on its share of the cores.
+        """Trains what is not trained yet, `side_by_side` at a time, each on its share of the cores.
 
         Raises:
             ChildProcessError: naming the log of a training that failed; no other is begun then.
@@ -125,16 +129,16 @@ class Comparison:
                 pool.shutdown(cancel_futures=True)
 
     def config(self, model: str) -> ConfigDict:
-        """Of the model's first run, a new one each time."""
-        return ConfigDict(json.loads((self.runs[model, 0].workdir / "config.json").read_text()))
+        """The config of the model's first run, a new one each time."""
+        return complete(json.loads((self.runs[model, 0].workdir / "config.json").read_text()))
 
     @property
     def rows(self) -> list[Row]:
-        """Those whose models are trained from as many seeds as it takes."""
+        """The rows whose models are trained from enough seeds."""
         return [row for row in MAIN + MORE if self.seeds(row)]
 
     def seeds(self, row: Row) -> list[int]:
-        """Those from which all of the row's models are trained."""
+        """The seeds from which all models of the row are trained."""
         if any(self._counts[model] < times for model, times in Counter(row.models).items()):
             return []
         return list(range(min(self._counts[model] for model in row.models)))
@@ -145,14 +149,13 @@ class Comparison:
         return [self.runs[m, s % self._counts[m]] for m, s in zip(row.models, seeds, strict=True)]
 
     @functools.cache  # noqa: B019, which is for objects that come and go
-    def trained(self, row: Row, seed: int) -> Trained:
+    def trained(self, row: Row, seed: int) -> Model:
         """The row's models, as sample.py loads them."""
-
         folders = [run.workdir for run in self.members(row, seed)]
-        return load(folders, **parse_settings(row.sampler))
+        return load(folders, **row.sampler)
 
     def folder(self, row: Row, split: str, seed: int) -> Path:
-        """Of what sample.py would write."""
+        """The folder that holds what sample.py would write."""
         return self.runs[row.models[0], seed].workdir / f"{split}-{row.folder}"
 
     @functools.cache  # noqa: B019
@@ -163,9 +166,8 @@ class Comparison:
         if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
             records = load_source(data.dataset, split, *where(data))
-            examples = NativeExamples(records, trained.input_size, data.colour_constancy)
-            sources = trained.predictor, trained.variables, examples
-            evaluate(*sources, out, trained.settings, f"{row.label} on {split}")
+            options = Options(trained.settings, f"{row.label} on {split}")
+            evaluate(trained, NativeExamples(records, trained), out, options)
         return json.loads(path.read_text())
 
     def scores(self, row: Row, split: str, *path: str) -> list[float]:
@@ -199,7 +201,7 @@ class Comparison:
         return speeds, steps
 
     def seconds(self, rows: Sequence[Row], repeats: int = 3) -> dict[Row, float]:
-        """Of one image: the median of predicting 8 validation images, compiled, in turn."""
+        """Seconds an image: the median of several rounds. In each, all rows segment 8 images."""
         data = self.trained(rows[0], 0).config.data
         records = load_source(data.dataset, "validation", *where(data))
         source = ResizedSource(records, data.image_size, limit=8)
@@ -209,10 +211,10 @@ class Comparison:
         for _ in tqdm(range(repeats + 1), "timing", unit="round"):  # The first compiles.
             for row in rows:
                 trained, ids = self.trained(row, 0), [str(i) for i in range(len(images))]
-                size = min(trained.predictor.batch_size, len(images))
+                size = min(trained.batch_size, len(images))
                 start = time.perf_counter()
                 for i in range(0, len(images), size):
                     batch = slice(i, i + size)
-                    trained.predictor(trained.variables, images[batch], ids[batch])
+                    trained.sample(images[batch], ids[batch])
                 times[row].append((time.perf_counter() - start) / len(images))
         return {row: statistics.median(of[1:]) for row, of in times.items()}

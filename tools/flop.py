@@ -1,26 +1,40 @@
-"""How many operations a network takes, as XLA counts them: a product and a sum are 2."""
+"""How many operations a method takes, as XLA counts them: a product and a sum are 2."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
+from ml_collections import ConfigDict
 
-from segdiff_jax.models import is_diffusion, variables_like
+from segdiff_jax.methods import Method, make_method, variables_like
 
 
-@functools.cache
-def gflop_of_methods(network: nn.Module, size: int, mask_channels: int) -> dict[str, float]:
+def passes(method: Method) -> dict[str, int]:
+    """How often each method of the network runs for one image."""
+    steps = method.samples * len(method.timesteps)
+    views = len(method.views)
+    return {"encode_image": views, "denoise": steps} if steps else {"__call__": views}
+
+
+def gflop_of_passes(method: Method) -> dict[str, float]:
     """GFLOP of one pass over one image, by the method of the network."""
-    variables = variables_like(network, size, mask_channels)
-    x_t, image = (jnp.zeros((1, size, size, c)) for c in (mask_channels, 3))
+    variables, size = variables_like(method), method.image_size
+    image = jnp.zeros((1, size, size, 3))
     inputs = {"__call__": (image,)}
-    if is_diffusion(network):
-        encode = functools.partial(network.apply, method="encode_image")
+    if len(method.timesteps):
+        encode = functools.partial(method.model.apply, method="encode_image")
         features = jax.eval_shape(encode, variables, image)
+        x_t = jnp.zeros((1, size, size, method.process.input_channels))
         inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
     gflop = {}
-    for method, args in inputs.items():
-        program = jax.jit(functools.partial(network.apply, method=method))
-        gflop[method] = program.lower(variables, *args).cost_analysis()["flops"] / 1e9
+    for name, args in inputs.items():
+        program = jax.jit(functools.partial(method.model.apply, method=name))
+        gflop[name] = program.lower(variables, *args).cost_analysis()["flops"] / 1e9
     return gflop
+
+
+def gflop_an_image(config: ConfigDict) -> float:
+    """GFLOP of all passes over one image as `config.sampler` says."""
+    method = make_method(config)
+    gflop = gflop_of_passes(method)
+    return sum(count * gflop[name] for name, count in passes(method).items())

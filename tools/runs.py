@@ -1,4 +1,4 @@
-"""Trainings and their scores, and tables of them: what the other tools have in common."""
+"""What the other tools share: a training with its scores, and tables."""
 
 import json
 import subprocess
@@ -8,14 +8,14 @@ from typing import TextIO
 
 import numpy as np
 
-from segdiff_jax.training.changes import flatten
+from segdiff_jax.config import flatten
 
 
 class Run:
-    """A training and its scores; what is missing is made, but with `only_print`.
+    """A training and its scores. What is missing is made, except with `only_print`.
 
     Attributes:
-        workdir: of train.py.
+        workdir: the folder of train.py.
     """
 
     def __init__(self, workdir: Path, only_print: bool):
@@ -29,20 +29,20 @@ class Run:
         log: TextIO = sys.stderr,
         prefix: tuple[str, ...] = (),
     ) -> None:
-        """As far as it is not trained.
+        """Starts or resumes the training, unless it has ended.
 
         Args:
-            config: the file, as train.py takes it.
-            fields: of the config, by their names.
-            flags: more of train.py.
+            config: the file of the config, as train.py takes it.
+            fields: name -> value of the fields that change.
+            flags: more arguments for train.py.
             log: where its output goes.
-            prefix: of the command.
+            prefix: words before the command.
         Raises:
             ValueError: if the workdir holds a run with other values of `fields`.
         """
         path = self.workdir / "config.json"
         known = flatten(json.loads(path.read_text())) if path.exists() else {}
-        wanted = json.loads(json.dumps(fields))
+        wanted = flatten(json.loads(json.dumps(fields)))
         other = [name for name in wanted if known.get(name, wanted[name]) != wanted[name]]
         if other and not self._only_print:
             raise ValueError(f"{path} has another {', '.join(other)}: move its folder away")
@@ -51,7 +51,7 @@ class Run:
         self._script(command, log, prefix)
 
     def metrics(self, name: str, *flags: str) -> dict | None:
-        """What sample.py says with these flags, in the workdir's folder `name`; None: not known."""
+        """The metrics that sample.py writes to `name` in the workdir; None: not known."""
         out = self.workdir / name
         path = out / "metrics.json"
         if not path.exists():
@@ -73,10 +73,10 @@ class Run:
 
 
 def cell(values: list[float], digits: int = 3) -> str:
-    """The mean of the seeds that are there and, of several, their standard deviation."""
+    """The mean of the seeds that are there and, if there are several, their standard deviation."""
     values = [value for value in values if np.isfinite(value)]
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}" if values else ""
+    deviation = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{deviation}" if values else ""
 
 
 def table(header: str, lines: list[list[str]]) -> str:

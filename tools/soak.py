@@ -4,10 +4,10 @@ python -m tools.soak --rounds=20
 
 A tiny network learns drawn lesions and saves at every second step, so that many kills meet a save.
 Each round starts train.py and ends it by SIGKILL or, one time in four, by SIGTERM: at a random time
-after its first new checkpoint or, every fourth round, after its start.
-A round is survived if the next start finds a checkpoint that is no older than the one before and
-goes on from it. At the end, parameters, moving averages, optimiser, data order, the logged losses
-and validations must be, bit for bit, those of a run of as many steps that nobody ended.
+after its first new checkpoint or, every fourth round, after its start. The run survives a round if
+the next start finds a checkpoint that is no older than the one before, and resumes from it. At the
+end, parameters, moving averages, optimiser, data order, logged losses and validations must be, bit
+for bit, those of a run of as many steps that nobody ended.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import make_model, variables_like
-from segdiff_jax.training.state import TrainState, create_state, make_optimizer
+from segdiff_jax.config import saved_config
+from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
+from segdiff_jax.training.optimizer import make_optimizer
+from segdiff_jax.training.state import TrainState, create_state
 
 ROOT = Path(__file__).parents[1]
 FIELDS = """
@@ -60,13 +60,13 @@ def finish(process: subprocess.Popen, workdir: Path, status: int = 0) -> None:
 
 
 def last_step(workdir: Path) -> int:
-    """Of the checkpoints that are whole; 0: there is none."""
+    """The step of the last whole checkpoint; 0: there is none."""
     names = [path.name for path in (workdir / "checkpoints" / "last").glob("*")]
     return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def kill(workdir: Path, rounds: int, longest: float, draw: random.Random, flags: list[str]) -> int:
-    """Starts and ends a run so many times; how many of them were in the middle of a save."""
+    """Starts and ends a run `rounds` times; returns how often that was in the middle of a save."""
     before = in_save = 0
     with tqdm(total=rounds, desc="killing", unit="round") as progress:
         for round_ in range(rounds):
@@ -90,13 +90,13 @@ def kill(workdir: Path, rounds: int, longest: float, draw: random.Random, flags:
 
 
 def logged(workdir: Path) -> list[list[str]]:
-    """What metrics.csv tells of the steps, but for times."""
+    """The rows of metrics.csv, without times."""
     with (workdir / "metrics.csv").open(newline="") as file:
         return [[row[name] for name in LOGGED] for row in csv.DictReader(file)]
 
 
 def differences(killed: Path, alone: Path) -> list[str]:
-    """What differs between two finished runs, by name."""
+    """The names of what differs between two finished runs."""
     (state, meta), (other, other_meta) = map(last_state, (killed, alone))
     same = jax.tree.map(lambda x, y: np.array_equal(x, y), state, other)
     found = [jax.tree_util.keystr(path) for path, ok in jax.tree.leaves_with_path(same) if not ok]
@@ -110,12 +110,10 @@ def last_state(workdir: Path) -> tuple[TrainState, dict]:
     """Everything that the last checkpoint holds."""
     with Checkpoints(workdir) as checkpoints:
         meta = checkpoints.last_meta()
-        config = ConfigDict(meta["config"])
-        model, process = make_model(config.model), make_process(config.diffusion)
-        variables = variables_like(model, config.data.image_size, process.input_channels)
-        tx = make_optimizer(config)
-        like = jax.eval_shape(lambda variables: create_state(variables, tx), variables)
-        return checkpoints.restore_last(like), meta
+        config = saved_config(meta)
+        method, tx = make_method(config), make_optimizer(config.train)
+        like = jax.eval_shape(lambda: create_state(init_variables(method, 0), tx))
+        return like.from_trees(checkpoints.restore_last(like.trees())), meta
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Artefacts of dermoscopy images, drawn on device; none moves a pixel, so masks stay as they are.
+"""Artefacts of dermoscopy images, drawn on device. None moves a pixel, so masks do not change.
 
 Each is a pure function `artefact(draws, image)` with draws f32[K] in [0, 1) and image f32[H, W, 3],
 sRGB in [0, 1], that returns an image of the same shape and range. Sizes are shares of the side, so
@@ -7,6 +7,7 @@ that a picture of any size gets the same artefact (but a JPEG block has 8 pixels
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +81,9 @@ def _hair(shape: tuple[int, ...], draws: Array, angle: Array, width: Array) -> A
 
 
 def ruler(draws: Array, image: Array) -> Array:
-    """A row of dark ticks, every fifth of them longer, square to a line that crosses near a border.
+    """A row of dark ticks near a border; every fifth tick is longer.
 
-    Some rows have a base line; most end within the picture.
+    Some rows have a base line. Most rows end within the picture.
     """
     y, x, side = _coordinates(image.shape)
     angle = 2 * jnp.pi * draws[0]
@@ -132,7 +133,7 @@ def vignette(draws: Array, image: Array) -> Array:
 
 
 def frame(draws: Array, image: Array) -> Array:
-    """A black frame as around film, up to 0.12 of the side wide, on each side another width."""
+    """A black frame as around film, with its own width on each side, up to 0.12 of it."""
     height, width = image.shape[:2]
     top, bottom, left, right = 0.12 * draws[:4] ** 2
     rows, columns = jnp.arange(height), jnp.arange(width)
@@ -143,7 +144,7 @@ def frame(draws: Array, image: Array) -> Array:
 
 
 def blur(draws: Array, image: Array) -> Array:
-    """Gaussian blur, sigma 0.006 to 0.022 of the side; at borders its weights are rescaled."""
+    """Gaussian blur, sigma 0.006 to 0.022 of the side; weights are rescaled at the borders."""
     sigma = _between(draws[0], 0.006, 0.022) * _side(image.shape)
 
     def kernel(size: int) -> Array:
@@ -157,7 +158,7 @@ def blur(draws: Array, image: Array) -> Array:
 
 
 def jpeg(draws: Array, image: Array) -> Array:
-    """Luma as after JPEG of quality 10 to 60: the DCT of its 8 x 8 blocks, rounded (ITU-T T.81).
+    """Rounds the DCT of 8 x 8 blocks of luma, as JPEG of quality 10 to 60 does (ITU-T T.81).
 
     The quality scales the table as in libjpeg's `jpeg_quality_scaling`.
     """
@@ -176,9 +177,9 @@ def jpeg(draws: Array, image: Array) -> Array:
 
 
 def cutout(draws: Array, image: Array) -> Array:
-    """A rectangle of one colour, each side 0.1 to 0.35 of the picture's.
+    """A rectangle of one colour, whose sides are 0.1 to 0.35 of the picture's.
 
-    As Random Erasing (Zhong et al. 2017, arXiv 1708.04896), which draws a colour for each pixel.
+    Random Erasing (Zhong et al. 2017, arXiv 1708.04896) draws a colour for each pixel instead.
     """
     height, width = _between(draws[:2], 0.1, 0.35)
     top, left = draws[2] * (1 - height) - 0.5, draws[3] * (1 - width) - 0.5
@@ -187,39 +188,57 @@ def cutout(draws: Array, image: Array) -> Array:
     return jnp.where(inside[..., None], draws[4:].reshape(1, 1, 3), image)
 
 
-# In the order in which they arise: on the skin, in the camera, in the file. With numbers of draws.
-ON_SKIN = {"skin_tone": (skin_tone, 4), "hair": (hair, 6 + 7 * HAIRS), "ruler": (ruler, 10)}
-IN_CAMERA = {
-    "gamma": (gamma, 1),
-    "colour_cast": (colour_cast, 3),
-    "vignette": (vignette, 6),
-    "frame": (frame, 5),
-    "blur": (blur, 1),
-    "jpeg": (jpeg, 1),
-    "cutout": (cutout, 7),
+class Artefact(NamedTuple):
+    """One way to spoil an image.
+
+    Attributes:
+        function: (draws f32[K], image f32[H, W, 3]) -> f32[H, W, 3], see above.
+        draws: K.
+        order: augmentation applies them from low to high. Those below 0 lie on the skin, before
+            the colours change; the others arise in the camera, after that.
+        meaning: what it is, in a few words.
+    """
+
+    function: Callable[[Array, Array], Array]
+    draws: int
+    order: int
+    meaning: str
+
+
+# Augmentation draws for these in turn. Append new ones, so that the others keep their draws.
+ARTEFACTS = {
+    "skin_tone": Artefact(skin_tone, 4, -30, "other amounts of melanin and blood"),
+    "hair": Artefact(hair, 6 + 7 * HAIRS, -20, "dark or pale hairs"),
+    "ruler": Artefact(ruler, 10, -10, "a row of ticks"),
+    "gamma": Artefact(gamma, 1, 10, "a power of the colours"),
+    "colour_cast": Artefact(colour_cast, 3, 20, "a gain for each channel"),
+    "vignette": Artefact(vignette, 6, 30, "dark corners"),
+    "frame": Artefact(frame, 5, 40, "a black border"),
+    "blur": Artefact(blur, 1, 50, "Gaussian blur"),
+    "jpeg": Artefact(jpeg, 1, 60, "noise of JPEG compression"),
+    "cutout": Artefact(cutout, 7, 70, "a rectangle of one colour"),
 }
-ARTEFACTS: dict[str, tuple[Callable[[Array, Array], Array], int]] = ON_SKIN | IN_CAMERA
 
 
 @functools.partial(jax.jit, static_argnames="name")
 def add_artefact(name: str, key: Array, image: Array) -> Array:
-    """Adds one artefact for sure.
+    """Adds one artefact to an image.
 
     Args:
         name: one of `ARTEFACTS`.
-        key: key[], which its draws follow from.
+        key: key[], which determines the draws.
         image: f32[H, W, 3] in [0, 1].
     Returns:
         f32[H, W, 3] in [0, 1].
     Raises:
-        ValueError: if there is no such artefact.
+        ValueError: if the name is unknown.
     """
-    function, number = find_artefact(name)
-    return function(jax.random.uniform(key, (number,)), image)
+    artefact = find_artefact(name)
+    return artefact.function(jax.random.uniform(key, (artefact.draws,)), image)
 
 
-def find_artefact(name: str) -> tuple[Callable[[Array, Array], Array], int]:
-    """One of `ARTEFACTS`; ValueError if there is none of this name."""
+def find_artefact(name: str) -> Artefact:
+    """One of `ARTEFACTS`; ValueError if the name is unknown."""
     if name not in ARTEFACTS:
         raise ValueError(f"artefact {name!r} is unknown; there are {', '.join(ARTEFACTS)}")
     return ARTEFACTS[name]
@@ -242,7 +261,7 @@ def _frame(shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _coordinates(shape: tuple[int, ...]) -> tuple[Array, Array, float]:
-    """As `_frame`, but in units of one side, so that angles and widths are kept; and the side."""
+    """Places as `_frame` gives them, but in units of `_side`, so that angles are kept; and it."""
     (y, x), side = _frame(shape), _side(shape)
     return y * shape[0] / side, x * shape[1] / side, side
 
@@ -259,7 +278,7 @@ def _line_cover(distance: Array, width: Array) -> Array:
 
 
 def _paint(image: Array, cover: Array, colour: Array) -> Array:
-    """Lays a colour f32[3] over the image where cover, f32[H, W] in [0, 1], says so."""
+    """Paints a colour f32[3] over the image; cover f32[H, W] is its opacity in [0, 1]."""
     return image + cover[..., None] * (colour.reshape(1, 1, 3) - image)
 
 

@@ -1,24 +1,20 @@
 """On-device augmentation, jitted with the training step.
 
-Geometry is shared by image and mask, since it is applied to both as one array;
-colour and artefacts change the image alone. Every draw follows from the example's own key.
+Image and mask move together, as one array; colour and artefacts change the image alone. The key of
+an example determines all its draws.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import dm_pix as pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.scipy.ndimage import map_coordinates
 
-from segdiff_jax.data.artefacts import ARTEFACTS, IN_CAMERA, ON_SKIN
-
-# Where each artefact's draws start, after the 11 of geometry and colour: whether, then how.
-*_STARTS, _DRAWS = itertools.accumulate((1 + k for _, k in ARTEFACTS.values()), initial=11)
-_START = dict(zip(ARTEFACTS, _STARTS, strict=True))
+from segdiff_jax.data.artefacts import ARTEFACTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +30,11 @@ class Augmentation:
         brightness: add up to this much, where the image spans [0, 1].
         contrast, saturation: multiply by a factor between 1 - x and 1 + x.
         hue: turn the hue by up to this share of the circle, either way.
-        skin_tone, hair, ruler, gamma, colour_cast, vignette, frame, blur, jpeg, cutout: share of
-            the images that get this one of `artefacts.ARTEFACTS`.
+        artefacts: (name, share) pairs: what share of the images gets this one of
+            `artefacts.ARTEFACTS`.
+    Raises:
+        ValueError: names the field, as augment.FIELD, if a strength or share is out of range or
+            an artefact is unknown.
     """
 
     flip: bool = True
@@ -47,26 +46,20 @@ class Augmentation:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    skin_tone: float = 0.0
-    hair: float = 0.0
-    ruler: float = 0.0
-    gamma: float = 0.0
-    colour_cast: float = 0.0
-    vignette: float = 0.0
-    frame: float = 0.0
-    blur: float = 0.0
-    jpeg: float = 0.0
-    cutout: float = 0.0
+    artefacts: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if name in ARTEFACTS:
-                if not 0 <= value <= 1:
-                    raise ValueError(f"augment.{name}={value} must be from 0 to 1")
-            elif value < 0:
+        for name, value in vars(self).items():
+            if name != "artefacts" and value < 0:
                 raise ValueError(f"augment.{name}={value} is negative")
-            elif name in ("scale", "contrast", "saturation") and value >= 1:
+            if name in ("scale", "contrast", "saturation") and value >= 1:
                 raise ValueError(f"augment.{name}={value} must be below 1")
+        for name, share in self.artefacts:
+            if name not in ARTEFACTS:
+                known = ", ".join(ARTEFACTS)
+                raise ValueError(f"augment.{name} is unknown; the artefacts are {known}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"augment.{name}={share} must be from 0 to 1")
 
     def __call__(self, keys: Array, image: Array, mask: Array) -> tuple[Array, Array]:
         """Augments a batch.
@@ -74,31 +67,35 @@ class Augmentation:
         Args:
             keys: key[B], one per example.
             image: u8[B, H, W, 3].
-            mask: u8[B, H, W, C], 255 times the share of each pixel that is lesion, or of a class.
+            mask: u8[B, H, W, C], 255 times each pixel's share of the lesion, or of a class.
         Returns:
             image f32[B, H, W, 3] and mask f32[B, H, W, C], both in [0, 255].
         """
         return jax.vmap(self._one)(keys, image, mask)
 
     def _one(self, key: Array, image: Array, mask: Array) -> tuple[Array, Array]:
-        # All draws at once: every call to the generator costs compile time.
-        draws = jax.random.uniform(key, (_DRAWS,))
+        # All draws at once: every call to the generator costs compile time. An artefact takes one
+        # more draw, its first, which decides whether the image gets it.
+        sizes = [7, 4, *(1 + artefact.draws for artefact in ARTEFACTS.values())]
+        draws = jax.random.uniform(key, (sum(sizes),))
+        geometry, colour, *rest = jnp.split(draws, np.cumsum(sizes)[:-1])
+        rest = dict(zip(ARTEFACTS, rest, strict=True))
         both = jnp.concatenate([image, mask], axis=-1).astype(jnp.float32) / 255
-        both = self._geometry(draws[:7], both)
-        image = self._artefacts(ON_SKIN, draws, both[..., :3])
-        image = self._colour(draws[7:11], image)
-        image = self._artefacts(IN_CAMERA, draws, image)
+        both = self._geometry(geometry, both)
+        image = self._artefacts(rest, both[..., :3], on_skin=True)
+        image = self._colour(colour, image)
+        image = self._artefacts(rest, image, on_skin=False)
         return 255 * image, 255 * both[..., 3:]
 
     def _geometry(self, draws: Array, both: Array) -> Array:
         if self.right_angles:
             if both.shape[0] != both.shape[1]:
                 raise ValueError("augment.right_angles needs square images")
-            turns = [lambda x, k=k: pix.rot90(x, k) for k in range(4)]
+            turns = [lambda x, k=k: jnp.rot90(x, k) for k in range(4)]
             both = jax.lax.switch(jnp.int32(4 * draws[0]), turns, both)
         if self.flip:
-            both = jnp.where(draws[1] < 0.5, pix.flip_left_right(both), both)
-            both = jnp.where(draws[2] < 0.5, pix.flip_up_down(both), both)
+            both = jnp.where(draws[1] < 0.5, jnp.fliplr(both), both)
+            both = jnp.where(draws[2] < 0.5, jnp.flipud(both), both)
         if self.rotation or self.scale or self.shift:
             both = self._affine(2 * draws[3:] - 1, both)
         return both
@@ -118,7 +115,7 @@ class Augmentation:
     def _colour(self, draws: Array, image: Array) -> Array:
         draws = 2 * draws - 1
         if self.brightness:
-            image = pix.adjust_brightness(image, self.brightness * draws[0])
+            image = image + self.brightness * draws[0]
         if self.contrast:
             image = pix.adjust_contrast(image, 1 + self.contrast * draws[1])
         image = jnp.clip(image, 0, 1)
@@ -128,20 +125,34 @@ class Augmentation:
             image = pix.adjust_hue(image, self.hue * draws[3])
         return jnp.clip(image, 0, 1)
 
-    def _artefacts(self, names: Iterable[str], draws: Array, image: Array) -> Array:
-        for name in names:
-            if share := getattr(self, name):
-                function, number = ARTEFACTS[name]
-                whether, how = jnp.split(draws[_START[name] :][: 1 + number], [1])
+    def _artefacts(self, draws: dict[str, Array], image: Array, on_skin: bool) -> Array:
+        for name, share in sorted(self.artefacts, key=lambda pair: ARTEFACTS[pair[0]].order):
+            function, _, order, _ = ARTEFACTS[name]
+            if share and (order < 0) == on_skin:
+                whether, how = jnp.split(draws[name], [1])
                 image = jnp.where(whether[0] < share, function(how, image), image)
         return image
 
 
-def random_patch(keys: Array, image: Array, mask: Array, size: int) -> tuple[Array, Array]:
-    """The same square of image and mask, at a random place.
+def make_augmentation(fields: Mapping[str, float]) -> Augmentation:
+    """The augmentation that the section `config.augment` describes.
 
     Args:
-        keys: key[B], one per example; what `Augmentation` draws of them is independent.
+        fields: values by name: fields of `Augmentation`, and shares of artefacts.
+    Raises:
+        ValueError: see `Augmentation`.
+    """
+    own = {field.name for field in dataclasses.fields(Augmentation)} - {"artefacts"}
+    strengths = {name: value for name, value in fields.items() if name in own}
+    shares = tuple((name, value) for name, value in fields.items() if name not in own)
+    return Augmentation(**strengths, artefacts=shares)
+
+
+def random_patch(keys: Array, image: Array, mask: Array, size: int) -> tuple[Array, Array]:
+    """Cuts the same square out of image and mask, at a random place.
+
+    Args:
+        keys: key[B], one per example. `Augmentation` may take the same keys: its draws differ.
         image: u8[B, H, W, 3].
         mask: u8[B, H, W, C].
         size: S, at most H and W.

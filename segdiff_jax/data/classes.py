@@ -1,4 +1,4 @@
-"""Masks of several classes: what they are called, and which values stand for them in files."""
+"""The classes of a mask: their names, and the values that stand for them in files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,33 +6,51 @@ from typing import Any
 
 import numpy as np
 
-MOST = 255  # classes; a label is a byte, and one more byte says that a value has none
+from segdiff_jax.runtime.errors import UserError
+
+MOST = 255  # classes: a label is a byte, and one more byte marks values without a class
 
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """At least three classes; where there are two, lesion or not, there is None instead.
+    """Two classes, background and lesion, or several.
 
-    A mask's labels u8[H, W] are the classes' places here, from 0, the background.
+    The labels u8[H, W] of a mask are places in `names`. Arrays of masks have a last axis of
+    `channels`: one for lesion where there are two classes, else one for each class.
 
     Attributes:
-        names: of each class, the background first.
+        names: the background first.
         values: of each class in mask files.
     """
 
-    names: tuple[str, ...]
-    values: tuple[int, ...]
+    names: tuple[str, ...] = ("background", "lesion")
+    values: tuple[int, ...] = (0, 255)
 
     @property
     def count(self) -> int:
-        """K."""
+        """K, at least 2."""
         return len(self.names)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are more than two."""
+        return self.count > 2
+
+    @property
+    def channels(self) -> int:
+        """C, the length of the last axis of a mask."""
+        return self.count if self.several else 1
+
+    @property
+    def of_channels(self) -> range:
+        """The label that each channel stands for."""
+        return range(self.count)[-self.channels :]
 
     def labels(self, mask: np.ndarray, name: str) -> np.ndarray:
         """The values of a file u8[H, W] -> labels u8[H, W].
 
         Raises:
-            ValueError: naming the mask and its values if one of them is no class's.
+            UserError: naming the mask and its values if one of them stands for no class.
         """
         table = np.full(256, MOST, np.uint8)
         table[list(self.values)] = np.arange(self.count)
@@ -40,10 +58,10 @@ class Classes:
         if (labels == MOST).any():
             found = np.unique(mask)
             some = ", ".join(map(str, found[:8])) + ", ..." * (len(found) > 8)
-            raise ValueError(
+            raise UserError(
                 f"{name}: the mask has {len(found)} values ({some}), not only those of "
-                f"data.mask_values={self.values}, one for each of data.classes={self.names}; of a "
-                "picture with a palette, its indices count; JPEG blurs masks, save them as PNG"
+                f"data.mask_values={self.values}, one for each of data.classes={self.names}. In a "
+                "picture with a palette, the indices count. JPEG blurs masks: save them as PNG"
             )
         return labels
 
@@ -52,35 +70,44 @@ class Classes:
         return np.uint8(self.values)[labels]
 
 
-def classes_of(data: Mapping[str, Any]) -> Classes | None:
-    """The classes of a config's section; None: lesion or not.
+TWO = Classes()
+
+
+def classes_of(data: Mapping[str, Any]) -> Classes:
+    """The classes that `data.classes` and `data.mask_values` of a config name.
 
     Raises:
-        ValueError: naming the field if there are one, two or too many classes, or if names or
+        UserError: naming the field if there are one, two or too many classes, or if names or
             values are not one for each and all different.
     """
     names, values = tuple(data["classes"]), tuple(data["mask_values"])
     if not names and values:
-        raise ValueError(f"data.mask_values={values} are of data.classes, which are not given")
+        raise UserError(f"data.mask_values={values} needs data.classes, which is empty")
     if not names:
-        return None
+        return TWO
     if not 3 <= len(names) <= MOST:
-        raise ValueError(
-            f"data.classes={names} must be 3 to {MOST} names, the background first; () is for "
-            "masks of two classes, lesion or not"
+        raise UserError(
+            f"data.classes={names} must be 3 to {MOST} names, the background first; leave it empty "
+            "for masks of two classes, lesion or not"
         )
     if len(set(names)) < len(names) or not all(isinstance(n, str) and n for n in names):
-        raise ValueError(f"data.classes={names} must be different names")
+        raise UserError(f"data.classes={names} must be different names")
     values = values or tuple(range(len(names)))
     right = all(isinstance(value, int) and 0 <= value <= 255 for value in values)
     if not right or len(set(values)) < len(values) or len(values) != len(names):
-        raise ValueError(
+        raise UserError(
             f"data.mask_values={values} must be {len(names)} different numbers from 0 to 255, one "
             f"for each of data.classes={names}"
         )
     return Classes(names, values)
 
 
-def mask_channels(classes: Classes | None) -> int:
-    """Of a mask, as the networks see it: one, or one for each of several classes."""
-    return classes.count if classes else 1
+def most_likely(values: np.ndarray, threshold: float) -> np.ndarray:
+    """The label of each pixel: [..., C] -> u8[...].
+
+    With one channel, 1 where the value is above `threshold`; a tie is background, like round(0.5)
+    = 0 in the original. With several, the place of the largest value, the first one of a tie.
+    """
+    if values.shape[-1] == 1:
+        return (values[..., 0] > threshold).astype(np.uint8)
+    return values.argmax(axis=-1).astype(np.uint8)

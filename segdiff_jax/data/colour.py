@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from segdiff_jax.runtime.errors import UserError
+
 
 def shades_of_gray(image: np.ndarray, p: float = 6) -> np.ndarray:
     """Divides by the colour of the light, the Minkowski mean of the image over its pixels.
@@ -35,9 +37,9 @@ def find_colour_constancy(name: str) -> Callable[[np.ndarray], np.ndarray]:
     """The function u8[H, W, 3] -> u8[H, W, 3] of this name.
 
     Raises:
-        ValueError: if there is none; it names the config field.
+        UserError: if there is none; it names the config field.
     """
     if name not in COLOUR_CONSTANCY:
         names = ", ".join(COLOUR_CONSTANCY)
-        raise ValueError(f"data.colour_constancy={name!r} is unknown; there are {names}")
+        raise UserError(f"data.colour_constancy={name!r} is unknown; there are {names}")
     return COLOUR_CONSTANCY[name]

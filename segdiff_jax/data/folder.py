@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segdiff_jax.data.classes import Classes
+from segdiff_jax.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
@@ -50,11 +51,11 @@ class FolderSource:
                 none.
             mask_endings: what a mask's name may have after the image's, in any case.
         Raises:
-            ValueError: if there is no image, or no mask, or both are in one folder.
+            UserError: if there is no image, or no mask, or both are in one folder.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
-            raise ValueError(f"{masks} holds images and masks: put them into two folders")
+            raise UserError(f"{masks} holds images and masks: put them into two folders")
         self.failures: dict[str, str] = {}
         self._images, self._masks = {}, {}
         named: dict[str, list[Path]] = defaultdict(list)
@@ -136,7 +137,7 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
             if not any(map(passed_over, [p for p in path.parents if p.is_relative_to(root)][:-1]))
         ]
     else:
-        raise ValueError(f"{pattern} is no folder, file or pattern of files")
+        raise UserError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(paths):
         if (
@@ -148,7 +149,7 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
             name = path.relative_to(root).with_suffix("").as_posix()
             files[unicodedata.normalize("NFC", name)].append(path)
     if not files:
-        raise ValueError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
@@ -159,7 +160,8 @@ def _files_in(folder: Path, other: str | None) -> Iterator[Path]:
 
 
 def _passed_over(folder: Path, other: str | None) -> bool:
-    ours = (folder / "records").is_dir() and (folder / "settings.json").is_file()
+    written = any((folder / name).is_dir() for name in ("results", "records"))  # Today's, former.
+    ours = written and (folder / "settings.json").is_file()
     same = other is not None and Path(other).exists() and folder.samefile(other)
     return folder.name.startswith(".") or ours or same
 

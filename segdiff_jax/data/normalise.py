@@ -1,8 +1,9 @@
 """The ranges that the networks see; jitted with the step that needs them."""
 
-import jax
 import jax.numpy as jnp
 from jax import Array
+
+from segdiff_jax.data.classes import TWO, Classes, most_likely
 
 
 def normalise_image(image: Array) -> Array:
@@ -10,14 +11,18 @@ def normalise_image(image: Array) -> Array:
     return image.astype(jnp.float32) / 127.5 - 1
 
 
-def normalise_mask(mask: Array, soft: bool = False) -> Array:
-    """Share of each pixel that is lesion, times 255 -> f32, -1 or +1; `soft`: from -1 to +1.
+def normalise_mask(mask: Array, classes: Classes = TWO, soft: bool = False) -> Array:
+    """Each class's share of a pixel, times 255 -> f32 from -1 to +1.
 
-    Of several classes, [B, H, W, K] -> f32[B, H, W, K], +1 for the class of the largest share and
-    -1 for the others.
+    Args:
+        mask: u8 or f32[..., C].
+        classes: whose channels they are.
+        soft: keep the shares. Else +1 for the most likely class and -1 for the others; with two
+            classes, +1 where the share of lesion is over one half.
+    Returns:
+        f32[..., C].
     """
     if soft:
         return normalise_image(mask)
-    if mask.ndim == 4 and mask.shape[-1] > 1:
-        return 2 * jax.nn.one_hot(jnp.argmax(mask, axis=-1), mask.shape[-1]) - 1
-    return jnp.where(mask > 127.5, 1.0, -1.0)
+    channels = jnp.array(classes.of_channels).reshape((1,) * (mask.ndim - 1) + (-1,))
+    return jnp.where(most_likely(mask, 127.5)[..., None] == channels, 1.0, -1.0)

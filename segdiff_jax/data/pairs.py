@@ -1,13 +1,14 @@
-"""What the builders of images with masks share: features, check of the pairs, examples."""
+"""What the builders share: how images and masks become pairs, are checked and are stored."""
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -16,16 +17,17 @@ from tqdm import tqdm
 
 from segdiff_jax.data.decode import decode_grey, decode_image, decode_mask
 from segdiff_jax.data.folder import files_by_name
+from segdiff_jax.runtime.errors import UserError
 
-_LISTED = 20
+_LISTED = 20  # files that a message names for each kind of problem
 
 
 class File(NamedTuple):
-    """A file, read when it is needed.
+    """A file that is read when it is needed.
 
     Attributes:
-      name: for messages.
-      read: gives its encoded bytes; a mask's are of 0 and 255, or of several classes' values.
+      name: what messages call the file.
+      read: returns the encoded bytes. A mask holds 0 and 255, or the values of several classes.
     """
 
     name: str
@@ -39,28 +41,80 @@ class Pair(NamedTuple):
     mask: File
 
 
-def describe(
-    builder: tfds.core.DatasetBuilder, homepage: str | None = None, image_format: str | None = None
-) -> tfds.core.DatasetInfo:
-    """What `_info` returns: features {id, image, mask, height, width}, encoded bytes.
+Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
 
-    Args:
-      builder: the data set's.
-      homepage: where it comes from.
-      image_format: "jpeg" or "png", if all images have one.
+
+class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The base of the builders of images with masks.
+
+    A subclass defines `_find`, `_files` and `_pairs`, or overrides `manual_sources` and
+    `_split_generators`.
+
+    Attributes:
+      HOMEPAGE: where the data set comes from, or None.
+      IMAGE_FORMAT: "jpeg" or "png" if all images have this format, else None.
     """
-    features = {
-        "id": tfds.features.Text(),
-        "image": tfds.features.Image(shape=(None, None, 3), encoding_format=image_format),
-        "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-        "height": np.int32,
-        "width": np.int32,
-    }
-    return builder.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(features),
-        homepage=homepage,
-        metadata=tfds.core.MetadataDict(),
-    )
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
+    HOMEPAGE: ClassVar[str | None] = None
+    IMAGE_FORMAT: ClassVar[str | None] = None
+
+    def _find(self, manual_dir: Path) -> Path | None:
+        """The folder in `manual_dir` that holds the data set, or None."""
+
+    def _files(self, root: Path) -> Iterable[Path]:
+        """The files that a build reads; those that do not exist do not count."""
+
+    def _pairs(self, root: Path, problems: defaultdict) -> Splits:
+        """The pairs of each split; adds what is wrong to `problems`, {kind: files}."""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
+            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+            "height": np.int32,
+            "width": np.int32,
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            homepage=self.HOMEPAGE,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def manual_sources(self, manual_dir: str | Path) -> dict:
+        """The `sources` of a build; {} if `manual_dir` does not hold the data set."""
+        root = self._find(Path(manual_dir))
+        return {} if root is None else sources(root, filter(Path.is_file, self._files(root)))
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        root = None
+        with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
+            root = self._find(Path(dl_manager.manual_dir))
+        if root is None:
+            raise UserError(
+                f"{self.info.full_name} cannot be built: data.manual_dir is not given or does not "
+                "hold the data set, which you have to download yourself.\n"
+                + inspect.cleandoc(self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+            )
+        self.info.metadata["sources"] = self.manual_sources(root)
+        problems, sizes = defaultdict(list), {}
+        splits = self._pairs(root, problems)
+        for split, pairs in splits.items():
+            sizes[split] = check(pairs, problems, f"{self.name}, {split}")
+            if not pairs:
+                problems["empty split"].append(split)
+        raise_problems(self, problems)
+        return {s: self._generate_examples(pairs, sizes[s]) for s, pairs in splits.items()}
+
+    def _generate_examples(
+        self, pairs: Mapping[str, Pair], sizes: Mapping[str, tuple[int, int]]
+    ) -> Iterator[tuple[str, dict]]:
+        for id, pair in pairs.items():
+            height, width = sizes[id]
+            example = {"id": id, "image": pair.image.read(), "mask": pair.mask.read()}
+            yield id, example | {"height": height, "width": width}
 
 
 def check(
@@ -73,13 +127,13 @@ def check(
     """Decodes every image and mask.
 
     Args:
-      pairs: by id.
-      problems: kind -> files; what is wrong is added here.
-      name: of what is checked.
-      look: gets the id, image u8[H, W, 3] and mask u8[H, W] of each that is right.
-      decode: a mask's bytes and name -> u8[H, W].
+      pairs: {id: pair}.
+      problems: {kind: files}; what is wrong is added here.
+      name: what the progress bar calls the pairs.
+      look: is called with the id, the image u8[H, W, 3] and the mask u8[H, W] of each good pair.
+      decode: turns the bytes and the name of a mask into u8[H, W].
     Returns:
-      id -> (height, width), of the ids with a readable image and mask of one size.
+      {id: (height, width)} of the pairs that can be read and whose image and mask have one size.
     """
     sizes = {}
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
@@ -98,7 +152,7 @@ def check(
 
 
 def _decoded(file: File, decode: Callable, problems: defaultdict) -> np.ndarray | None:
-    """A file that decodes in full; None, and a problem, of another."""
+    """The decoded file; None, and a problem more, if it cannot be decoded in full."""
     try:
         return decode(file.read(), file.name)
     except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
@@ -107,137 +161,105 @@ def _decoded(file: File, decode: Callable, problems: defaultdict) -> np.ndarray 
     return None
 
 
-def examples(pairs: Mapping[str, Pair], sizes: Mapping[str, tuple[int, int]]) -> Iterator[tuple]:
-    """What `_generate_examples` yields."""
-    for id, pair in pairs.items():
-        height, width = sizes[id]
-        example = {"id": id, "image": pair.image.read(), "mask": pair.mask.read()}
-        yield id, example | {"height": height, "width": width}
-
-
-def checked_examples(
-    builder: tfds.core.DatasetBuilder, splits: Mapping[str, Mapping[str, Pair]], problems: dict
-) -> dict[str, Iterator[tuple]]:
-    """What `_split_generators` returns, of pairs that are all right.
-
-    Raises:
-      ValueError: with all `problems`, those of the pairs added.
-    """
-    sizes = {}
-    for split, pairs in splits.items():
-        sizes[split] = check(pairs, problems, f"{builder.name}, {split}")
-        if not pairs:
-            problems["empty split"].append(split)
-    raise_problems(builder, problems)
-    return {split: examples(pairs, sizes[split]) for split, pairs in splits.items()}
-
-
 def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, list[str]]) -> None:
-    """Raises a ValueError that lists the problems by kind, each with its first files, if any."""
+    """Raises a UserError if there are problems; it lists the first files of each kind."""
     lines = []
     for kind, files in problems.items():
         lines += [f"{kind} ({len(files)}):", *(f"  {file}" for file in files[:_LISTED])]
         if len(files) > _LISTED:
             lines.append(f"  and {len(files) - _LISTED} more")
     if lines:
-        raise ValueError("\n".join([f"{builder.info.full_name} cannot be built.", *lines]))
+        raise UserError("\n".join([f"{builder.info.full_name} cannot be built.", *lines]))
 
 
-def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
-    """Pairs of two folders by file names, without their endings, sorted.
-
-    Args:
-      images: a folder.
-      masks: a folder.
-      above: a mask's foreground is above this value.
-      problems: kind -> files; what is wrong is added here.
-    """
-    named = {}
-    for folder in (images, masks):
-        try:
-            files = files_by_name(str(folder))
-        except ValueError as error:  # There is none.
-            problems["no images"].append(str(error))
-            return {}
-        for paths in files.values():
-            if len(paths) > 1:
-                problems["two files of one name"].append(f"{paths[0]} and {paths[1].name}")
-        named[folder] = {name: paths[0] for name, paths in files.items()}
+def match(
+    images: Mapping[str, File], masks: Mapping[str, File], problems: defaultdict
+) -> dict[str, Pair]:
+    """{id: image} and {id: mask} -> {id: pair}, sorted; what has no partner becomes a problem."""
     for kind, some, others in (
         ("image without mask", images, masks),
         ("mask without image", masks, images),
     ):
-        for name in sorted(named[some].keys() - named[others].keys()):
-            problems[kind].append(str(named[some][name]))
-    both = sorted(named[images].keys() & named[masks].keys())
-    return {id: pair_of_paths(named[images][id], named[masks][id], above) for id in both}
+        for id in sorted(some.keys() - others.keys()):
+            problems[kind].append(some[id].name)
+    return {id: Pair(images[id], masks[id]) for id in sorted(images.keys() & masks.keys())}
 
 
-def pair_of_paths(image: Path, mask: Path, above: int) -> Pair:
-    """Image and mask in two files; the mask's foreground is above a value."""
-    return Pair(
-        File(str(image), image.read_bytes),
-        File(str(mask), lambda: binary_png(mask.read_bytes(), str(mask), above)),
-    )
+def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
+    """Pairs the files of two folders that have the same name but for the ending.
+
+    Args:
+      images: a folder.
+      masks: a folder.
+      above: a pixel of a mask is foreground if its value is above this one.
+      problems: {kind: files}; what is wrong is added here.
+    Returns:
+      {id: pair}, sorted; an id is a path from the folder, without the ending.
+    """
+    found = []
+    for folder, file in (images, image_file), (masks, functools.partial(mask_file, above=above)):
+        try:
+            named = files_by_name(str(folder))
+        except ValueError as error:  # There are none.
+            problems["no images"].append(str(error))
+            return {}
+        for paths in named.values():
+            if len(paths) > 1:
+                problems["two files of one name"].append(f"{paths[0]} and {paths[1].name}")
+        found.append({name: file(paths[0]) for name, paths in named.items()})
+    return match(*found, problems)
 
 
-def binary_png(data: bytes, name: str, above: int) -> bytes:
-    """Encoded mask of any values -> PNG of 255 where it is above a value, and 0 elsewhere."""
-    return encode_png(np.where(decode_grey(data, name) > above, 255, 0).astype(np.uint8))
+def by_split(pairs: Mapping[str, Pair], ids: Mapping[str, Sequence[str]]) -> Splits:
+    """{id: pair} and {split: ids} -> the pairs of each split."""
+    return {split: {id: pairs[id] for id in some} for split, some in ids.items()}
+
+
+def image_file(path: Path) -> File:
+    """An image that is stored as it is."""
+    return File(str(path), path.read_bytes)
+
+
+def mask_file(path: Path, above: int = 0) -> File:
+    """A mask that is stored as a PNG: 255 where its value is above `above`, and 0 elsewhere."""
+    name = str(path)
+    return File(name, lambda: binary_png(decode_grey(path.read_bytes(), name), above))
+
+
+def binary_png(mask: np.ndarray, above: int = 0) -> bytes:
+    """[H, W] of any values -> PNG of 255 where they are above `above`, and 0 elsewhere."""
+    return encode_png(np.where(mask > above, 255, 0).astype(np.uint8))
 
 
 def encode_png(array: np.ndarray) -> bytes:
-    """u8[H, W] or u8[H, W, 3] -> PNG; bytes, unlike arrays, need no TensorFlow in TFDS."""
+    """u8[H, W] or u8[H, W, 3] -> PNG. TFDS needs no TensorFlow for bytes, but for arrays."""
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def find_root(manual_dir: str | Path, *markers: str) -> Path | None:
-    """`manual_dir`, or else a folder at most two levels below it, that holds all of `markers`."""
-    top = Path(manual_dir).expanduser()
+def find_root(manual_dir: Path, *markers: str) -> Path | None:
+    """The first folder that holds all of `markers`, or None.
+
+    Args:
+      manual_dir: this folder and the two levels of folders below it are looked at.
+      markers: names or patterns of files or folders.
+    """
+    top = manual_dir.expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
     held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))
     return next(held, None)
 
 
-def required_root(
-    builder: tfds.core.GeneratorBasedBuilder,
-    dl_manager: tfds.download.DownloadManager,
-    find: Callable[[Path], Path | None],
-) -> Path:
-    """What `find` finds in a build's manual_dir.
-
-    Raises:
-      ValueError: saying where to get the data set and how to lay it out, if it is not there.
-    """
-    root = None
-    with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
-        root = find(Path(dl_manager.manual_dir))
-    if root is None:
-        how = inspect.cleandoc(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)
-        raise ValueError(
-            f"{builder.info.full_name} cannot be built: data.manual_dir is not given or does not "
-            f"hold it; it is not downloaded.\n{how}"
-        )
-    return root
-
-
-def sources_under(root: Path | None, *folders: str) -> dict[str, int | str]:
-    """`sources` of all files in some folders of `root`, but for hidden ones; {} of None."""
-    if root is None:
-        return {}
-    files = (path for folder in folders for path in (root / folder).rglob("[!.]*"))
-    return sources(root, [path for path in files if path.is_file()])
-
-
 def sources(root: Path, files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
-    """What tells whether files are still those of a build, wherever they lie.
+    """The number of some files, and a fingerprint of their names and sizes.
+
+    The fingerprint tells whether a build was made of these files, wherever `root` lies.
 
     Args:
       root: a folder.
-      files: under it, in any order.
-      times: whether those of their last change count, too.
+      files: files under `root`, in any order.
+      times: whether the fingerprint also depends on when the files last changed.
     """
     known = []
     for path in sorted(files):

@@ -4,7 +4,6 @@ Records are dicts with `id` (bytes or str), `image` and `mask` (encoded bytes); 
 absent where there is no truth. Reading is Grain's, so its position can be saved and restored.
 """
 
-import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -14,9 +13,11 @@ import grain
 import numpy as np
 from PIL import Image
 
-from segdiff_jax.data.classes import Classes, mask_channels
+from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.data.colour import find_colour_constancy
-from segdiff_jax.data.decode import decode_image, decode_labels, decode_mask
+from segdiff_jax.data.decode import decode_image, decode_labels
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import replacing
 
 # Of how images and masks are resized: another one makes former files unread.
 RESIZE_VERSION = 2
@@ -40,62 +41,51 @@ def resize_image(
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """u8[H, W], 0 or 255 -> u8[size, size], 255 times the share of the pixel's area that is lesion.
+def resize_labels(labels: np.ndarray, size: int, classes: Classes = TWO) -> np.ndarray:
+    """Labels u8[H, W] -> u8[size, size, C], 255 times each class's share of the pixel's area.
 
-    Rounded down, so that it is above 127 where the lesion fills over half of the area.
+    Rounded down, so that it is above 127 where the class fills over half of the area.
     """
-    area = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BOX)
-    return np.asarray(area).astype(np.uint8)
-
-
-def resize_labels(labels: np.ndarray, size: int, count: int) -> np.ndarray:
-    """Labels u8[H, W] -> u8[size, size, count], `resize_mask` of each class."""
-    shares = [resize_mask(np.where(labels == k, 255, 0), size) for k in range(count)]
-    return np.stack(shares, axis=-1)
+    shares = (np.where(labels == k, 255, 0).astype(np.float32) for k in classes.of_channels)
+    areas = [Image.fromarray(x).resize((size, size), Image.Resampling.BOX) for x in shares]
+    return np.stack([np.asarray(area).astype(np.uint8) for area in areas], axis=-1)
 
 
 class ResizedSource:
     """Random access to resized examples, kept as uint8 after their first use.
 
-    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, 1] or, of K classes, u8[S, S, K], from 0 to
-    255, see `resize_mask` and `resize_labels`.
+    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, C], see `resize_labels`.
 
-    They are kept in memory and, once all are there, in a file, from which they are read the next
-    time.
+    They are kept in memory and, once all are there, in a file that the next run reads.
     """
 
     def __init__(
         self,
         records: Sequence[dict[str, Any]],
         image_size: int,
-        cache: bool = True,
         limit: int | None = None,
         colour_constancy: str = "none",
         data_dir: str | Path | None = None,
-        classes: Classes | None = None,
+        classes: Classes = TWO,
     ):
         """Reads nothing yet.
 
         Args:
-            records: what is read; without a `fingerprint`, see `prepare.Records`, not from a file.
+            records: what is read; if they have no `fingerprint`, see `prepare.Records`, no file is
+                used.
             image_size: S.
-            cache: whether to keep what was read.
-            limit: only the first so many records.
+            limit: read this many records, the first ones; None: all.
             colour_constancy: applied to the resized images, see `colour.COLOUR_CONSTANCY`.
-            data_dir: where built data sets are kept, and the files in `resized`; None: no file.
-            classes: of the masks; None: lesion or not.
-        Raises:
-            ValueError: if `colour_constancy` is unknown.
+            data_dir: folder of built data sets, whose `resized` holds the files; None: no file.
+            classes: of the masks.
         """
         self._correct = find_colour_constancy(colour_constancy)
-        self._records, self._size, self._cache = records, image_size, cache
-        self._classes = classes
+        self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))
-        shape = length if cache else 0, image_size, image_size, 3 + mask_channels(classes)
+        shape = length, image_size, image_size, 3 + classes.channels
         self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
-        if cache and length and data_dir is not None and fingerprint:
-            # The fingerprint is that of a build, whose name tells classes from others.
+        if length and data_dir is not None and fingerprint:
+            # The fingerprint belongs to a build, whose name tells classes from others.
             name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
             self._file = Path(data_dir) / "resized" / name
         kept = self._file and read_array(self._file, shape)
@@ -110,8 +100,7 @@ class ResizedSource:
             both = self._cached[index]
         else:
             both = self._read(index)
-            if self._cache:
-                self._keep(index, both)
+            self._keep(index, both)
         return {"image": both[..., :3], "mask": both[..., 3:]}
 
     def _keep(self, index: int, both: np.ndarray) -> None:
@@ -121,19 +110,17 @@ class ResizedSource:
                 return
             path, self._file = self._file, None
         try:
-            write_array(path, self._cached)
+            with replacing(path) as part, part.open("wb") as file:
+                np.save(file, self._cached)
         except OSError as error:
-            print(f"the resized images are not kept for the next run: {path}: {error}", flush=True)
+            print(f"the resized images are not kept for the next run: {error}", flush=True)
 
     def _read(self, index: int) -> np.ndarray:
         record = self._records[index]
         name = record_id(record)
         image = self._correct(resize_image(decode_image(record["image"], name), self._size))
-        if self._classes:
-            labels = decode_labels(record["mask"], name, self._classes)
-            mask = resize_labels(labels, self._size, self._classes.count)
-        else:
-            mask = resize_mask(decode_mask(record["mask"], name), self._size)[..., None]
+        labels = decode_labels(record["mask"], name, self._classes)
+        mask = resize_labels(labels, self._size, self._classes)
         return np.concatenate([image, mask], axis=-1)
 
 
@@ -144,18 +131,6 @@ def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     except (OSError, ValueError, EOFError):
         return None
     return array if array.shape == shape and array.dtype == np.uint8 else None
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{secrets.token_hex(4)}.part")
-    try:
-        with part.open("wb") as file:
-            np.save(file, array)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def record_id(record: dict[str, Any]) -> str:
@@ -183,12 +158,12 @@ def train_iterator(
         An iterator over {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with
         b = batch_size / process_count and each example's place in the global batch.
     Raises:
-        ValueError: if there are no examples, or the batch does not divide.
+        UserError: if there are no examples, or the batch does not divide.
     """
     if not len(source):
-        raise ValueError("the training split is empty")
+        raise UserError("the training split is empty")
     if batch_size % process_count:
-        raise ValueError(
+        raise UserError(
             f"train.batch_size={batch_size} must be divisible by {process_count} processes"
         )
     local = batch_size // process_count

@@ -1,8 +1,9 @@
-"""Builds a data set where needed and opens one of its splits; the pipeline starts here."""
+"""Builds a data set if it is not there yet, and opens a split of it."""
 
 import functools
 import hashlib
 import importlib
+import pkgutil
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +11,20 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from segdiff_jax.data import builders
+from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
-from segdiff_jax.lock import locked
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.lock import locked
 
 
 class Records(Sequence):
-    """Records of one or several sources as one sequence.
+    """The records of one or several sources as one sequence.
 
     Attributes:
-      fingerprint: another one where the records are others.
-      statistics: of the whole data set, see `statistics.Statistics`, if they were measured.
+      fingerprint: differs if the records differ.
+      statistics: the summary of `statistics.Statistics` for the whole data set, or None.
     """
 
     def __init__(
@@ -39,22 +43,11 @@ class Records(Sequence):
         return source[i]
 
 
-_BUILDERS = {
-    "isic": "segdiff_jax.data.isic",
-    "synthetic_lesions": "segdiff_jax.data.synthetic_lesions",
-    "monuseg": "segdiff_jax.data.monuseg",
-    "vaihingen": "segdiff_jax.data.vaihingen",
-    "cityscapes_instances": "segdiff_jax.data.cityscapes_instances",
-    "ph2": "segdiff_jax.data.ph2",
-    "kvasir_seg": "segdiff_jax.data.kvasir_seg",
-    "cvc_clinicdb": "segdiff_jax.data.cvc_clinicdb",
-    "paired_folder": "segdiff_jax.data.paired_folder",
-}
-
-
 def where(data: ConfigDict) -> tuple[str, str, Folder]:
-    """The last arguments of `load_source` and `load_training_source`, of a config's section."""
-    folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
+    """The last three arguments of `load_source`, from the section `data` of a config."""
+    classes = classes_of(data)
+    several = classes if classes.several else None
+    folder = Folder(data.images, data.masks, data.mask_endings, several)
     return data.dir, data.manual_dir, folder
 
 
@@ -65,20 +58,21 @@ def load_source(
     manual_dir: str | None = None,
     folder: Folder | None = None,
 ) -> Records:
-    """A split, for reading in any order; the data set is built first if it is not there.
+    """Opens a split, whose records can be read in any order.
+
+    The data set is built if there is no build, or if the build was made of other files.
 
     Args:
-      dataset: "isic/2016", "synthetic_lesions": the builder and, optionally, its config.
-      split: "train", or a slice of it: "train[:16]", "train[90%:]".
-      data_dir: where built data sets are kept.
-      manual_dir: folder of official archives; None or "": there is none. Where they differ
-        from those of the existing build, the data set is built again.
-      folder: what "paired_folder" is built of, likewise.
+      dataset: the name of the data set, with or without a config: "isic/2016", "monuseg".
+      split: a split or a part of one: "train", "train[:16]", "train[90%:]".
+      data_dir: the folder of the builds.
+      manual_dir: the folder of the official files; None or "" if there is none.
+      folder: the images and masks of "paired_folder".
     Returns:
-      Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}, the image and the
-      mask as encoded in their original files, or as PNG.
+      Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}. The image and the
+      mask are encoded, as in their original files or as PNG.
     Raises:
-      ValueError: if the data set, the split or the folder does not exist, or the data is faulty.
+      UserError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
     return _read(_open(dataset, data_dir, manual_dir, folder), split)
 
@@ -90,13 +84,13 @@ def load_training_source(
     manual_dir: str | None = None,
     folder: Folder | None = None,
 ) -> Records:
-    """The training split of `dataset`, then the official training images of the `extra` ones.
+    """The training split of `dataset`, and then the official training images of `extra`.
 
-    An extra image whose id is in any split of `dataset` is left out, so that nothing that is
-    validated or tested on is trained on: ISIC 2017 holds images of ISIC 2016's test set. Where the
-    test archives are absent, their ids are not known; a warning says so.
+    An image of `extra` is left out if a split of `dataset` has its id. So no image that the model
+    is validated or tested on is trained on: ISIC 2017 has images of the test set of ISIC 2016. If
+    `dataset` has no test split, the ids of that split are unknown, and a warning says so.
 
-    Args and errors are those of `load_source`.
+    The names in `extra`, the other arguments and the errors are as in `load_source`.
     """
     builder = _open(dataset, data_dir, manual_dir, folder)
     source = _read(builder, "train")
@@ -129,21 +123,18 @@ def _open(
     folder: Folder | None,
     field: str = "data.dataset",
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that is built, see `load_source`."""
+    """The builder of a data set, after it has built it; for the arguments see `load_source`."""
     manual_dir = manual_dir or None
     name, _, config = dataset.partition("/")
-    if name not in _BUILDERS:
-        raise ValueError(f"{field}={dataset!r} is unknown; there are {', '.join(_BUILDERS)}")
-    module, folders = importlib.import_module(_BUILDERS[name]), {"data.manual_dir": manual_dir}
+    builder_cls, folders = _builder_class(dataset, field), {"data.manual_dir": manual_dir}
     if name == "paired_folder":
-        config = module.config_of(folder or Folder("", ""))
+        config = builder_cls.config_of(folder or Folder("", ""))
         folders = {"data.images": folder.images, "data.masks": folder.masks}
         manual_dir = folder.images
-    builder_cls = module.Builder
     configs = builder_cls.builder_configs
     if (config or configs) and (config or "default") not in configs:
-        known = ", ".join(f"{name}/{known}" for known in configs)
-        raise ValueError(f"{field}={dataset!r} is unknown; there are {known}")
+        known = ", ".join(f"{name}/{known}" for known in configs) or name
+        raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
     make = functools.partial(
         builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
     )
@@ -152,7 +143,7 @@ def _open(
         if path is None or Path(path).expanduser().is_dir():
             continue
         if not builder.data_path.exists():
-            raise ValueError(f"{given}={path!r} is not a folder")
+            raise UserError(f"{given}={path!r} is not a folder")
         print(f"{path} is not there; reading {builder.data_path}, built before", flush=True)
         manual_dir = None
     if not _is_current(builder, manual_dir):
@@ -160,9 +151,25 @@ def _open(
     return builder
 
 
+def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
+    """The builder class of a plain data set, or of one that has a package in `builders`."""
+    name = dataset.partition("/")[0]
+    if name in SETS:
+        return builder_of(name)
+    packages = {package.name for package in pkgutil.iter_modules(builders.__path__)}
+    packages.remove("image_and_mask")
+    if name not in packages:
+        known = ", ".join(sorted(packages | SETS.keys()))
+        raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
+    return importlib.import_module(f"{builders.__name__}.{name}.{name}_dataset_builder").Builder
+
+
 def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     skip = tfds.decode.SkipDecoding()
-    source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    try:
+        source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    except (ValueError, AssertionError) as error:  # TFDS: there is no such split or slice.
+        raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     fingerprint = _fingerprint(builder.info.full_name, split, files)
@@ -175,7 +182,7 @@ def _fingerprint(*what: object) -> str:
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
-    """Whether a build exists and was made of what manual_dir holds now, if it holds anything."""
+    """Whether there is a build, and manual_dir holds the files that it was made of, or none."""
     if not builder.info.initialized:  # No build was there when the builder was made.
         return False
     if manual_dir is None or not hasattr(builder, "manual_sources"):
@@ -184,12 +191,15 @@ def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bo
 
 
 def _build(make: functools.partial, manual_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Builds, one process at a time; the lock of a killed process is released by the system."""
+    """Builds the data set while no other process builds it.
+
+    The system releases the lock of a process that is killed.
+    """
     builder = make()
     path, root = Path(builder.data_path), Path(builder.data_dir_root)
     with locked(root / f".{builder.info.full_name.replace('/', '_')}.lock", str(path)):
         builder = make()
-        if _is_current(builder, manual_dir):  # Another process has built it meanwhile.
+        if _is_current(builder, manual_dir):  # Another process has built it in the meantime.
             return builder
         for left_over in path.parent.glob("incomplete.*"):
             shutil.rmtree(left_over)

@@ -1,7 +1,7 @@
-"""The forward process q and what a network's output says about x_0.
+"""The forward process q, and what the output of a network says about x_0.
 
-Shapes: `x_start`, `x_t` and `eps` are f32[B, H, W, C]; a timestep `t` is an integer scalar or
-i32[B] and indexes the schedule's tables. Clean masks are from -input_scale to +input_scale.
+`x_start`, `x_t`, `eps`, `v` and the network's `output` are f32[B, H, W, C]. A timestep `t` is i32[]
+or i32[B] and indexes the tables of the schedule. Clean masks are from -b to +b (`input_scale`).
 """
 
 import dataclasses
@@ -15,19 +15,18 @@ from jax import Array
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule
 
 PREDICTIONS = ("eps", "x0", "v")
-LOSSES = ("mse", "rescaled_mse", "kl", "rescaled_kl", "bce_dice")
 WEIGHTS = ("simple", "min_snr")
 MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 
 
 class Prediction(NamedTuple):
-    """What the network says of a noisy mask.
+    """What the network says about a noisy mask.
 
     Attributes:
-        x_start: f32[B, H, W, C], the estimate of the clean mask.
-        eps: f32[B, H, W, C], the noise that leads from `x_start` to x_t.
-        variance_values: f32[B, H, W, C] in [-1, 1] for a learned variance, else None.
+        x_start: the estimate of the clean mask.
+        eps: the noise that leads from `x_start` to x_t.
+        variance_values: in [-1, 1] for a learned variance, else None.
     """
 
     x_start: Array
@@ -91,30 +90,24 @@ def posterior_mean(schedule: Schedule, x_start: Array, x_t: Array, t: Array) -> 
 def log_variance(
     schedule: Schedule, variance: str, t: Array, ndim: int, values: Array | None = None
 ) -> Array:
-    """Log of the variance of p(x_{t-1} | x_t).
+    """Log of the variance of p(x_{t-1} | x_t), to broadcast against `ndim` axes.
 
-    Args:
-        variance: "fixed_large" is beta_t and "fixed_small" the posterior's (Ho et al. 2020, section
-            3.2); "learned_range" interpolates their logs by `values` (Nichol and Dhariwal 2021,
-            eq. 15).
-        ndim: the number of axes to broadcast against.
-        values: f32[B, H, W, C], -1 for the small and +1 for the large; only for "learned_range".
-    Returns:
-        f32, of shape [B or 1, 1, 1, 1], or that of `values`.
+    "fixed_large" is beta_t and "fixed_small" the posterior's (Ho et al. 2020, section 3.2);
+    "learned_range" interpolates their logs by `values`, -1 for the small and +1 for the large
+    (Nichol and Dhariwal 2021, eq. 15).
+
     Raises:
         ValueError: if the name is unknown or `values` are missing.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"sampler.variance={variance!r}: choose one of {VARIANCES}")
+        raise ValueError(f"variance {variance!r} is unknown: choose one of {VARIANCES}")
     small = at(schedule.posterior_log_variance_clipped, t, ndim)
     if variance == "fixed_small":
         return small
     if variance == "fixed_large":
         return at(np.log(schedule.fixed_large_variance), t, ndim)
     if values is None:
-        raise ValueError(
-            "sampler.variance='learned_range' needs a network with model.out_channels=2"
-        )
+        raise ValueError("'learned_range' needs a network with twice the channels of the mask")
     fraction = (values + 1) / 2
     return fraction * at(np.log(schedule.betas), t, ndim) + (1 - fraction) * small
 
@@ -126,20 +119,17 @@ class Process:
     Attributes:
         schedule: the chain of noise levels; `dataclasses.replace` it to sample with fewer steps.
         prediction: what the output estimates: "eps", "x0" or "v".
-        logits: the output is the log odds of a lesion (trained by BCE + Dice): the expected mask
-            is then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
-        input_scale: b; clean masks are from -b to +b. A smaller b hides the mask in the noise at
-            more of the timesteps, which forces the network to look at the image (Chen et al. 2022,
-            arXiv 2210.06366 and Chen 2023, arXiv 2301.10972). b = 1 with `normalise_input` off
-            is the original.
+        logits: the output is the logits of a lesion (trained by BCE + Dice). The expected mask is
+            then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
+        input_scale: b. A smaller b hides the mask in the noise at more of the timesteps, which
+            forces the network to look at the image (Chen et al. 2022, arXiv 2210.06366; Chen 2023,
+            arXiv 2301.10972). b = 1 without `normalise_input` is the original.
         normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
         clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
             amplifies the network's errors 200 times.
         self_conditioning: the network also sees its estimate of the clean mask from the step
-            before, as more channels, zero at first (Chen et al. 2023, arXiv 2208.04202,
-            section 2.2).
-        mask_channels: C; several classes have one each, which is +b where the class is and -b
-            elsewhere, and log odds for each of them.
+            before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2).
+        mask_channels: C; with several classes, each has one, +b where the class is, -b elsewhere.
     """
 
     schedule: Schedule
@@ -152,17 +142,11 @@ class Process:
     mask_channels: int = 1
 
     def __post_init__(self):
-        if self.prediction not in PREDICTIONS:
+        if self.prediction not in PREDICTIONS or (self.logits and self.prediction != "x0"):
             raise ValueError(
-                f"diffusion.prediction={self.prediction!r}: choose one of {PREDICTIONS}"
+                f"prediction {self.prediction!r} with logits={self.logits}: choose one of "
+                f"{PREDICTIONS}; logits need 'x0'"
             )
-        if self.logits and self.prediction != "x0":
-            raise ValueError(
-                "diffusion.loss='bce_dice' scores masks, so it needs diffusion.prediction='x0', "
-                f"not {self.prediction!r}"
-            )
-        if self.input_scale <= 0:
-            raise ValueError(f"diffusion.input_scale={self.input_scale} must be positive")
 
     @property
     def input_channels(self) -> int:
@@ -170,15 +154,9 @@ class Process:
         return self.mask_channels * (1 + self.self_conditioning)
 
     def network_input(self, x_t: Array, t: Array, x_start: Array | None = None) -> Array:
-        """x_t as the network sees it.
+        """x_t as the network sees it: f32[B, H, W, C], or 2C with `self_conditioning`.
 
-        Args:
-            x_t: f32[B, H, W, C], the noisy mask; it is brought to unit variance if so configured.
-            t: i32[] or i32[B].
-            x_start: f32[B, H, W, C], the estimate of the step before, for `self_conditioning`
-                (brought to +-1 and clipped); None: there was none.
-        Returns:
-            f32[B, H, W, C], or 2C with `self_conditioning`.
+        `x_start` is the estimate of the step before; None: there was none.
         """
         inputs = x_t
         if self.normalise_input:
@@ -191,13 +169,7 @@ class Process:
         return jnp.concatenate([inputs, estimate], axis=-1)
 
     def target(self, x_start: Array, t: Array, eps: Array) -> Array:
-        """What the output should be, but for logits: eps, v, or the mask from -1 to +1.
-
-        Args:
-            x_start: f32[B, H, W, C], the clean mask, from -b to +b.
-            t: i32[B].
-            eps: f32[B, H, W, C], the noise in x_t.
-        """
+        """What the output should be, unless it is logits: eps, v, or the mask from -1 to +1."""
         if self.prediction == "eps":
             return eps
         if self.prediction == "v":
@@ -210,30 +182,22 @@ class Process:
         "simple" is 1 (Ho et al. 2020, eq. 14). "min_snr" weights the squared error of the mask
         (as +-1) by min(SNR_t, 5) with SNR_t = b^2 abar_t / (1 - abar_t): divided by SNR_t
         for eps, and by (SNR_t + 1) for v at b = 1 (Hang et al. 2023, arXiv 2303.09556, section
-        3.4). On logits, the same factor as for x0.
-
-        Raises:
-            ValueError: for an unknown name.
+        3.4). Logits have the factor of x0. Another name is a ValueError.
         """
         if weight not in WEIGHTS:
-            raise ValueError(f"diffusion.weight={weight!r}: choose one of {WEIGHTS}")
+            raise ValueError(f"weight {weight!r} is unknown: choose one of {WEIGHTS}")
         abar, b = self.schedule.alphas_cumprod, self.input_scale
         if weight == "simple":
             return np.ones_like(abar)
         snr = b**2 * abar / (1 - abar)
-        # How much squared error of the mask one of the output makes.
+        # The squared error of the mask that one of the output makes.
         error = {"x0": np.ones_like(snr), "eps": 1 / snr, "v": (1 - abar) / b**2}
         return np.minimum(snr, MIN_SNR_GAMMA) * error[self.prediction]
 
     def predict(self, output: Array, x_t: Array, t: Array) -> Prediction:
-        """Reads the network's output.
+        """Reads the output for x_t (not normalised): x_start and eps that agree with x_t.
 
-        Args:
-            output: f32[B, H, W, C] or, with a learned variance, f32[B, H, W, 2C].
-            x_t: f32[B, H, W, C], the noisy mask (not its normalised form).
-            t: i32[] or i32[B].
-        Returns:
-            A Prediction whose x_start and eps agree with x_t.
+        With a learned variance, the output has 2C channels.
         """
         output = output.astype(jnp.float32)
         channels, values = x_t.shape[-1], None
@@ -254,14 +218,7 @@ class Process:
 
 
 def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Process:
-    """The Process that `config.diffusion` describes; ValueError names a field that does not fit."""
-    if diffusion["loss"] not in LOSSES:
-        raise ValueError(f"diffusion.loss={diffusion['loss']!r}: choose one of {LOSSES}")
-    if diffusion["recycling"] and diffusion["prediction"] != "x0":
-        raise ValueError(
-            "diffusion.recycling noises the network's own mask, whose eps is not the noise that "
-            f"was added: it needs diffusion.prediction='x0', not {diffusion['prediction']!r}"
-        )
+    """The Process that `config.diffusion` describes."""
     return Process(
         schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
         prediction=diffusion["prediction"],

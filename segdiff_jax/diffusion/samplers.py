@@ -1,7 +1,9 @@
 """Reverse diffusion: one function per solver's step, and the only loop over time.
 
-A step goes from x_t to x_s, s being the next less noisy step of the schedule (x_0 after the last).
-All arrays are f32[B, H, W, C]; `t` is an i32 scalar that indexes the schedule.
+A step(schedule, prediction, x_t, t, noise, previous) goes from x_t to x_s, where s is the next less
+noisy step of the schedule (x_0 after the last). `prediction` is the network's for x_t, `noise` is
+standard normal and ignored at t = 0, `previous` is the x_start of the step before. Arrays are
+f32[B, H, W, C]; `t` is i32[] and indexes the schedule.
 """
 
 from collections.abc import Callable
@@ -24,14 +26,9 @@ def ddpm_step(
     previous: Array | None = None,
     variance: str = "fixed_large",
 ) -> Array:
-    """One ancestral step: x_s ~ N(posterior mean, variance) (Ho et al. 2020, algorithm 2).
+    """x_s ~ N(posterior mean, variance), an ancestral step (Ho et al. 2020, algorithm 2).
 
-    Args:
-        noise: standard normal, ignored at t = 0.
-        previous: ignored.
-        variance: see `process.log_variance`.
-    Returns:
-        x_s.
+    `variance`: see `process.log_variance`.
     """
     mean = posterior_mean(schedule, prediction.x_start, x_t, t)
     log_var = log_variance(schedule, variance, t, x_t.ndim, prediction.variance_values)
@@ -49,12 +46,7 @@ def ddim_step(
 ) -> Array:
     """One DDIM step (Song et al. 2021, eq. 12 and 16).
 
-    Args:
-        noise: standard normal, ignored at t = 0 and where eta is 0.
-        previous: ignored.
-        eta: 0 is deterministic; 1 is as noisy as DDPM with the posterior's variance.
-    Returns:
-        x_s.
+    `eta` 0 is deterministic; 1 is as noisy as DDPM with the posterior's variance.
     """
     abar_s = schedule.alphas_cumprod_prev
     sigma = eta * np.sqrt(schedule.posterior_variance)
@@ -82,13 +74,7 @@ def dpm_solver_pp_2m_step(
         x_s = sqrt((1 - abar_s) / (1 - abar_t)) x_t + sqrt(abar_s) (1 - exp(-h)) D
 
     The first step has no predecessor and the last has h infinite: there D is x_0(x_t), which
-    makes the step that of DDIM.
-
-    Args:
-        noise: ignored, the solver is deterministic.
-        previous: x_0 as estimated in the step before.
-    Returns:
-        x_s.
+    makes the step DDIM's. The solver is deterministic and ignores the noise.
     """
     abar_t, abar_s = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
     ratio = np.sqrt((1 - abar_s) / (1 - abar_t))
@@ -104,18 +90,14 @@ def dpm_solver_pp_2m_step(
 
 
 STEPS = {"ddpm": ddpm_step, "ddim": ddim_step, "dpm_solver_pp_2m": dpm_solver_pp_2m_step}
-# Where x_T is drawn from a noise function: no step's number, so that x_T does not depend on theirs.
+# The number for which a noise function draws x_T; no step has it.
 START = 2**31 - 1
 
 
 def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-    """Noise that each example draws from its own key, so that batching does not change it.
+    """t -> standard normal f32[B, *shape].
 
-    Args:
-        keys: key[B], one per example.
-        shape: of one example.
-    Returns:
-        A function from an i32 scalar to standard normal f32[B, *shape].
+    Each example draws from its own key in key[B], so that batching does not change it.
     """
 
     def noise_fn(t: Array) -> Array:
@@ -125,14 +107,10 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
 
 
 def field_noise(keys: Array, pixels: Array, channels: int) -> Callable[[Array], Array]:
-    """Noise that belongs to the pixels of a large image, so that windows of it share theirs.
+    """t -> standard normal f32[B, H, W, C] that belongs to the pixels of a large image.
 
-    Args:
-        keys: key[B], one per example.
-        pixels: u32[B, H, W], a number for each pixel.
-        channels: C.
-    Returns:
-        A function from an i32 scalar to standard normal f32[B, H, W, C].
+    Windows of the image share it: `pixels` u32[B, H, W] has a number for each pixel of the image.
+    `keys`: key[B].
     """
 
     def noise_fn(t: Array) -> Array:
@@ -154,21 +132,21 @@ def sample(
     timesteps: Array | None = None,
     previous: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Steps from x_T back to x_0 through every step of the schedule, in one `lax.scan`.
+    """Steps from x_T back to x_0, in one `lax.scan`.
 
-    A chain may be walked in parts, each going on from what the part before returned.
+    A chain may be walked in parts, each beginning with what the part before returned.
 
     Args:
-        denoise_fn: (x_t, t, previous) -> Prediction, where previous is the x_start of the step
-            before, zero at first.
-        x_T: f32[B, H, W, C], standard normal; of a later part, where the one before ended.
+        denoise_fn: (x_t, t, previous) -> Prediction.
+        x_T: standard normal; in a later part, where the one before ended.
         schedule: the chain to walk, usually respaced.
         step_fn: one of `STEPS`, with its options bound.
-        noise_fn: t -> f32[B, H, W, C], see `gaussian_noise`.
-        timesteps: i32[N], descending, the steps of this part; None: all.
-        previous: f32[B, H, W, C], the x_start of the step before; None: zero.
+        noise_fn: t -> f32[B, H, W, C].
+        timesteps: i32[N], descending, the steps of this part; None: all of the schedule.
+        previous: the x_start of the step before. None: zero, as at the start of a chain; in the
+            middle of one, the multistep solver would take zero for the step before.
     Returns:
-        f32[B, H, W, C] each: x_0, or where the part ends, and the x_start of the last step.
+        x_0, or x_s where the part ends, and the x_start of its last step.
     """
 
     def body(carry, t):

@@ -1,7 +1,7 @@
-"""Noise schedules and the tables of coefficients that follow from them: float64 numpy, no jax.
+"""Noise schedules and the coefficients that follow from them: float64 numpy, no jax.
 
-Notation (Ho et al. 2020): alpha_t = 1 - beta_t and abar_t = prod_{s<=t} alpha_s, with t counted
-from 0 to T - 1, so that `alphas_cumprod[0]` is the least noisy step.
+Notation (Ho et al. 2020): alpha_t = 1 - beta_t and abar_t = prod_{s<=t} alpha_s. t counts from 0 to
+T - 1 (`num_timesteps`), so that `alphas_cumprod[0]` is the least noisy step.
 """
 
 import dataclasses
@@ -11,33 +11,23 @@ import numpy as np
 
 
 def linear_betas(num_timesteps: int) -> np.ndarray:
-    """Betas evenly spaced from 1e-4 to 0.02, both times 1000 / T (Ho et al. 2020, section 4).
+    """f64[T], evenly spaced from 1e-4 to 0.02, both times 1000 / T (Ho et al. 2020, section 4).
 
-    Args:
-        num_timesteps: T, the length of the chain.
-    Returns:
-        f64[T], in (0, 1).
-    Raises:
-        ValueError: if T <= 20, where the last beta reaches 1 (respace a longer chain instead).
+    A ValueError if T <= 20, where the last beta reaches 1.
     """
     scale = 1000 / num_timesteps
     if scale * 0.02 >= 1:
         raise ValueError(
-            f"diffusion.num_timesteps={num_timesteps}: the linear schedule needs more than "
-            "20 timesteps (its last beta is 20 / T); keep a longer chain and lower "
-            "sampler.steps instead"
+            f"num_timesteps={num_timesteps}: the linear schedule needs more than 20 timesteps (its "
+            "last beta is 20 / T); keep a longer chain and sample it in fewer steps"
         )
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
 
 
 def cosine_betas(num_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
-    """Betas of abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal 2021, eq. 17).
+    """f64[T], of abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal 2021, eq. 17).
 
-    Args:
-        num_timesteps: T, the length of the chain.
-        max_beta: the betas are capped here, against a singularity at the end of the chain.
-    Returns:
-        f64[T], in (0, max_beta].
+    They are at most `max_beta`, against a singularity at the end of the chain.
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alphas_cumprod = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
@@ -45,6 +35,8 @@ def cosine_betas(num_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
 
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+# The spacings of `space_timesteps` with one section, by name.
+SPACINGS = {"trailing": "trailing{}", "leading": "leading{}", "ddim": "ddim{}", "uniform": "{}"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,28 +94,27 @@ class Schedule:
 
 def make_schedule(name: str, num_timesteps: int) -> Schedule:
     """The training chain: `name` is "linear" or "cosine"; ValueError for another name or bad T."""
-    if name not in BETAS:
-        raise ValueError(f"diffusion.schedule={name!r}: choose one of {sorted(BETAS)}")
-    if num_timesteps < 1:
-        raise ValueError(f"diffusion.num_timesteps={num_timesteps} must be at least 1")
+    if name not in BETAS or num_timesteps < 1:
+        raise ValueError(
+            f"schedule {name!r}, num_timesteps={num_timesteps}: choose one of {sorted(BETAS)} and "
+            "at least 1"
+        )
     return Schedule(BETAS[name](num_timesteps), np.arange(num_timesteps))
 
 
 def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
     """Picks the timesteps of a shorter chain (Nichol and Dhariwal 2021, section 4).
 
-    Args:
-        num_timesteps: T, the length of the training chain.
-        spacing: one of
-            "trailing10": 10 steps that end at T - 1, none at 0 (Lin et al. 2023, table 2);
-            "leading10": 10 steps from 0 by the largest stride that T allows (likewise);
-            "ddim10": 10 steps from 0 by the integer stride that gives 10 (the originals' DDIM);
-            "10": 10 steps evenly from 0 to T - 1, both included (the originals' respacing);
-            "10,15,20": the chain cut in three equal sections with 10, 15 and 20 steps.
+    "trailing10": 10 steps that end at T - 1, none at 0 (Lin et al. 2023, table 2);
+    "leading10": 10 steps from 0 by the largest stride that T allows (same table);
+    "ddim10": 10 steps from 0 by the integer stride that gives 10 (the originals' DDIM);
+    "10": 10 steps evenly from 0 to T - 1, both included (the originals' respacing);
+    "10,15,20": the chain cut in three equal sections with 10, 15 and 20 steps.
+
     Returns:
         i64[S], ascending, unique, in [0, T).
     Raises:
-        ValueError: if the steps cannot be had from T timesteps.
+        ValueError: if T timesteps do not allow the steps.
     """
     if spacing.startswith("trailing"):
         steps = _count(spacing.removeprefix("trailing"), num_timesteps, spacing)
@@ -163,11 +154,7 @@ def _count(text: str, limit: int, spacing: str) -> int:
 def respace(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
     """A shorter chain with the same noise levels (Nichol and Dhariwal 2021, eq. 19).
 
-    Args:
-        schedule: the chain that the network was trained on.
-        timesteps: i64[S], ascending, from `space_timesteps`.
-    Returns:
-        A Schedule of S steps whose alphas_cumprod are those of `schedule` at `timesteps`.
+    Its alphas_cumprod are those of the training chain `schedule` at `timesteps`, i64[S], ascending.
     """
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])

@@ -9,51 +9,49 @@ import jax
 import numpy as np
 
 from segdiff_jax.data.artefacts import add_artefact, find_artefact
-from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.colour import find_colour_constancy
-from segdiff_jax.data.decode import decode_image, decode_labels, decode_two_values
+from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, resize_image
-from segdiff_jax.evaluation.strata import condition_tags
+from segdiff_jax.evaluation.conditions import measure_conditions
+from segdiff_jax.inference.load import Model
+from segdiff_jax.runtime.errors import UserError
 
 
 class NativeExamples(Sequence):
-    """Decoded records: {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], "truth" bool[H, W] or,
-    of several classes, u8[H, W], or None, "tags" of `condition_tags`, from the image before the
-    artefact and where there is any class but the background, or None}.
+    """Decoded records.
 
-    To get one raises ValueError or OSError, naming it, if it cannot be read.
+    An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
+    "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
+    Conditions are measured before an artefact is added. To get an example raises UserError or
+    OSError, naming it, if it cannot be read.
 
     Attributes:
         failures: file -> why there is no record of it.
-        classes: of the masks; None: lesion or not.
     """
 
     def __init__(
         self,
         records: Sequence[dict[str, Any]],
-        image_size: int | Callable[[tuple[int, int]], tuple[int, int]],
-        colour_constancy: str = "none",
+        model: Model,
         artefact: str | None = None,
         workers: int = 2,
-        classes: Classes | None = None,
     ):
         """Reads nothing yet.
 
         Args:
             records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
-            image_size: S, or what gives the input's (height, width) for those of an image.
-            colour_constancy: of the input alone, see `colour.COLOUR_CONSTANCY`.
-            artefact: one of `artefacts.ARTEFACTS`, added to every image; how, follows from its id.
+            model: says how images are resized and their colours corrected, and which classes
+                masks have.
+            artefact: one of `artefacts.ARTEFACTS`, added to every image; an image's id decides how.
             workers: threads that read and decode.
-            classes: see above.
         Raises:
-            ValueError: if `colour_constancy` or `artefact` is unknown.
+            ValueError: if the artefact or the model's `colour_constancy` is unknown.
         """
-        self._records, self._size = records, image_size
-        self._correct = find_colour_constancy(colour_constancy)
-        self._artefact, self._workers, self.classes = artefact, workers, classes
         if artefact:
             find_artefact(artefact)
+        self._records, self._model = records, model
+        self._correct = find_colour_constancy(model.config.data.colour_constancy)
+        self._artefact, self._workers = artefact, workers
         self.failures = dict(getattr(records, "failures", ()))
 
     def fingerprint(self) -> str:
@@ -104,20 +102,16 @@ class NativeExamples(Sequence):
         id = record_id(record)
         image, truth = decode_image(record["image"], id), None
         if "mask" in record:
-            truth = self._decode_mask(record["mask"], f"mask of {id}")
+            truth = decode_labels(record["mask"], f"mask of {id}", self._model.classes, True)
             if truth.shape != image.shape[:2]:
-                raise ValueError(
+                raise UserError(
                     f"{id}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
                 )
-        tags = None if truth is None else condition_tags(image, truth > 0)
+        conditions = None if truth is None else measure_conditions(image, truth > 0)
         if self._artefact:
             key = jax.random.key(zlib.crc32(id.encode()))
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
-        resized = self._correct(resize_image(image, self._size))
-        return {"id": id, "image": image, "input": resized, "truth": truth, "tags": tags}
-
-    def _decode_mask(self, data, name):
-        if self.classes:
-            return decode_labels(data, name, self.classes)
-        return decode_two_values(data, name) > 127
+        resized = self._correct(resize_image(image, self._model.input_size))
+        example = {"id": id, "image": image, "input": resized, "truth": truth}
+        return example | {"conditions": conditions}

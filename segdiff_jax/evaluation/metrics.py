@@ -1,101 +1,150 @@
-"""Scores of a predicted mask against the true one, as the ISIC challenges define them."""
+"""Scores of a predicted mask against the true one."""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 
-def segmentation_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """Scores of one image (Gutman et al. 2016, arXiv:1605.01397, the challenge's part 1).
+class Masks:
+    """The prediction and the truth of one image, bool[H, W] each, and how they overlap.
 
-    With true and false positives and negatives counted over the pixels of the image:
-
-      iou         = TP / (TP + FP + FN), Jaccard's index
-      dice        = 2 TP / (2 TP + FP + FN)
-      accuracy    = (TP + TN) / (TP + TN + FP + FN)
-      sensitivity = TP / (TP + FN)
-      specificity = TN / (TN + FP)
-      thresholded_jaccard = IoU where it is at least 0.65, else 0 (Codella et al. 2018,
-        arXiv:1902.03368)
-      fbound: see `boundary_score`
-      wcov        = smaller / larger of the two areas: all that is left of weighted coverage where
-        there is one object, as the original SegDiff has it; it does not ask where they lie
-      surface_dice, hd95: see `surface_scores`; hd95 is in pixels, and lower is better
-
-    A score whose denominator is 0 is 1: there was nothing to find, and nothing was got wrong. So
-    two empty masks have IoU, Dice and WCov 1 (the original SegDiff says 0, 0 and fails), and an
-    empty truth against a prediction that is not empty has IoU, Dice and WCov 0 with sensitivity 1.
-
-    Args:
-      prediction: bool[H, W].
-      truth: bool[H, W].
-    Returns:
-      The scores above by their names, each but hd95 from 0 to 1.
-    Raises:
-      ValueError: if the shapes differ or a mask is not boolean.
+    Attributes:
+        tp, fp, fn, tn: true and false positives and negatives, in pixels.
     """
-    for name, mask in (("prediction", prediction), ("truth", truth)):
-        if mask.dtype != np.bool_:
-            raise ValueError(f"{name} must be a boolean mask, not {mask.dtype}")
-    if prediction.shape != truth.shape:
-        raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
-    tp = np.count_nonzero(prediction & truth)
-    fp = np.count_nonzero(prediction) - tp
-    fn = np.count_nonzero(truth) - tp
-    tn = truth.size - tp - fp - fn
-    iou = _ratio(tp, tp + fp + fn)
-    return {
-        "iou": iou,
-        "dice": _ratio(2 * tp, 2 * tp + fp + fn),
-        "accuracy": _ratio(tp + tn, truth.size),
-        "sensitivity": _ratio(tp, tp + fn),
-        "specificity": _ratio(tn, tn + fp),
-        "thresholded_jaccard": iou if iou >= 0.65 else 0.0,
-        "fbound": boundary_score(prediction, truth),
-        "wcov": _ratio(min(tp + fp, tp + fn), max(tp + fp, tp + fn)),
-        **surface_scores(prediction, truth),
-    }
+
+    def __init__(self, prediction: np.ndarray, truth: np.ndarray):
+        """Raises a ValueError if the shapes differ or a mask is not boolean."""
+        for name, mask in (("prediction", prediction), ("truth", truth)):
+            if mask.dtype != np.bool_:
+                raise ValueError(f"{name} must be a boolean mask, not {mask.dtype}")
+        if prediction.shape != truth.shape:
+            raise ValueError(
+                f"prediction {prediction.shape} and truth {truth.shape} differ in shape"
+            )
+        self.prediction, self.truth = prediction, truth
+        self.tp = np.count_nonzero(prediction & truth)
+        self.fp = np.count_nonzero(prediction) - self.tp
+        self.fn = np.count_nonzero(truth) - self.tp
+        self.tn = truth.size - self.tp - self.fp - self.fn
+
+    @functools.cached_property
+    def iou(self) -> float:
+        """TP / (TP + FP + FN), Jaccard's index."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @functools.cached_property
+    def surface(self) -> dict[str, float]:
+        """See `surface_scores`."""
+        return surface_scores(self.prediction, self.truth)
+
+
+class Score(NamedTuple):
+    """One score of an image.
+
+    Attributes:
+        of: computes it, from 0 to 1 unless it has a unit.
+        label, meaning: for the report.
+        unit: "" or "px"; with a unit, lower is better.
+    """
+
+    of: Callable[[Masks], float]
+    label: str
+    meaning: str
+    unit: str = ""
+
+
+# Scores as the ISIC challenges define them (Gutman et al. 2016, arXiv 1605.01397, part 1; Codella
+# et al. 2018, arXiv 1902.03368). If a denominator is 0, the score is 1: there was nothing to find,
+# and nothing was got wrong. So two empty masks have IoU, Dice and WCov 1 (the original SegDiff says
+# 0, 0 and fails; MONAI leaves empty truths out of its means), and an empty truth with a prediction
+# that is not empty has IoU, Dice and WCov 0 and sensitivity 1. WCov is the original's: what is left
+# of weighted coverage with one object; it does not ask where the masks lie.
+SCORES = {
+    "iou": Score(lambda m: m.iou, "IoU", "overlap / union of prediction and truth"),
+    "dice": Score(
+        lambda m: _ratio(2 * m.tp, 2 * m.tp + m.fp + m.fn),
+        "Dice",
+        "overlap / mean area of prediction and truth",
+    ),
+    "accuracy": Score(
+        lambda m: _ratio(m.tp + m.tn, m.truth.size), "Accuracy", "pixels labelled rightly"
+    ),
+    "sensitivity": Score(lambda m: _ratio(m.tp, m.tp + m.fn), "Sensitivity", "lesion pixels found"),
+    "specificity": Score(
+        lambda m: _ratio(m.tn, m.tn + m.fp), "Specificity", "skin pixels left alone"
+    ),
+    "thresholded_jaccard": Score(
+        lambda m: m.iou if m.iou >= 0.65 else 0.0,
+        "Thresholded Jaccard",
+        "IoU, but 0 where it is below 0.65",
+    ),
+    "fbound": Score(
+        lambda m: boundary_score(m.prediction, m.truth),
+        "FBound",
+        "boundary found within 1 to 5 pixels",
+    ),
+    "wcov": Score(
+        lambda m: _ratio(min(m.tp + m.fp, m.tp + m.fn), max(m.tp + m.fp, m.tp + m.fn)),
+        "WCov",
+        "ratio of the areas of prediction and truth",
+    ),
+    "surface_dice": Score(
+        lambda m: m.surface["surface_dice"],
+        "Surface Dice",
+        "boundary found within 1% of the image's diagonal",
+    ),
+    "hd95": Score(
+        lambda m: m.surface["hd95"],
+        "HD95",
+        "distance of the boundaries, 95th percentile; low is good",
+        "px",
+    ),
+}
+LOWER_IS_BETTER = {name for name, score in SCORES.items() if score.unit}
+
+
+def segmentation_scores(
+    prediction: np.ndarray, truth: np.ndarray, names: Iterable[str] = SCORES
+) -> dict[str, float]:
+    """The named `SCORES` of one image; masks are bool[H, W], else a ValueError."""
+    masks = Masks(prediction, truth)
+    return {name: float(SCORES[name].of(masks)) for name in names}
 
 
 def class_scores(
-    prediction: np.ndarray, truth: np.ndarray, count: int
+    prediction: np.ndarray, truth: np.ndarray, count: int, names: Iterable[str] = SCORES
 ) -> list[dict[str, float] | None]:
-    """`segmentation_scores` of each of several classes but the background, 0.
+    """`segmentation_scores` of the classes 1 to `count` - 1 of labels u8[H, W].
 
-    Args:
-      prediction: u8[H, W], labels from 0 to `count` - 1.
-      truth: u8[H, W], likewise.
-      count: K.
-    Returns:
-      The scores of the classes from 1; None of one that is in neither prediction nor truth.
+    None for a class that is in neither of the two.
     """
     return [
-        segmentation_scores(ours, theirs) if ours.any() or theirs.any() else None
+        segmentation_scores(ours, theirs, names) if ours.any() or theirs.any() else None
         for ours, theirs in ((prediction == k, truth == k) for k in range(1, count))
     ]
 
 
-def macro_scores(scores: list[dict[str, float] | None], size: tuple[int, int]) -> dict[str, float]:
+def macro_scores(
+    scores: list[dict[str, float] | None], size: tuple[int, int], names: Iterable[str] = SCORES
+) -> dict[str, float]:
     """The mean of `class_scores` over the classes that are in prediction or truth.
 
-    Where there is none, the scores of two empty masks, of this (height, width).
+    If there is none, the scores of two empty masks of this (height, width).
     """
     there = [row for row in scores if row is not None]
     empty = np.zeros(size, bool)
-    return average_scores(there) if there else segmentation_scores(empty, empty)
+    return average_scores(there) if there else segmentation_scores(empty, empty, names)
 
 
 def boundary_score(prediction: np.ndarray, truth: np.ndarray) -> float:
     """FBound of SegDiff: F of the boundaries within 1, 2, 3, 4 and 5 pixels, averaged.
 
-    Precision is the share of the predicted boundary within so many pixels of the true one, recall
-    the reverse (Perazzi et al. 2016, section 5.1). Two masks without a boundary have 1, one without
-    and one with 0. The image's border is no boundary.
-
-    Args:
-      prediction: bool[H, W].
-      truth: bool[H, W].
-    Returns:
-      From 0 to 1.
+    Precision is the share of the predicted boundary that is so close to the true one, recall the
+    reverse (Perazzi et al. 2016, section 5.1). Two masks without a boundary have 1; if only one has
+    none, the score is 0. The image's border is no boundary.
     """
     ours, theirs = (np.argwhere(boundary(mask)) for mask in (prediction, truth))
     if not len(ours) or not len(theirs):
@@ -116,18 +165,13 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def surface_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How far apart the outlines lie, which are a mask's pixels beside others or the image's end.
+    """How far apart the outlines lie.
 
     surface_dice: the share of both outlines that is within 1% of the image's diagonal of the other
-      (Nikolov et al. 2018, arXiv:1809.04430); the images are of many sizes.
+      (Nikolov et al. 2018, arXiv 1809.04430); the images have many sizes.
     hd95: the larger of the two 95% quantiles of the distances to the other outline, in pixels.
 
-    Two empty masks have 1 and 0 pixels; one that is empty and one that is not, 0 and the diagonal,
-    for want of an outline.
-
-    Args:
-      prediction: bool[H, W].
-      truth: bool[H, W].
+    Two empty masks have 1 and 0; if only one is empty, 0 and the diagonal.
     """
     ours, theirs = (np.argwhere(outline(mask)) for mask in (prediction, truth))
     diagonal = float(np.hypot(*truth.shape))
@@ -149,11 +193,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of every score over the images; each image counts once, whatever its size.
-
-    Raises:
-      ValueError: if there are no rows.
-    """
+    """Mean of every score over the images, which count alike; a ValueError if there are none."""
     if not rows:
         raise ValueError("rows is empty: there are no images to average over")
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -168,14 +208,12 @@ def bootstrap_interval(
     training or other samples.
 
     Args:
-        values: one an image.
+        values: one for each image.
         level: the share of the resampled means that lie within.
         resamples: how often as many images are drawn with replacement.
         seed: of the draws.
     Returns:
-        (low, high).
-    Raises:
-        ValueError: if there are no values.
+        (low, high); a ValueError if there are no values.
     """
     if not len(values):
         raise ValueError("values is empty: there are no images to resample")

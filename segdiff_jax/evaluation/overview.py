@@ -5,35 +5,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_image, decode_labels, decode_mask
+from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, size_within
 from segdiff_jax.data.prepare import Records
 from segdiff_jax.data.statistics import format_statistics
-from segdiff_jax.evaluation.outputs import (
-    class_colour,
-    draw_contour,
-    draw_contours,
-    encode_image,
-    write_file,
-)
+from segdiff_jax.evaluation.outputs import class_colour, draw_contours, draw_truth, encode_image
+from segdiff_jax.runtime.files import write_file
 
-_COLOUR = (255, 230, 0)
 _SIDE, _CAPTION, _COLUMNS, _IMAGES = 200, 16, 5, 20
 
 
-def show_overview(records: Records, path: Path, classes: Classes | None = None) -> None:
+def show_overview(records: Records, path: Path, classes: Classes = TWO) -> None:
     """Prints what is known of a data set, and writes `contact_sheet` to a PNG file."""
     print(format_statistics(records.statistics))
     write_file(path, encode_image(contact_sheet(records, classes), "PNG"))
     print(f"  images with the outline of their masks: {path}", flush=True)
 
 
-def contact_sheet(records: Records, classes: Classes | None = None) -> np.ndarray:
+def contact_sheet(records: Records, classes: Classes = TWO) -> np.ndarray:
     """Some images, evenly chosen, with the outline of their masks and their ids.
 
-    Of several classes, each but the background has an outline of its own colour; their names follow
-    below.
+    With several classes, each has its colour, and their names follow below.
 
     Returns:
         u8[H, W, 3], at most five images of at most 200 pixels a row, four rows.
@@ -41,7 +34,7 @@ def contact_sheet(records: Records, classes: Classes | None = None) -> np.ndarra
     count = min(_IMAGES, len(records))
     rows, columns = -(-count // _COLUMNS), min(_COLUMNS, count)
     cell = _SIDE + 8, _SIDE + 8 + _CAPTION
-    legend = list(enumerate(classes.names))[1:] if classes else []
+    legend = list(enumerate(classes.names))[1:] if classes.several else []
     size = columns * cell[0], rows * cell[1] + _CAPTION * len(legend)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -51,14 +44,11 @@ def contact_sheet(records: Records, classes: Classes | None = None) -> np.ndarra
         image = decode_image(record["image"], id)
         height, width = size_within(image.shape[:2], _SIDE)
         image = np.asarray(Image.fromarray(image).resize((width, height)))
-        if classes:
-            labels = Image.fromarray(decode_labels(record["mask"], id, classes))
-            labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
-            image = draw_contours(image, labels)
-        else:
-            mask = Image.fromarray(decode_mask(record["mask"], id))
-            mask = np.asarray(mask.resize((width, height), Image.Resampling.BOX)) > 127
-            image = draw_contour(image, mask, _COLOUR)
+        labels = Image.fromarray(decode_labels(record["mask"], id, classes))
+        labels = np.asarray(labels.resize((width, height), Image.Resampling.NEAREST))
+        image = (
+            draw_contours(image, labels) if classes.several else draw_truth(image, labels, classes)
+        )
         x, y = i % _COLUMNS * cell[0] + 4, i // _COLUMNS * cell[1] + 4
         sheet.paste(Image.fromarray(image), (x, y))
         text = id.encode("ascii", "replace").decode()  # The font may lack other letters.

@@ -285,13 +285,13 @@ function update() {
     const wanted = all("select.filter").filter((select) => select.value);
     const text = byId("search").value.trim().toLowerCase(), group = byId("group") ? byId("group").value : "";
     shown = cases.filter((one) => one.id.toLowerCase().includes(text)
-        && wanted.every((select) => one.tags && one.tags[select.dataset.tag] === select.value));
+        && wanted.every((select) => one.conditions && one.conditions[select.dataset.tag] === select.value));
     shown.sort(orders[byId("sort").value]);
     let list = shown.map((one) => items.get(one));
     if (group) {
         const options = [...all("select.filter").find((select) => select.dataset.tag === group).options];
         const values = [...options.slice(1).map((option) => option.value), undefined];
-        const parts = values.map((value) => [value, shown.filter((one) => (one.tags || {})[group] === value)]);
+        const parts = values.map((value) => [value, shown.filter((one) => (one.conditions || {})[group] === value)]);
         list = parts.filter(([, members]) => members.length).flatMap(([value, members]) => {
             return [heading(group, value, members), ...members.map((one) => items.get(one))];
         });
@@ -351,7 +351,7 @@ function openViewer(one) {
         .map((name) => [labels[name][0], format(name, one.scores[name], 4)]);
     if (one.disagreement !== null) rows.push(["Disagreement", one.disagreement.toFixed(4)]);
     const cells = ([label, value]) => element("tr", {}, element("th", { scope: "row" }, label), element("td", {}, value));
-    const chips = Object.entries(one.tags || {}).map(([tag, value]) => element("span", {}, `${words(tag)}: ${value}`));
+    const chips = Object.entries(one.conditions || {}).map(([tag, value]) => element("span", {}, `${words(tag)}: ${value}`));
     byId("viewer-facts").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(cells))),
         element("div", { className: "chips" }, ...chips));
     const strip = stripOf.get(one.id);

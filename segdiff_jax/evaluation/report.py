@@ -7,41 +7,32 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jinja2
 import numpy as np
 from PIL import Image
 
+from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.data.pipeline import size_within
-from segdiff_jax.evaluation.ensemble import entropy
+from segdiff_jax.evaluation.metrics import SCORES
 from segdiff_jax.evaluation.outputs import (
     PREDICTION_COLOUR,
     TRUTH_COLOUR,
     class_colour,
-    draw_contour,
+    draw_contours,
+    draw_truth,
     mix_classes,
-    write_file,
 )
 from segdiff_jax.evaluation.tables import describe_uncertainty
+from segdiff_jax.inference.combine import Segmentation, entropy
+from segdiff_jax.runtime.files import write_file
 
 GALLERY = 400  # the most images that the report shows
 MOST_BYTES = 13_000  # of a picture: 4 of each of 400 images, in base64, are 28 MB
 FRAME = 128  # pixels a side of the frames of a strip, at most
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
-# Label, meaning and unit ("" from 0 to 1, the higher the better; "px" the lower the better).
-SCORES = {
-    "iou": ("IoU", "overlap / union of prediction and truth", ""),
-    "dice": ("Dice", "overlap / mean area of prediction and truth", ""),
-    "thresholded_jaccard": ("Thresholded Jaccard", "IoU, but 0 where it is below 0.65", ""),
-    "accuracy": ("Accuracy", "pixels labelled rightly", ""),
-    "sensitivity": ("Sensitivity", "lesion pixels found", ""),
-    "specificity": ("Specificity", "skin pixels left alone", ""),
-    "wcov": ("WCov", "ratio of the areas of prediction and truth", ""),
-    "fbound": ("FBound", "boundary found within 1 to 5 pixels", ""),
-    "surface_dice": ("Surface Dice", "boundary found within 1% of the image's diagonal", ""),
-    "hd95": ("HD95", "distance of the boundaries, 95th percentile; low is good", "px"),
-}
 HEADLINES = "iou", "dice", "thresholded_jaccard", "surface_dice", "hd95"
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
@@ -54,13 +45,12 @@ class Case:
     Attributes:
         id: the image's name.
         image: the picture alone.
-        truth: the picture with the true contour, if the truth is known.
-        prediction: the picture with the predicted contour, tinted by probability. Of several
-            classes, each has a contour and tint of its own colour, and so has the truth.
-        uncertainty: heat map of the disagreement or, of a single vote, of the entropy.
-        disagreement: 1 - mean IoU of every two votes; None for a single vote.
-        scores: of `segmentation_scores`, if the truth is known.
-        tags: value by condition, of `condition_tags`, if the truth is known.
+        truth: the picture with the true contours, if the truth is known.
+        prediction: the picture with the predicted contours, tinted by probability.
+        uncertainty: heat map of the standard deviation or, with a single sample, of the entropy.
+        disagreement: see `combine.disagreement`.
+        scores: see `segmentation_scores`, if the truth is known.
+        conditions: {condition: value}, see `measure_conditions`, if the truth is known.
     """
 
     id: str
@@ -70,7 +60,7 @@ class Case:
     uncertainty: str | None
     disagreement: float | None
     scores: dict[str, float] | None
-    tags: dict[str, str] | None
+    conditions: dict[str, str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,115 +77,113 @@ class Strip:
 
 
 def make_case(
-    id: str,
-    image: np.ndarray,
-    probability: np.ndarray,
-    mask: np.ndarray,
-    spread: np.ndarray | None,
-    truth: np.ndarray | None,
+    example: Mapping[str, Any],
+    found: Segmentation,
     scores: dict[str, float] | None,
-    tags: dict[str, str] | None,
-    disagreement: float | None,
+    classes: Classes = TWO,
     size: int = 192,
 ) -> Case:
     """Shrinks one image's arrays to a few kilobytes, so that thousands of cases fit in memory.
 
+    The heat map shows the standard deviation of the samples or, with a single one, the entropy of
+    the probability.
+
     Args:
-        id: the image's name.
-        image: u8[H, W, 3].
-        probability: f32[H, W], from 0 to 1, or of several classes f32[H, W, K]; it tints the
-            prediction.
-        mask: bool[H, W], the prediction, or u8[H, W].
-        spread: f32[H, W], standard deviation of the votes, from 0 to 0.5; None where there is one
-            vote only: then the heat map shows the entropy of `probability`.
-        truth: bool[H, W] or u8[H, W], if known.
-        scores, tags, disagreement: as in `Case`.
+        example: see `NativeExamples`; of it, "id", "image", "truth" and "conditions" are read.
+        found: the prediction; its probability tints the picture.
+        scores: as in `Case`.
+        classes: of the masks.
         size: the longest side of the pictures in pixels; smaller images are not enlarged.
     """
-    height, width = size_within(mask.shape, size)
+    height, width = size_within(found.labels.shape, size)
 
     def shrink(array: np.ndarray) -> np.ndarray:
         picture = Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(picture)
 
-    def shrink_mask(array: np.ndarray) -> np.ndarray:
-        return shrink(np.float32(array)) > 0.5
+    def shrink_labels(labels: np.ndarray) -> np.ndarray:
+        small = np.zeros((height, width), np.uint8)
+        for k in range(1, classes.count):
+            small[shrink(np.float32(labels == k)) > 0.5] = k
+        return small
 
-    layers = [(probability, mask, truth, PREDICTION_COLOUR, TRUTH_COLOUR)]
-    if probability.ndim == 3:
-        of_class = lambda array, k: None if array is None else array == k
-        layers = [
-            (probability[..., k], mask == k, of_class(truth, k), class_colour(k), class_colour(k))
-            for k in range(1, probability.shape[-1])
-        ]
-    image = shrink(image)
-    tints = [0.35 * shrink(np.float32(layer))[..., None] for layer, *_ in layers]
-    paint = sum(t * np.float32(colour) for t, (*_, colour, _) in zip(tints, layers, strict=True))
-    prediction = np.uint8((1 - sum(tints)) * image + paint)
-    outline = None if truth is None else image
-    for _, area, true_area, colour, true_colour in layers:
-        prediction = draw_contour(prediction, shrink_mask(area), colour)
-        if truth is not None:
-            outline = draw_contour(outline, shrink_mask(true_area), true_colour)
-    level = entropy(probability) if spread is None else 2 * np.float32(spread)
+    image, truth = shrink(example["image"]), example["truth"]
+    shares = {k: found.probabilities[..., c] for c, k in enumerate(classes.of_channels) if k}
+    tints = {k: 0.35 * shrink(np.float32(share))[..., None] for k, share in shares.items()}
+    paint = sum(tint * np.float32(class_colour(k)) for k, tint in tints.items())
+    prediction = np.uint8((1 - sum(tints.values())) * image + paint)
+    prediction = draw_contours(prediction, shrink_labels(found.labels))
+    outline = None if truth is None else draw_truth(image, shrink_labels(truth), classes)
+    deviation = found.deviation
+    level = entropy(found.probabilities) if deviation is None else 2 * np.float32(deviation)
     return Case(
-        id=id,
+        id=example["id"],
         image=_data_uri(image),
         truth=None if outline is None else _data_uri(outline),
         prediction=_data_uri(prediction),
         uncertainty=_data_uri(_heat(shrink(level))),
-        disagreement=disagreement,
+        disagreement=found.uncertainty,
         scores=scores,
-        tags=tags,
+        conditions=example["conditions"],
     )
 
 
 def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> Strip:
-    """Grey pictures of one mask's way out of noise.
+    """Pictures of one mask's way out of noise.
 
     Args:
         id: the image's name.
-        frames: (timestep, x_t, x_start) from T to 0; f32[S, S], where clean masks are -1 or +1 and
-            what is beyond is clipped; of several classes, f32[S, S, K], whose colours are mixed.
-            Of more than 20, 20 are shown.
+        frames: (timestep, x_t, x_start) from T to 0; f32[S, S, C], where clean masks are -1 or +1
+            and what is beyond is clipped. Of more than 20, 20 are shown.
     """
     pictures = []
     shown = np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))
     for timestep, *arrays in (frames[i] for i in shown):
-        grey = [np.uint8(np.round(127.5 * (np.clip(array, -1, 1) + 1))) for array in arrays]
-        grey = [mix_classes(array) if array.ndim == 3 else array for array in grey]
-        size = size_within(grey[0].shape[:2], FRAME)[::-1]
-        small = [Image.fromarray(g).resize(size, Image.Resampling.BILINEAR) for g in grey]
-        pictures.append((int(timestep), *(_data_uri(np.asarray(g)) for g in small)))
+        mixed = [mix_classes((np.clip(array, -1, 1) + 1) / 2) for array in arrays]
+        size = size_within(mixed[0].shape[:2], FRAME)[::-1]
+        small = [Image.fromarray(x).resize(size, Image.Resampling.BILINEAR) for x in mixed]
+        pictures.append((int(timestep), *(_data_uri(np.asarray(x)) for x in small)))
     return Strip(id, pictures)
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """What a report says beside the images and their scores.
+
+    Attributes:
+        title: heading of the page.
+        settings: name -> value, shown in this order.
+        failures: images that have no mask -> why.
+        history: rows of the training run's metrics.csv, of which "step", "loss" and
+            "validation_iou" are shown.
+        classes: of the masks.
+    """
+
+    title: str
+    settings: Mapping[str, Any]
+    failures: Mapping[str, str] = MappingProxyType({})
+    history: Sequence[dict[str, float | None]] = ()
+    classes: Classes = TWO
 
 
 def write_report(
     path: str | os.PathLike,
     cases: Sequence[Case],
     metrics: dict | None,
-    settings: dict,
-    title: str,
-    failures: Mapping[str, str] = MappingProxyType({}),
-    history: Sequence[dict[str, float | None]] = (),
+    page: Page,
     strips: Sequence[Strip] = (),
-    classes: Sequence[str] = (),
 ) -> None:
     """Writes a self-contained HTML file: pictures, styles and scripts are inside.
 
-    The gallery holds the 400 images of lowest IoU or, without truth, whose votes disagree most.
+    The gallery holds the 400 images with the lowest IoU or, without truth, whose samples disagree
+    most.
 
     Args:
         path: the HTML file.
         cases: every image of the evaluation; the scores of all make the histogram.
         metrics: what `write_metrics` returns; None without truth.
-        settings: name -> value, shown in this order.
-        title: heading of the page.
-        failures: images that have no mask -> why.
-        history: rows of the training run's metrics.csv, of which "step", "loss" and
-            "validation_iou" are shown.
+        page: the rest.
         strips: the denoising of some images.
-        classes: names of several classes, the background first.
     Raises:
         OSError: if the file cannot be written.
     """
@@ -203,11 +191,11 @@ def write_report(
     chosen = sorted(cases, key=_rank)[:GALLERY]
     layers = "image", "truth", "prediction", "uncertainty"
     stops = [layer for layer in layers if any(getattr(case, layer) for case in chosen)]
-    votes = [case.disagreement for case in cases if case.disagreement is not None]
+    disagreements = [case.disagreement for case in cases if case.disagreement is not None]
     curves = {
         "coverage": sorted(metrics["uncertainty"].get("risk_coverage", ())) if metrics else [],
-        "loss": _column(history, "loss"),
-        "validation": _column(history, "validation_iou"),
+        "loss": _column(page.history, "loss"),
+        "validation": _column(page.history, "validation_iou"),
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("segdiff_jax", "evaluation"),
@@ -219,26 +207,30 @@ def write_report(
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}
     html = environment.get_template("report.html").render(
         number=_number,
-        title=title,
+        title=page.title,
         num_images=len(cases),
-        settings=settings,
+        settings=page.settings,
         scores=_score_table(scored, metrics) if metrics else [],
         headlines=HEADLINES,
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([case.scores["iou"] for case in scored]),
         metrics=metrics,
-        disagreement=float(np.mean(votes)) if votes else None,
-        failures=sorted(failures.items()),
+        disagreement=float(np.mean(disagreements)) if disagreements else None,
+        failures=sorted(page.failures.items()),
         prediction_colour=_hex(PREDICTION_COLOUR),
         truth_colour=_hex(TRUTH_COLOUR),
-        classes=[(name, _hex(class_colour(k))) for k, name in enumerate(classes[1:], 1)],
+        classes=[
+            (name, _hex(class_colour(k)))
+            for k, name in enumerate(page.classes.names[1:], 1)
+            if page.classes.several
+        ],
         heat=", ".join(_hex(colour) for colour in HEAT),
         data={
             "cases": [dataclasses.asdict(case) | {"scores": _finite(case)} for case in chosen],
             "strips": [dataclasses.asdict(strip) for strip in strips],
             "stops": stops,
             "curves": curves,
-            "labels": {name: [label, unit] for name, (label, _, unit) in SCORES.items()},
+            "labels": {name: [score.label, score.unit] for name, score in SCORES.items()},
         },
     )
     write_file(Path(path), html.encode(errors="replace"))
@@ -258,7 +250,7 @@ def _finite(case: Case) -> dict[str, float | None] | None:
 
 def _score_table(cases: Sequence[Case], metrics: dict) -> list[dict]:
     rows = []
-    for name, (label, meaning, unit) in SCORES.items():
+    for name, (_, label, meaning, unit) in SCORES.items():
         if name in metrics["mean"]:
             values = np.array([case.scores[name] for case in cases], np.float64)
             worst = np.nanmax(values) if unit else np.nanmin(values)

@@ -1,20 +1,23 @@
 """The networks, by the name that `config.model.name` gives them.
 
-There are two kinds. A diffusion model denoises: `encode_image(image)` and
-`denoise(x_t, features, t)`. A supervised one maps an image to log odds: `model(image)`.
+There are two kinds. A diffusion model denoises masks: it has `encode_image(image)` and
+`denoise(x_t, features, t)`. A supervised model makes log odds of an image: `model(image)`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 
-from segdiff_jax.models.baselines.medt import MedT
+from segdiff_jax.models.baselines.medt import MedT, freeze_gates
 from segdiff_jax.models.baselines.unet import RonnebergerUNet
 from segdiff_jax.models.medsegdiff import MedSegDiff
 from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.runtime.errors import UserError
 
 MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet, "medt": MedT}
 
@@ -26,16 +29,17 @@ def make_model(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Mo
         config: `config.model`.
         axis_name: of the devices over which batch statistics are averaged in training, if any.
     Raises:
-        ValueError: for an unknown name or field.
+        UserError: naming the field that is unknown or wrong; SegDiff and MedSegDiff check theirs
+            when variables are made or used.
     """
     fields = dict(config)
     name = fields.pop("name")
     if name not in MODELS:
-        raise ValueError(f"model.name={name!r}: choose one of {sorted(MODELS)}")
+        raise UserError(f"model.name={name!r}: choose one of {sorted(MODELS)}")
     known = MODELS[name].__dataclass_fields__.keys()
-    unknown = fields.keys() - (known - {"axis_name"})
+    unknown = fields.keys() - (known - {"axis_name", "parent", "name"})  # The last two are Flax's.
     if unknown:
-        raise ValueError(f"model.{sorted(unknown)[0]} is not a field of {name}")
+        raise UserError(f"model.{sorted(unknown)[0]} is not a field of {name}")
     if "axis_name" in known:
         fields["axis_name"] = axis_name
     # Sequences as tuples: a checkpoint's config comes back from JSON with lists.
@@ -50,11 +54,16 @@ def is_diffusion(model: nn.Module) -> bool:
 def init_variables(
     model: nn.Module, seed: int, image_size: int, mask_channels: int = 1
 ) -> dict[str, Any]:
-    """Initial variables: "params" f32 and, of models with batch norm, "batch_stats" f32.
+    """Initial variables: "params" f32 and, for models with batch norm, "batch_stats" f32.
 
-    To be jitted: the operations one by one compile slowly. `mask_channels` is that of the noisy
-    input of a diffusion model, see `Process.input_channels`. The parameters are drawn by XLA's own
-    generator, since the default one compiles five times longer.
+    Call it under `jax.jit`: without, each operation is compiled alone, which is slow. XLA's own
+    generator draws the parameters, since the default one takes five times as long to compile.
+
+    Args:
+        model: see `make_model`.
+        seed: of the drawn parameters.
+        image_size: height and width of the images.
+        mask_channels: channels of a diffusion model's noisy input, see `Process.input_channels`.
     """
     x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (mask_channels, 3))
     key = jax.random.key(seed, impl="rbg")
@@ -64,5 +73,14 @@ def init_variables(
 
 
 def variables_like(model: nn.Module, image_size: int, mask_channels: int = 1) -> dict[str, Any]:
-    """Shapes and dtypes of the variables, without computing any."""
+    """Shapes and dtypes of what `init_variables` gives, without computing any."""
     return jax.eval_shape(lambda: init_variables(model, 0, image_size, mask_channels))
+
+
+def prepare_optimizer(
+    model: nn.Module | None, tx: optax.GradientTransformation, steps_per_epoch: float
+) -> optax.GradientTransformation:
+    """The optimiser with what a network asks of it: MedT's gates are frozen at first."""
+    if isinstance(model, MedT):
+        return freeze_gates(tx, math.ceil(model.frozen_gate_epochs * steps_per_epoch))
+    return tx

@@ -1,6 +1,11 @@
 """Dynamic conditioning: the noisy mask's features steer the image encoder, at each level.
 
-Wu et al. 2022 (MedSegDiff, arXiv 2211.00611), sections 3.2 and 3.3, on SegDiff's own blocks.
+Wu et al. 2022 (MedSegDiff, arXiv 2211.00611), sections 3.2 and 3.3, on SegDiff's own blocks. This
+follows the paper. The authors' repository (KidsWithTokens/MedSegDiff, its version v1) has another
+network. There, the U-Net sees the image and the noisy mask together. A second U-Net, the "highway",
+sees the image alone. The first one's features go through FF-Parsers and then multiply the highway's
+features after its poolings, without layer norms. The highway's deepest features are added before
+the first one's middle blocks. The highway also predicts a mask of its own, with a loss of its own.
 """
 
 import flax.linen as nn
@@ -18,7 +23,7 @@ class FFParser(nn.Module):
     """A learned factor for each frequency and channel: F^-1[A * F[m]] (section 3.3).
 
     A is complex, as in the authors' code; "map" f32[H, W // 2 + 1, C, 2] holds its real and
-    imaginary parts. It starts at 1, the identity.
+    imaginary parts. It starts at 1, the identity; the authors' starts at random, around 0.
     """
 
     @nn.compact
@@ -37,9 +42,9 @@ class ImageLevel(nn.Module):
         (LN(m_I) * LN(FF-Parser(m_x))) * m_I        (section 3.2)
 
     Attributes:
-        channels: of this level.
+        channels: channels of this level.
         downsample: halve the size first.
-        dropout, scale_shift_norm, norm, dtype: see `ResBlock`.
+        The others are those of `ResBlock`.
     """
 
     channels: int
@@ -51,11 +56,26 @@ class ImageLevel(nn.Module):
 
     @nn.compact
     def __call__(self, m_image: Array, m_mask: Array, emb: Array, train: bool) -> Array:
-        """The image's features of the level before and the mask's of this one -> the image's."""
+        """The image's features of the level before and the mask's of this one -> the image's.
+
+        Args:
+            m_image: dtype[B, H', W', C]; H' and W' are twice H and W with `downsample`.
+            m_mask: dtype[B, H, W, channels].
+            emb: f32[B, E], the embedding of the timestep.
+            train: see `ResBlock`.
+        Returns:
+            dtype[B, H, W, channels].
+        """
         if self.downsample:
             m_image = Conv(m_image.shape[-1], strides=2, dtype=self.dtype, name="down")(m_image)
-        options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
-        block = ResBlock(self.channels, *options, name="res")
+        block = ResBlock(
+            channels=self.channels,
+            dropout=self.dropout,
+            scale_shift_norm=self.scale_shift_norm,
+            norm=self.norm,
+            dtype=self.dtype,
+            name="res",
+        )
         m_image = block(m_image, emb, train)
         norms = [nn.LayerNorm(dtype=jnp.float32, name=f"norm_{of}") for of in ("image", "mask")]
         affinity = norms[0](m_image) * norms[1](FFParser(name="ff_parser")(m_mask))
@@ -65,9 +85,9 @@ class ImageLevel(nn.Module):
 class MedSegDiff(SegDiff):
     """SegDiff whose image encoder goes on, level by level, beside the mask's.
 
-    The mask's encoder sees F(x_t) alone; the image's starts from G(I), all that depends on neither
-    t nor x_t. The decoder D sees the sum of both, at the end of every level. Attributes are those
-    of `SegDiff`. The maps of the FF-Parsers fix the size of the image.
+    The mask's encoder sees F(x_t) alone. The image's encoder starts from G(I), all that depends on
+    neither t nor x_t. The decoder D sees the sum of both, at the end of every level. The attributes
+    are `SegDiff`'s. The maps of the FF-Parsers fix the size of the image.
     """
 
     def setup(self):
@@ -75,12 +95,12 @@ class MedSegDiff(SegDiff):
         remat = nn.remat(ImageLevel, static_argnums=(4,))
         self.image_levels = [
             (remat if 2**level in self.remat_resolutions else ImageLevel)(
-                mult * self.channels,
-                level > 0,
-                self.dropout,
-                self.scale_shift_norm,
-                self.make_norm(),
-                jnp.dtype(self.dtype),
+                channels=mult * self.channels,
+                downsample=level > 0,
+                dropout=self.dropout,
+                scale_shift_norm=self.scale_shift_norm,
+                norm=self.make_norm(),
+                dtype=jnp.dtype(self.dtype),
             )
             for level, mult in enumerate(self.channel_mult)
         ]

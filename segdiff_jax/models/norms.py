@@ -1,4 +1,4 @@
-"""The norms of all networks: in float32, whatever the dtype of the rest."""
+"""The norms of all networks. They compute in float32, whatever the network's dtype is."""
 
 import functools
 from collections.abc import Callable
@@ -14,8 +14,8 @@ Norm = Callable[[bool, str | None], nn.Module]
 def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
     """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167).
 
-    In training it updates its statistics to those of the batch; `training.state.apply_gradients`
-    averages them as it averages the parameters, whose activations they describe.
+    In training its new statistics are the batch's own. `training.state.apply_gradients` averages
+    them over the steps, just as it averages the parameters.
 
     Args:
         train: normalise by the statistics of the batch, instead of the given ones.
@@ -29,9 +29,9 @@ def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
 class GroupNorm(nn.Module):
     """Group norm (Wu and He 2018, arXiv 1803.08494), epsilon 1e-5.
 
-    Flax's own, but mean and variance come of one pass, over distances from the mean of some pixels,
-    so that little cancels, and means are taken over the pixels first and then over a group's
-    channels: XLA on CPU does that faster.
+    It equals Flax's, but is faster on CPU. One pass over the pixels gives mean and variance. It
+    subtracts the mean of some pixels first, so that little precision is lost. It averages over the
+    pixels, and then over a group's channels.
     """
 
     groups: int
@@ -52,7 +52,7 @@ class GroupNorm(nn.Module):
         near = jax.lax.stop_gradient(x[:, ::step, ::step].mean((1, 2)))
         x = x - near[:, None, None]
         mean, mean_square = x.mean((1, 2)), jnp.square(x).mean((1, 2))
-        # Of x as it now is, what the group's mean is away from zero.
+        # The group's mean, now that `near` is subtracted.
         offset = of_group(near + mean) - near
         variance = jnp.maximum(of_group(mean_square - offset * (2 * mean - offset)), 0)
         scale = jax.lax.rsqrt(variance + 1e-5) * scale
@@ -60,7 +60,7 @@ class GroupNorm(nn.Module):
 
 
 def make_norm(groups: int, axis_name: str | None = None) -> Norm:
-    """(train, name) -> GroupNorm of so many groups or, if 0, `batch_norm`."""
+    """(train, name) -> a `GroupNorm` of this number of groups, or `batch_norm` for 0."""
     if groups:
         return lambda train, name: GroupNorm(groups, name=name)
     return lambda train, name: batch_norm(train, axis_name)(name=name)

@@ -8,17 +8,22 @@ from segdiff_jax.models.convolution import Conv
 from segdiff_jax.models.norms import Norm, make_norm
 from segdiff_jax.models.rrdb import RRDBNet
 from segdiff_jax.models.unet import UNet
+from segdiff_jax.runtime.errors import UserError
 
 
 class SegDiff(nn.Module):
     """F, G, E and D put together; the defaults are the paper's network for 256 px.
 
-    Attributes are explained in `RRDBNet`, `UNet` and, `norm_groups` and `axis_name`, `make_norm`;
-    `rrdb_remat` is the first one's `remat`. With `image_mean` and `image_std`, of colours from 0 to
-    255, G sees (image - mean) / std, as in the original.
+    Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError. A field
+    that does not fit raises a ValueError with its name, when variables are made or used.
 
-    Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError.
-    `dtype` is "float32" or "bfloat16"; parameters are float32 either way.
+    Attributes:
+        rrdb_blocks, rrdb_width, rrdb_growth, rrdb_remat: of G, see `RRDBNet`.
+        norm_groups, axis_name: see `make_norm`.
+        image_mean, image_std: three numbers each, for colours from 0 to 255: G sees
+            (image - mean) / std, as in the original. Without them it sees the image from -1 to +1.
+        dtype: "float32" or "bfloat16", of the computation; parameters are float32.
+        The others are those of `UNet`.
     """
 
     channels: int = 128
@@ -33,7 +38,6 @@ class SegDiff(nn.Module):
     rrdb_blocks: int = 6
     rrdb_width: int = 64
     rrdb_growth: int = 32
-    rrdb_scan: bool = False
     rrdb_remat: bool = False
     remat_resolutions: tuple[int, ...] = ()
     attention: str = "xla"
@@ -44,57 +48,68 @@ class SegDiff(nn.Module):
 
     def setup(self):
         if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"model.dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
+            raise UserError(f"model.dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
         if self.attention not in ("xla", "cudnn"):
-            raise ValueError(f"model.attention={self.attention!r}: choose 'xla' or 'cudnn'")
+            raise UserError(f"model.attention={self.attention!r}: choose 'xla' or 'cudnn'")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
-            raise ValueError("model.attention='cudnn' needs model.dtype='bfloat16'")
+            raise UserError("model.attention='cudnn' needs model.dtype='bfloat16'")
         if not len(self.image_mean) == len(self.image_std) in (0, 3) or 0 in self.image_std:
-            raise ValueError(
+            raise UserError(
                 f"model.image_mean={tuple(self.image_mean)}, "
                 f"model.image_std={tuple(self.image_std)}: give three numbers for each, or none"
             )
         levels = [2**level for level in range(len(self.channel_mult))]
-        if not set(self.remat_resolutions) <= set(levels):
-            raise ValueError(
-                f"model.remat_resolutions={tuple(self.remat_resolutions)}: the factors of the "
-                f"levels are {levels}"
-            )
+        for field in ("remat_resolutions", "attention_resolutions"):
+            if not set(getattr(self, field)) <= set(levels):
+                raise UserError(
+                    f"model.{field}={tuple(getattr(self, field))}: the factors of the levels are "
+                    f"{levels}"
+                )
+        for factor, mult in zip(levels, self.channel_mult, strict=True):
+            attends = factor in self.attention_resolutions or factor == levels[-1]
+            if attends and (self.num_heads < 1 or mult * self.channels % self.num_heads):
+                raise UserError(
+                    f"model.num_heads={self.num_heads} must divide the {mult * self.channels} "
+                    f"channels of the attention at factor {factor}"
+                )
         dtype = jnp.dtype(self.dtype)
         self.F = Conv(self.channels, dtype=dtype)
         self.G = RRDBNet(
-            self.channels,
-            self.rrdb_blocks,
-            self.rrdb_width,
-            self.rrdb_growth,
-            self.rrdb_scan,
-            self.rrdb_remat,
-            dtype,
+            out_channels=self.channels,
+            blocks=self.rrdb_blocks,
+            width=self.rrdb_width,
+            growth=self.rrdb_growth,
+            remat=self.rrdb_remat,
+            dtype=dtype,
         )
         self.unet = UNet(
-            self.channels,
-            tuple(self.channel_mult),
-            self.num_res_blocks,
-            tuple(self.attention_resolutions),
-            self.num_heads,
-            self.dropout,
-            self.scale_shift_norm,
-            self.out_channels,
-            self.make_norm(),
-            tuple(self.remat_resolutions),
-            self.attention,
-            dtype,
+            channels=self.channels,
+            channel_mult=tuple(self.channel_mult),
+            num_res_blocks=self.num_res_blocks,
+            attention_resolutions=tuple(self.attention_resolutions),
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            scale_shift_norm=self.scale_shift_norm,
+            out_channels=self.out_channels,
+            norm=self.make_norm(),
+            remat_resolutions=tuple(self.remat_resolutions),
+            attention=self.attention,
+            dtype=dtype,
         )
 
     def make_norm(self) -> Norm:
-        """Of the U-Net; a ValueError if the width does not allow it, or dropout does not."""
+        """The U-Net's norm.
+
+        Raises:
+            UserError: if `channels` or `dropout` does not allow it.
+        """
         if self.norm_groups < 0 or (self.norm_groups and self.channels % self.norm_groups):
-            raise ValueError(
+            raise UserError(
                 f"model.channels={self.channels} must be a multiple of "
                 f"model.norm_groups={self.norm_groups}"
             )
         if self.dropout and not self.norm_groups:
-            raise ValueError(
+            raise UserError(
                 f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
                 "does not allow: set model.norm_groups above 0"
             )
@@ -118,8 +133,10 @@ class SegDiff(nn.Module):
 
         Args:
             x_t: f32[B, H, W, C], the noisy mask, see `Process.network_input`.
-            features: dtype[N, H, W, channels], from `encode_image`, each of B / N masks in a row.
-            t: i32[B] or f32[B], timesteps of the training chain, not rescaled; of length 1, of all.
+            features: dtype[N, H, W, channels], from `encode_image`; each is for B / N masks in a
+                row.
+            t: i32[B] or f32[B], timesteps of the training chain, not rescaled; or of length 1, for
+                all of the batch.
             train: apply dropout (needs a "dropout" key).
         Returns:
             f32[B, H, W, out_channels].

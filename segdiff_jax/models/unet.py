@@ -1,6 +1,6 @@
 """E and D: the U-Net of improved diffusion (Nichol and Dhariwal 2021, arXiv 2102.09672), NHWC.
 
-Unlike there, the first skip connection holds whatever comes in: in SegDiff, F(x_t) + G(I).
+Their U-Net starts with a convolution. This one starts with its input: in SegDiff, F(x_t) + G(I).
 """
 
 import functools
@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from segdiff_jax.models.convolution import KERNEL_INIT, Conv, UpsampleConv, ZerosConv
 from segdiff_jax.models.norms import Norm
+from segdiff_jax.runtime.errors import UserError
 
 Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
@@ -40,10 +41,12 @@ class ResBlock(nn.Module):
     """Norm, SiLU, conv, timestep, norm, SiLU, dropout, conv, plus the input.
 
     Attributes:
-        channels: of the output.
-        scale_shift_norm: the timestep scales and shifts the second norm instead of being added
-            before it.
+        channels: channels of the output.
+        dropout: share of the values that training sets to zero, 0 to 1.
+        scale_shift_norm: the timestep scales and shifts the second norm's result; otherwise it is
+            added before that norm.
         norm: see `norms.make_norm`.
+        dtype: of the computation; parameters and norms are float32.
     """
 
     channels: int
@@ -72,13 +75,32 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
+    """Attention by cuDNN: q, k and v bf16[B, L, heads, C] -> bf16[B, L, heads, C].
+
+    A jax without GPU support cannot even trace cuDNN's attention. There, this is XLA's.
+
+    Raises:
+        NotImplementedError: if cuDNN does not know the shape; C must be a multiple of 8.
+    """
+    try:
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    except NotImplementedError:
+        raise
+    except RuntimeError:  # cuDNN is not detected.
+        return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
 class AttentionBlock(nn.Module):
     """Self-attention over all positions, plus the input.
 
     q, k and v lie head by head ([head][q|k|v][channel]); the softmax is float32.
 
     Attributes:
-        implementation: of `jax.nn.dot_product_attention`, "xla" or, on GPUs, "cudnn".
+        heads: number of heads; it must divide the channels of the input.
+        norm: see `norms.make_norm`.
+        implementation: "xla", or "cudnn": cuDNN in programs for NVIDIA GPUs, XLA in all others.
+        dtype: of the computation, bfloat16 for "cudnn"; parameters and norms are float32.
     """
 
     heads: int
@@ -88,14 +110,17 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """dtype[B, H, W, C] -> dtype[B, H, W, C]; C must be a multiple of `heads`."""
+        """dtype[B, H, W, C] -> dtype[B, H, W, C]."""
         batch, height, width, channels = x.shape
         h = self.norm(train, "norm")(x).reshape(batch, height * width, channels)
         qkv = Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
         qkv = qkv.reshape(batch, height * width, self.heads, 3, channels // self.heads)
         q, k, v = jnp.moveaxis(qkv, 3, 0)
-        implementation = self.implementation if jax.default_backend() == "gpu" else "xla"
-        h = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+        attend = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+        if self.implementation == "cudnn":
+            h = lax.platform_dependent(q, k, v, cuda=cudnn_attention, default=attend)
+        else:
+            h = attend(q, k, v)
         h = h.reshape(batch, height, width, channels)
         return x + ZerosDense(channels, dtype=self.dtype, name="proj")(h)
 
@@ -108,11 +133,13 @@ class UNet(nn.Module):
         channel_mult: width of each level, in units of `channels`; each level halves the size.
         num_res_blocks: residual blocks per level on the way down; one more on the way up.
         attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
-        out_channels: as many as the mask has, or twice that with a learned variance.
+        num_heads: heads of the attention.
+        dropout, scale_shift_norm: see `ResBlock`.
+        out_channels: as many as the mask has, or twice as many with a learned variance.
         norm: see `norms.make_norm`.
         remat_resolutions: downsampling factors of the levels whose blocks are computed again in the
-            backward pass, for memory.
-        attention: see `AttentionBlock`.
+            backward pass, to save memory.
+        attention: `implementation` of `AttentionBlock`.
         dtype: of the computation; parameters, norms and softmax are float32.
     """
 
@@ -142,19 +169,20 @@ class UNet(nn.Module):
 
         Args:
             h: dtype[B, H, W, channels].
-            t: f32[B] or i32[B]; of length 1, of all.
+            t: f32[B] or i32[B], timesteps; or of length 1, for all of the batch.
+            train: apply dropout, and normalise by the batch's own statistics, if by any.
             image: dtype[B, H, W, channels], features of the image, for `image_levels`.
-            image_levels: an image encoder beside E, one function a level or none: (its features of
-                the level before, h of this level, the embedding of t, train) -> its features of
-                this level, which are added to h for D.
+            image_levels: an image encoder beside E, as one function for each level, or none: (its
+                features of the level before, h of this level, the embedding of t, train) -> its
+                features of this level. D sees the sum of h and them.
         Returns:
             f32[B, H, W, out_channels].
         Raises:
-            ValueError: naming the field that does not fit the width or the size.
+            UserError: naming the field that does not fit the width or the size.
         """
         multiple = 2 ** (len(self.channel_mult) - 1)
         if h.shape[1] % multiple or h.shape[2] % multiple:
-            raise ValueError(
+            raise UserError(
                 f"image size {h.shape[1]} x {h.shape[2]} must be divisible by {multiple}: "
                 f"model.channel_mult has {len(self.channel_mult)} levels"
             )
@@ -167,12 +195,25 @@ class UNet(nn.Module):
             return nn.remat(block, static_argnums=(num_args,)) if remat else block
 
         def res(h, width, level, name):
-            options = self.dropout, self.scale_shift_norm, self.norm, self.dtype
-            return block_of(ResBlock, level, 3)(width, *options, name=name)(h, emb, train)
+            block = block_of(ResBlock, level, 3)(
+                channels=width,
+                dropout=self.dropout,
+                scale_shift_norm=self.scale_shift_norm,
+                norm=self.norm,
+                dtype=self.dtype,
+                name=name,
+            )
+            return block(h, emb, train)
 
         def attend(h, level, name):
-            options = self.num_heads, self.norm, self.attention, self.dtype
-            return block_of(AttentionBlock, level, 2)(*options, name=name)(h, train)
+            block = block_of(AttentionBlock, level, 2)(
+                heads=self.num_heads,
+                norm=self.norm,
+                implementation=self.attention,
+                dtype=self.dtype,
+                name=name,
+            )
+            return block(h, train)
 
         skips = [h]
         for level, mult in enumerate(self.channel_mult):

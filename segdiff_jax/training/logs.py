@@ -1,19 +1,22 @@
 """What a run shows and writes: progress bar, metrics.csv, trackers."""
 
-import contextlib
 import csv
+import io
 import math
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import naming, write_file
 from segdiff_jax.training.tracking import Trackers
 
 COLUMNS = (
@@ -28,63 +31,54 @@ COLUMNS = (
     "images_per_second",
     "data_share",
     "minutes",
-    "validation_iou",
 )
-FORMER = tuple(name for name in COLUMNS if name != "vb")  # of runs begun before there was one
 
 
 class Logs:
-    """Logs of one run from `step` on; rows of later steps, of a run that was killed, go.
+    """The logs of one run from `step` on; rows of later steps, which a killed run left, go.
 
-    metrics.csv has a row per logged step; `loss`, its terms and `grad_norm` are means over the
-    steps since the row before, `data_share` is the part of the time spent waiting for data.
+    metrics.csv has a row per logged step. `loss`, its terms and `grad_norm` are means over the
+    steps since the row before; `data_share` is the part of the time spent waiting for data.
     """
 
     def __init__(
         self,
         workdir: Path,
+        config: ConfigDict,
         step: int,
-        num_steps: int,
-        max_minutes: float,
-        max_skipped: int = 0,
         pending: Sequence[dict[str, float]] = (),
-        writes: bool = True,
-        trackers: Sequence[str] = (),
-        settings: dict[str, Any] | None = None,
     ):
-        """Opens the logs of a workdir.
+        """Opens the logs of a workdir; only the main process writes and shows anything.
 
         Args:
-            workdir: as that of the run.
+            workdir: of the run.
+            config: of the run.
             step: the last one that counts.
-            num_steps, max_minutes: at which the run ends.
-            max_skipped: steps in a row that may be without an update, see `check_finite`.
-            pending: what `pending` gave at `step`, of a run that is resumed.
-            writes: whether to write and show anything.
-            trackers: names of `TRACKERS`, which show the same.
-            settings: the config, for them.
+            pending: what `pending` gave at `step`, for a run that resumes.
         Raises:
-            ValueError: if there is a metrics.csv of another kind; as `Trackers`.
+            UserError: if there is a metrics.csv of another kind; as `Trackers`.
             OSError: naming a file that cannot be written.
         """
-        self._path, self._writes, self._max_skipped = workdir / "metrics.csv", writes, max_skipped
-        if writes:
+        self._path, self._train = workdir / "metrics.csv", config.train
+        self._columns = *COLUMNS, *(f"validation_{name}" for name in config.validation.scores)
+        self._writes = parallel.is_main()
+        if self._writes:
             self._trim(step)
-            self._trackers = Trackers(trackers, settings or {}, workdir, step)
-        self._num_steps, self._max_minutes, self._iou = num_steps, max_minutes, ""
-        self._first, self._start = step, time.monotonic()
+            self._trackers = Trackers(config.train.trackers, config.to_dict(), workdir, step)
+        self._first, self._start, self._score = step, time.monotonic(), ""
         self._window: list[dict[str, Any]] = list(pending)
         self._new = 0  # steps of the window that were taken here
         self._data_seconds, self._clock, self._compiling = 0.0, time.monotonic(), True
-        total = "{n_fmt} steps" if max_minutes else "{bar:20} {n_fmt}/{total_fmt} steps"
+        limited = config.train.max_minutes
+        total = "{n_fmt} steps" if limited else "{bar:20} {n_fmt}/{total_fmt} steps"
         self._bar = tqdm(
-            total=num_steps,
+            total=config.train.num_steps,
             initial=step,
             desc="training",
             bar_format=f"{{desc}}: {total} [{{elapsed}}{{postfix}}]",
             mininterval=0.5 if sys.stderr.isatty() else 10,
             postfix="compiling",
-            disable=not writes,
+            disable=not self._writes,
         )
 
     def __enter__(self) -> "Logs":
@@ -98,16 +92,14 @@ class Logs:
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
         rows = complete_rows(self._path)
-        if rows and tuple(rows[0]) not in (COLUMNS, FORMER):
-            raise ValueError(f"{self._path} is not the log of a training run: move it away")
+        if rows and not {"step", "loss", "grad_norm"} <= rows[0].keys():
+            raise UserError(f"{self._path} is not the log of a training run: move it away")
         rows = [row for row in rows if int(row["step"]) <= step] if step else []
-        temporary = self._path.with_name(".metrics.csv.part")
-        with naming(self._path):
-            with temporary.open("w", newline="") as file:
-                table = csv.DictWriter(file, COLUMNS)
-                table.writeheader()
-                table.writerows(rows)
-            os.replace(temporary, self._path)
+        text = io.StringIO()
+        table = csv.DictWriter(text, self._columns, extrasaction="ignore", lineterminator="\r\n")
+        table.writeheader()
+        table.writerows(rows)
+        write_file(self._path, text.getvalue())
 
     def collect(self, metrics: dict[str, Any], data_seconds: float) -> None:
         """Notes one step's metrics, still on the device, and the time it waited for data."""
@@ -131,11 +123,11 @@ class Logs:
             FloatingPointError: as `flush`.
         """
         self._window = [{k: float(v) for k, v in metrics.items()} for metrics in self._window]
-        check_finite(self._window, step, self._max_skipped)
+        check_finite(self._window, step, self._train.max_skipped)
         return self._window
 
-    def flush(self, step: int, learning_rate: float, minutes: float, batch_size: int) -> None:
-        """Records the means over the steps since the last call, but for those without an update.
+    def flush(self, step: int, learning_rate: float, minutes: float) -> None:
+        """Records the means over the steps since the last call, without skipped ones.
 
         Raises:
             FloatingPointError: naming the first step with NaN or infinity.
@@ -149,13 +141,13 @@ class Logs:
         row = {name: float(np.mean([m[name] for m in updated])) for name in names}
         seconds = time.monotonic() - self._clock
         row["learning_rate"] = learning_rate
-        row["images_per_second"] = self._new * batch_size / seconds
+        row["images_per_second"] = self._new * self._train.batch_size / seconds
         row["data_share"] = self._data_seconds / seconds
         row["minutes"] = minutes
         self._row(step, row)
         self._bar.set_postfix_str(
             f"loss {row.get('loss', math.nan):.4f}, {row['images_per_second']:.1f} images/s, "
-            f"{row['data_share']:.0%} in data{self._iou}, {self._time(step, minutes)}",
+            f"{row['data_share']:.0%} in data{self._score}, {self._time(step, minutes)}",
             refresh=False,
         )
         self._window, self._new = [], 0
@@ -163,33 +155,33 @@ class Logs:
 
     def _time(self, step: int, minutes: float) -> str:
         pace = (time.monotonic() - self._start) / max(step - self._first, 1)
-        seconds, done = pace * (self._num_steps - step), ""
-        if self._max_minutes:
-            seconds = min(seconds, 60 * max(self._max_minutes - minutes, 0))
-            done = f"{minutes:.1f} of {self._max_minutes:g} minutes, "
+        seconds, done, limit = pace * (self._train.num_steps - step), "", self._train.max_minutes
+        if limit:
+            seconds = min(seconds, 60 * max(limit - minutes, 0))
+            done = f"{minutes:.1f} of {limit:g} minutes, "
         return f"{done}ETA {tqdm.format_interval(seconds)}"
 
-    def validation(self, step: int, iou: float, pictures: list[np.ndarray]) -> None:
-        """Records a validation IoU and shows up to 8 rows of image, truth and prediction."""
-        self._iou = f", IoU {iou:.3f}"
-        self._row(step, {"validation_iou": iou})
+    def validation(self, step: int, scores: dict[str, float], pictures: list[np.ndarray]) -> None:
+        """Records validation scores; shows up to 8 rows of image, truth and prediction."""
+        name, score = next(iter(scores.items()))
+        self._score = f", {'IoU' if name == 'iou' else name} {score:.3f}"
+        self._row(step, {f"validation_{name}": score for name, score in scores.items()})
         if not self._writes:
             return
         rows = [np.concatenate(row, axis=1) for row in zip(*(p[:8] for p in pictures), strict=True)]
-        grid = np.concatenate(rows, axis=0)
-        self._trackers.images(step, {"validation": grid})
+        self._trackers.images(step, {"validation": np.concatenate(rows, axis=0)})
 
     def _row(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
             return
         with naming(self._path), self._path.open("a", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS)
+            table = csv.DictWriter(file, self._columns)
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
         self._trackers.scalars(step, values)
 
 
 def complete_rows(path: Path) -> list[dict[str, str]]:
-    """Of a CSV file, which may be absent; a run that is killed may leave a torn line."""
+    """The rows of a CSV file that may be absent; a killed run may leave a torn line, which goes."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -198,18 +190,17 @@ def complete_rows(path: Path) -> list[dict[str, str]]:
 
 def has_validation(workdir: Path, step: int) -> bool:
     """Whether a run's metrics.csv has the validation of a step."""
-    rows = complete_rows(workdir / "metrics.csv")
-    return any(row.get("step") == str(step) and row.get("validation_iou") for row in rows)
+    rows = [r for r in complete_rows(workdir / "metrics.csv") if r.get("step") == str(step)]
+    return any(value for row in rows for k, value in row.items() if k.startswith("validation_"))
 
 
 def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int = 0) -> None:
-    """Raises FloatingPointError naming the first step with NaN or infinity of those up to `step`.
+    """Raises a FloatingPointError that names the first step with NaN or infinity.
 
     Args:
-        window: the metrics of the last steps; of a step that was left out for its gradient,
-            "nonfinite" counts it, from 1.
+        window: the metrics of the last steps; "nonfinite" counts skipped steps in a row.
         step: the last one.
-        max_skipped: up to this count, that is no error.
+        max_skipped: as many skipped steps in a row are no error.
     """
     for i, metrics in enumerate(window):
         numbers = {name: value for name, value in metrics.items() if name != "nonfinite"}
@@ -217,15 +208,3 @@ def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int
         if not skipped and not np.isfinite(list(numbers.values())).all():
             what = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
             raise FloatingPointError(f"step {step - len(window) + i + 1}: {what}")
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """An OSError says that `path` cannot be written, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror or error}): make room or choose another "
-            "--workdir; the last checkpoint is kept"
-        ) from error

@@ -1,327 +1,346 @@
-"""Training from a config: data, steps, validation, logs, checkpoints, resuming."""
+"""Training from a config: open the data, restore, step, log, save, validate."""
 
 import contextlib
+import dataclasses
 import functools
 import json
-import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax import parallel
-from segdiff_jax.checkpoint import Checkpoints, find_checkpoint, load_meta, load_variables
-from segdiff_jax.data.classes import classes_of, mask_channels
+from segdiff_jax.config import VERSION, check
+from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.evaluation.evaluate import validate
+from segdiff_jax.evaluation.metrics import LOWER_IS_BETTER, SCORES
 from segdiff_jax.evaluation.overview import show_overview
-from segdiff_jax.evaluation.predict import make_predictor
-from segdiff_jax.evaluation.windows import window_size
-from segdiff_jax.lock import locked
-from segdiff_jax.models import init_variables, is_diffusion, make_model, variables_like
-from segdiff_jax.training.changes import (
-    check_same_network,
-    how_validated,
-    report_changes,
-    with_absolute_paths,
-)
-from segdiff_jax.training.check import check_config, check_objective
-from segdiff_jax.training.logs import Logs, has_validation, naming
-from segdiff_jax.training.state import (
-    TrainState,
-    create_state,
-    learning_rate,
-    make_optimizer,
-    progress,
-)
+from segdiff_jax.evaluation.validate import validate
+from segdiff_jax.inference.driver import Driver
+from segdiff_jax.inference.windows import make_windows
+from segdiff_jax.methods import Method, init_variables, make_method, variables_like
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import write_file
+from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.stop import Stopped, told_to_stop
+from segdiff_jax.training import resume
+from segdiff_jax.training.logs import Logs, has_validation
+from segdiff_jax.training.optimizer import learning_rate, make_optimizer, progress
+from segdiff_jax.training.state import TrainState, create_state
 from segdiff_jax.training.steps import make_train_step
-from segdiff_jax.training.stop import Stopped, told_to_stop
-from segdiff_jax.training.timesteps import make_history
+from segdiff_jax.training.tracking import check_trackers
 
 
 def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> None:
-    """Trains until `train.num_steps` or `train.max_minutes`; goes on from the last checkpoint.
+    """Trains until `train.num_steps` or `train.max_minutes`; resumes from the last checkpoint.
 
     Args:
-        config: see configs/default.py.
-        workdir: holds config.json, checkpoints/, metrics.csv and what trackers write.
-        accept_changes: go on with another model or other data than before, as far as the
+        config: see segdiff_jax/config.py.
+        workdir: folder for config.json, checkpoints/, metrics.csv and what trackers write.
+        accept_changes: resume with another model or other data than before, as far as the
             checkpoint fits.
     Raises:
-        ValueError: naming the config field or the data that does not fit.
-        FloatingPointError: naming the step where the loss became NaN or infinite.
+        UserError: naming the config field or the data that does not fit.
+        FloatingPointError: naming the step in which the loss became NaN or infinite.
         OSError: naming what cannot be written.
         Stopped: after SIGTERM or SIGINT; the state is saved.
     """
-    run = Run(config, Path(workdir))
+    config, workdir = with_absolute_paths(config), Path(workdir)
+    check_run(config)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
-            with naming(Path(workdir)):
-                stack.enter_context(locked(Path(workdir) / ".lock", workdir))
+            stack.enter_context(locked(workdir / ".lock", str(workdir)))
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        run.start(checkpoints, accept_changes)
-        done = "already trained" if run.ended() else "trained"
-        run.train()
-        print(f"{done}: {run.summary()}", flush=True)
+        settings = json.loads(config.to_json())
+        facts = {"the config": settings, "the last checkpoint": checkpoints.last_step()}
+        parallel.check_same(facts)
 
-
-class Run:
-    """One run: built from its config, started anew or from a checkpoint, trained to its end."""
-
-    def __init__(self, config: ConfigDict, workdir: Path):
-        """Checks the whole config; reads and writes nothing."""
-        check_config(config)
-        self._config, self._workdir = config, workdir
-        self._settings = with_absolute_paths(json.loads(config.to_json()))
-        self._classes = classes_of(config.data)
-        model = make_model(config.model, parallel.AXIS)
-        process = make_process(config.diffusion, mask_channels(self._classes))
-        check_objective(config, is_diffusion(model))
-        tx = make_optimizer(config)
-        sampler = config.sampler.copy_and_resolve_references()
-        sampler.native = False
-        window = window_size(config.data, sampler)
-        predictor = lambda: make_predictor(model, process, sampler, config.seed, window)
-        predictor()  # Its mistakes show now, not at the end.
-        sampler.steps, sampler.votes = config.validation.steps, config.validation.votes
-        if not is_diffusion(model):
-            sampler.flips = sampler.rotations = False
-        try:
-            self._predictor = predictor()
-        except ValueError as error:
-            raise ValueError(f"validation.steps, validation.votes: {error}") from error
-        self._step_fn = make_train_step(config, model, process, tx, parallel.AXIS)
-        size, channels = config.data.image_size, process.input_channels
-        self._init = lambda: init_variables(model, config.seed, size, channels)
-        self._create_state = functools.partial(
-            create_state, tx=tx, timestep_history=make_history(config)
-        )
-        # Says what the network cannot be.
-        self._like = jax.eval_shape(lambda: self._create_state(self._init()))
-        if config.train.half_size_share:
-            try:
-                half = variables_like(model, size // 2, channels)
-            except ValueError as error:
-                raise ValueError(f"train.half_size_share: {error}") from error
-            if half["params"] != self._like.params:
-                raise ValueError(
-                    f"train.half_size_share={config.train.half_size_share}: the parameters of "
-                    f"{config.model.name} have the size of the image; set 0"
-                )
-        self._noise_key = jax.random.key(config.seed)
-
-    def start(self, checkpoints: Checkpoints, accept_changes: bool = False) -> None:
-        """Opens the data; draws the initial state or restores the last one; see `train`."""
-        config, workdir = self._config, self._workdir
-        self._checkpoints = checkpoints
-        parallel.check_same(
-            {"the config": self._settings, "the last checkpoint": checkpoints.last_step()}
-        )
-        meta = checkpoints.last_meta()
-        if meta is None and "args" in (checkpoints.best_meta() or {}):
-            raise ValueError(
-                f"{workdir} holds an imported checkpoint: train from it with another --workdir and "
-                f"--config=configs/saved.py:{workdir}"
-            )
-        if meta is not None:
-            before = with_absolute_paths(meta["config"])
-            report_changes(before, self._settings, workdir, accept_changes)
-        self._open_data(shows=meta is None)
-        self._make_step_fns()
-        if meta is None:
-            state, self._elapsed = self._first_state(), 0.0
-        else:
-            if meta["training_images"] != len(self._train) and not accept_changes:
-                raise ValueError(
-                    f"{workdir} was trained on {meta['training_images']} images, and "
-                    f"{config.data.dataset} now has {len(self._train)}: give another --workdir, or "
-                    "--accept_changes"
-                )
-            state = checkpoints.restore_last(self._like)
-            self._batches.set_state(meta["iterator"])
-            self._elapsed = meta["elapsed"]
-        self._state = parallel.replicate(state)
-        self._step = int(state.step)
-        self._best = None if meta is None else self._best_so_far()
-        self._pending = [] if meta is None else meta["pending"]
+        meta = resume.check_resumable(checkpoints, config, workdir, accept_changes)
+        training, validation = open_data(config, None if meta else workdir / "data.png")
+        if meta:
+            resume.check_number_of_images(meta, len(training), config, accept_changes)
+        batches = make_batches(config, training)
+        method = make_method(config, parallel.AXIS)
+        tx = make_optimizer(config.train, method.model, len(training) / config.train.batch_size)
+        state = restore_or_create(config, checkpoints, method, tx, meta)
+        if meta:
+            batches.set_state(meta["iterator"])
+        clock = Clock(config.train, int(state.step), meta["elapsed"] if meta else 0.0)
+        best = resume.best_score(checkpoints, config) if meta else None
         if parallel.is_main():
-            with naming(workdir / "config.json"):
-                part = workdir / ".config.json.part"
-                part.write_text(json.dumps(self._settings, indent=2))
-                part.replace(workdir / "config.json")
-        params = sum(x.size for x in jax.tree.leaves(state.params))
-        print(
-            f"{config.model.name}, {params:,} parameters; {len(self._train)} training and "
-            f"{len(self._validation)} validation images of "
-            f"{', '.join([config.data.dataset, *config.data.extra_datasets])}; "
-            f"{parallel.describe_devices()}",
-            flush=True,
-        )
-        if meta is not None:
-            print(f"resuming {workdir} at step {self._step}", flush=True)
+            write_file(workdir / "config.json", json.dumps(settings, indent=2))
+        print(describe(config, state, len(training), len(validation)), flush=True)
+        if meta:
+            print(f"resuming {workdir} at step {clock.step}", flush=True)
 
-    def _first_state(self) -> TrainState:
-        """Of new parameters or of those in `train.init_from`."""
-        path = self._config.train.init_from
-        if not path:
-            return jax.jit(lambda: self._create_state(self._init()))()
-        checkpoint = find_checkpoint(path)
-        check_same_network(load_meta(checkpoint)["config"], self._settings, path)
-        variables = load_variables(checkpoint, self._like.averaged())
-        print(f"starting from the parameters of {checkpoint}", flush=True)
-        return jax.jit(self._create_state)(variables)
-
-    def _open_data(self, shows: bool) -> None:
-        data, train = self._config.data, self._config.train
-        size = data.full_size or data.image_size
-        prepare = lambda records, limit=None: ResizedSource(
-            records, size, data.cache, limit, data.colour_constancy, data.dir, self._classes
-        )
-        training = load_training_source(data.dataset, data.extra_datasets, *where(data))
-        if shows and training.statistics and parallel.is_main():
-            show_overview(training, self._workdir / "data.png", self._classes)
-        self._train = prepare(training)
-        validation = load_source(data.dataset, "validation", *where(data))
-        self._validation = prepare(validation, self._config.validation.num_images)
-        lengths = [len(self._train), len(self._validation)]
-        parallel.check_same({"the number of training and validation images": lengths})
-        self._batches = train_iterator(
-            self._train,
-            train.batch_size,
-            self._config.seed,
-            parallel.process_index(),
-            parallel.process_count(),
-            data.num_threads,
-        )
-
-    def _make_step_fns(self) -> None:
-        """By whether they train at half the size."""
-        epochs, batch_size = self._config.train.frozen_gate_epochs, self._config.train.batch_size
-        frozen = math.ceil(epochs * len(self._train) / batch_size)
-        self._step_fns = {
-            half_size: parallel.pmap_train_step(
-                functools.partial(self._step_fn, half_size=half_size, frozen_gate_steps=frozen)
-            )
-            for half_size in (False, True)
+        step = make_train_step(config, method, tx, parallel.AXIS)
+        step_fns = {
+            half: parallel.pmap_train_step(dataclasses.replace(step, half_size=half))
+            for half in (False, True)
         }
+        driver, metrics = make_validation_driver(config, method), None
+        key = jax.random.key(config.seed)
+        # A validation is owed to a run that was stopped before it was done or starts elsewhere.
+        owed = is_validation_due(config, clock)
+        owed = owed and not (clock.step and has_validation(workdir, clock.step))
+        (owed, *_) = parallel.gather(owed)
+        if clock.ended() and not owed:
+            print(f"already trained: {summary(clock, best, config, workdir)}", flush=True)
+            return
+        stack.enter_context(advice_for_nan(checkpoints, workdir))
+        logs = stack.enter_context(
+            Logs(workdir, config, clock.step, meta["pending"] if meta else ())
+        )
+        stop_signal = stack.enter_context(told_to_stop())
+        while True:
+            if owed:
+                variables = state.averaged()
+                scores, pictures = validate(driver, variables, validation, config)
+                if is_better(scores, best):
+                    best = next(iter(scores.values()))
+                    found = {f"validation_{name}": score for name, score in scores.items()}
+                    about = {"config": settings, "version": VERSION, "step": clock.step} | found
+                    checkpoints.save_best(clock.step, variables, about)
+                logs.validation(clock.step, scores, pictures)  # Last: it says that it is done.
+                logs.restart_clock()
+            if clock.ended():
+                break
+            clock.start()
+            batch = parallel.shard(next(batches))
+            waited, former = clock.since_start(), metrics
+            rate = np.float32(learning_rate(config.train, clock.step, clock.minutes))
+            state, metrics = step_fns[clock.is_half_size()](state, batch, key, rate)
+            # One step ahead of the device keeps it busy; more would make the clock run ahead.
+            jax.block_until_ready(former)
+            clock.tick()
+            logs.collect(metrics, waited)
+            stop, owed = stop_signal(), is_validation_due(config, clock)
+            saves = clock.ended() or clock.step % config.train.checkpoint_every == 0
+            if owed or saves or clock.step % config.train.log_every == 0 or clock.step == 1:
+                logs.flush(clock.step, float(rate), clock.minutes)
+            if saves or stop:
+                about = {
+                    "config": settings,
+                    "version": VERSION,
+                    "step": clock.step,
+                    "iterator": batches.get_state(),
+                    "elapsed": clock.seconds,
+                    "pending": logs.pending(clock.step),  # Refuses a state with NaN.
+                    "training_images": len(training),
+                }
+                checkpoints.save_last(clock.step, state.trees(), about)
+            if stop and not clock.ended():
+                raise Stopped(
+                    f"stopped by {stop.name} after step {clock.step}, which is saved; the same "
+                    "command resumes from there",
+                    stop,
+                )
+            if saves:
+                logs.restart_clock()
+        print(f"trained: {summary(clock, best, config, workdir)}", flush=True)
 
-    def _best_so_far(self) -> float | None:
-        """The best validation IoU, if it was found by the same validation as now."""
-        meta = self._checkpoints.best_meta()
-        if meta is None or how_validated(meta["config"]) != how_validated(self._settings):
-            return None
-        return meta["validation_iou"]
+
+class Clock:
+    """Where a run is: steps and seconds of training.
+
+    Attributes:
+        step: updates done.
+        seconds: of training done.
+    """
+
+    def __init__(self, train: ConfigDict, step: int, seconds: float):
+        self._train, self.step, self.seconds = train, step, seconds
+        self._begin = None
+
+    def start(self) -> None:
+        """Notes the time before a step; the clock stands still between `__init__` and the first."""
+        self._start = time.monotonic()
+        if self._begin is None:
+            self._begin = self._start - self.seconds
+
+    def since_start(self) -> float:
+        """Seconds since `start`."""
+        return time.monotonic() - self._start
+
+    def tick(self) -> None:
+        """Counts a step."""
+        self.step += 1
+        self.seconds = time.monotonic() - self._begin
+
+    @property
+    def minutes(self) -> float:
+        """Of training done."""
+        return self.seconds / 60
 
     def ended(self) -> bool:
         """Whether `train.num_steps` or `train.max_minutes` are reached."""
-        minutes = self._config.train.max_minutes
-        out_of_time = bool(minutes) and self._elapsed >= 60 * minutes
-        return self._step >= self._config.train.num_steps or out_of_time
+        limit = self._train.max_minutes
+        return self.step >= self._train.num_steps or (bool(limit) and self.minutes >= limit)
 
-    def summary(self) -> str:
-        """Steps, minutes, best IoU and where they are."""
-        best = "" if self._best is None else f", best validation IoU {self._best:.4f}"
-        return f"{self._step} steps, {self._elapsed / 60:.1f} minutes{best}; {self._workdir}"
-
-    def train(self) -> None:
-        """Steps, logs, saves and validates until the end, where it does so once more."""
-        # Of a run that was stopped or killed before its validation was done, or begins elsewhere.
-        is_owed = self._is_validation_due() and (
-            not self._step or not has_validation(self._workdir, self._step)
-        )
-        (is_owed, *_) = parallel.gather(is_owed)
-        if self.ended() and not is_owed:
-            return
-        train = self._config.train
-        limits = train.num_steps, train.max_minutes, train.max_skipped
-        shown = parallel.is_main(), train.trackers, self._settings
-        with Logs(self._workdir, self._step, *limits, self._pending, *shown) as logs:
-            try:
-                if is_owed:
-                    self._validate(logs)
-                    logs.restart_clock()
-                self._go(logs)
-            except FloatingPointError as error:
-                kept = self._checkpoints.last_step()
-                folder = self._workdir / "checkpoints" / "last" / str(kept)
-                good = f"last good checkpoint: {folder}" if kept else "there is no checkpoint yet"
-                raise FloatingPointError(
-                    f"{error}; {good}. Lower train.learning_rate or train.clip_norm, or leave such "
-                    "steps out with train.max_skipped"
-                ) from error
-
-    def _go(self, logs: Logs) -> None:
-        train = self._config.train
-        begin, metrics = time.monotonic() - self._elapsed, None
-        with told_to_stop() as stop_signal:
-            while not self.ended():
-                start = time.monotonic()
-                batch = parallel.shard(next(self._batches))
-                data_seconds = time.monotonic() - start
-                former, rate = metrics, self._learning_rate()
-                step_fn = self._step_fns[self._is_half_size()]
-                self._state, metrics = step_fn(self._state, batch, self._noise_key, rate)
-                # One step ahead of the device keeps it busy; more would make the clock run ahead.
-                jax.block_until_ready(former)
-                self._step += 1
-                self._elapsed = time.monotonic() - begin
-                logs.collect(metrics, data_seconds)
-                end, stop = self.ended(), stop_signal()
-                validates = self._is_validation_due()
-                saves = end or self._step % train.checkpoint_every == 0
-                if validates or saves or self._step % train.log_every == 0 or self._step == 1:
-                    logs.flush(self._step, float(rate), self._elapsed / 60, train.batch_size)
-                if saves or stop:
-                    # A state with NaN is never saved: both look for it. What no row holds yet is
-                    # kept, so that the log does not show where a run was stopped.
-                    self._save(logs.pending(self._step))
-                if stop and not end:
-                    raise Stopped(
-                        f"stopped by {stop.name} after step {self._step}, which is saved; the same "
-                        "command goes on",
-                        stop,
-                    )
-                if validates:
-                    self._validate(logs)
-                if validates or saves:
-                    logs.restart_clock()
-
-    def _is_validation_due(self) -> bool:
-        """After so many steps, and before the first one if the parameters are not new."""
-        every, begun = self._config.validation.every, self._step or self._config.train.init_from
-        return bool(every and begun and (self.ended() or self._step % every == 0))
-
-    def _learning_rate(self) -> np.float32:
-        """Of the next step; the type is always the same, so that the step is compiled once."""
-        return np.float32(learning_rate(self._config, self._step, self._elapsed / 60))
-
-    def _is_half_size(self) -> bool:
+    def is_half_size(self) -> bool:
         """Whether the next step trains at half the size."""
-        done = progress(self._config, self._step, self._elapsed / 60)
-        return done < self._config.train.half_size_share
+        return progress(self._train, self.step, self.minutes) < self._train.half_size_share
 
-    def _validate(self, logs: Logs) -> None:
-        """Scores the averaged variables; keeps them if they are the best so far."""
-        variables = self._state.averaged()
-        iou, pictures = validate(self._predictor, variables, self._validation)
-        if self._best is None or iou > self._best:
-            self._best = iou
-            meta = {"config": self._settings, "step": self._step, "validation_iou": iou}
-            self._checkpoints.save_best(self._step, variables, meta)
-        logs.validation(self._step, iou, pictures)  # Last: it says that the validation is done.
 
-    def _save(self, pending: list[dict[str, float]]) -> None:
-        """Saves state, data iterator, config, clock and metrics that are not logged yet."""
-        meta = {
-            "config": self._settings,
-            "step": self._step,
-            "iterator": self._batches.get_state(),
-            "elapsed": self._elapsed,
-            "pending": pending,
-            "training_images": len(self._train),
-        }
-        self._checkpoints.save_last(self._state, meta)
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+    """A copy whose folders of images and masks are found from wherever a command is given."""
+    config = config.copy_and_resolve_references()
+    for field in ("images", "masks"):
+        if path := config.data[field]:
+            config.data[field] = str(Path(path).expanduser().absolute())
+    return config
+
+
+def check_run(config: ConfigDict) -> None:
+    """Raises a UserError that names what is wrong, before anything is read or written."""
+    check(config)
+    train, size = config.train, config.data.image_size
+    check_trackers(train.trackers)
+    scores = config.validation.scores
+    if not scores or set(scores) - SCORES.keys():
+        raise UserError(f"validation.scores={scores} must be one or some of {', '.join(SCORES)}")
+    parts = parallel.device_count() * train.microbatches
+    if train.batch_size % parts:
+        raise UserError(
+            f"train.batch_size={train.batch_size} does not divide over "
+            f"{parallel.device_count()} devices x {train.microbatches} microbatches: choose a "
+            f"multiple of {parts}"
+        )
+    if train.max_minutes and parallel.process_count() > 1:
+        raise UserError("train.max_minutes needs a single process: each has a clock of its own")
+    like = network_like(config)
+    if train.half_size_share:
+        half = config.copy_and_resolve_references()
+        half.data.image_size = size // 2
+        if network_like(half, "train.half_size_share: ")["params"] != like["params"]:
+            raise UserError(
+                f"train.half_size_share={train.half_size_share}: the parameters of "
+                f"{config.model.name} have the size of the image; set 0"
+            )
+
+
+def network_like(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Shapes of the network's variables; a UserError if fields of the network do not fit."""
+    try:
+        return variables_like(make_method(config))
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource, ResizedSource]:
+    """The training and the validation images.
+
+    Args:
+        config: of the run.
+        overview: where to draw images with their masks, if the data set has statistics; None:
+            nowhere.
+    """
+    data, classes = config.data, classes_of(config.data)
+    prepare = functools.partial(
+        ResizedSource,
+        image_size=data.full_size or data.image_size,
+        colour_constancy=data.colour_constancy,
+        data_dir=data.dir,
+        classes=classes,
+    )
+    records = load_training_source(data.dataset, data.extra_datasets, *where(data))
+    if overview and records.statistics and parallel.is_main():
+        show_overview(records, overview, classes)
+    training = prepare(records)
+    records = load_source(data.dataset, "validation", *where(data))
+    validation = prepare(records, limit=config.validation.num_images)
+    lengths = [len(training), len(validation)]
+    parallel.check_same({"the number of training and validation images": lengths})
+    return training, validation
+
+
+def make_batches(config: ConfigDict, training: ResizedSource) -> Any:
+    """The endless batches of this process, see `train_iterator`."""
+    return train_iterator(
+        training,
+        config.train.batch_size,
+        config.seed,
+        parallel.process_index(),
+        parallel.process_count(),
+        config.data.num_threads,
+    )
+
+
+def restore_or_create(
+    config: ConfigDict, checkpoints: Checkpoints, method: Method, tx: Any, resumes: Any
+) -> TrainState:
+    """The last state, or a new one from new parameters or from `train.init_from`."""
+    create = functools.partial(create_state, tx=tx, history=method.timestep_sampler.init())
+    like = jax.eval_shape(lambda: create(init_variables(method, config.seed)))
+    if resumes:
+        state = like.from_trees(checkpoints.restore_last(like.trees()))
+    elif config.train.init_from:
+        checkpoint = resume.check_same_network(config)
+        variables = load_variables(checkpoint, like.averaged())
+        print(f"starting from the parameters of {checkpoint}", flush=True)
+        state = jax.jit(create)(variables)
+    else:
+        state = jax.jit(lambda: create(init_variables(method, config.seed)))()
+    return parallel.replicate(state)
+
+
+def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
+    """Samples as `config.validation` says, and without views for methods that need no samples."""
+    config = config.copy_and_resolve_references()
+    sampler, validation = config.sampler, config.validation
+    sampler.native = False
+    sampler.steps, sampler.samples = validation.steps, validation.samples
+    if config.method == "supervised":
+        sampler.flips = sampler.rotations = False
+    windows = make_windows(config.data, sampler)
+    return Driver(method.with_sampler(config), sampler.max_batch, sampler.max_memory, windows)
+
+
+def is_validation_due(config: ConfigDict, clock: Clock) -> bool:
+    """After every so many steps, and before the first one if the parameters are not new."""
+    every, begun = config.validation.every, clock.step or config.train.init_from
+    return bool(every and begun and (clock.ended() or clock.step % every == 0))
+
+
+def is_better(scores: dict[str, float], best: float | None) -> bool:
+    """Whether the first score is better than the best one so far."""
+    name, score = next(iter(scores.items()))
+    return best is None or (score < best if name in LOWER_IS_BETTER else score > best)
+
+
+def describe(config: ConfigDict, state: TrainState, training: int, validation: int) -> str:
+    """What is trained, on what and where."""
+    params = sum(x.size for x in jax.tree.leaves(state.params))
+    datasets = ", ".join([config.data.dataset, *config.data.extra_datasets])
+    return (
+        f"{config.model.name}, {params:,} parameters; {training} training and {validation} "
+        f"validation images of {datasets}; {parallel.describe_devices()}"
+    )
+
+
+def summary(clock: Clock, best: float | None, config: ConfigDict, workdir: Path) -> str:
+    """Steps, minutes, best score and where they are."""
+    name = {"iou": "IoU"}.get(config.validation.scores[0], config.validation.scores[0])
+    found = "" if best is None else f", best validation {name} {best:.4f}"
+    return f"{clock.step} steps, {clock.minutes:.1f} minutes{found}; {workdir}"
+
+
+@contextlib.contextmanager
+def advice_for_nan(checkpoints: Checkpoints, workdir: Path) -> Iterator[None]:
+    """A FloatingPointError within says which checkpoint is good, and what to do."""
+    try:
+        yield
+    except FloatingPointError as error:
+        kept = checkpoints.last_step()
+        folder = workdir / "checkpoints" / "last" / str(kept)
+        good = f"last good checkpoint: {folder}" if kept else "there is no checkpoint yet"
+        raise FloatingPointError(
+            f"{error}; {good}. Lower train.learning_rate or train.clip_norm, or skip such steps "
+            "with train.max_skipped"
+        ) from error

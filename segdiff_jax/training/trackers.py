@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from segdiff_jax.training.changes import flatten
-from segdiff_jax.training.stop import Stopped
+from segdiff_jax.config import flatten
+from segdiff_jax.runtime.stop import Stopped
 
 PROJECT = "segdiff_jax"
 

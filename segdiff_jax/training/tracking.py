@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import write_file
 from segdiff_jax.training.trackers import TRACKERS
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Raises a ValueError that names the first that is unknown or not installed."""
+    """Raises a UserError that names the first one that is not installed."""
     for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"train.trackers: {name!r} is none; choose of {tuple(TRACKERS)}")
         # A folder of the same name, as wandb makes it, can be imported, but has no origin.
         found = name == "tensorboard" or importlib.util.find_spec(name)
         if not getattr(found, "origin", found):
-            raise ValueError(
+            raise UserError(
                 f"train.trackers: {name} is not installed: pip install -r requirements-trackers.txt"
             )
 
@@ -36,7 +36,7 @@ class Trackers:
         """Opens them, with the runs of before or, at step 0, new ones.
 
         Raises:
-            ValueError: if trackers.json is of another kind; at step 0, naming a tracker that cannot
+            UserError: if trackers.json is of another kind; at step 0, naming a tracker that cannot
                 be opened.
         """
         self._path, self._open = workdir / "trackers.json", {}
@@ -54,8 +54,8 @@ class Trackers:
                 if step:
                     self._leave_out(name, error)
                     continue
-                self.close(ValueError)
-                raise ValueError(
+                self.close(UserError)
+                raise UserError(
                     f"train.trackers: {name} cannot be opened ({reason(error)}): set it up, or "
                     "leave it out"
                 ) from error
@@ -82,9 +82,7 @@ class Trackers:
         tqdm.write(f"{name} is left out until the next start: {reason(error)}")
 
     def _save(self, runs: dict[str, str]) -> None:
-        part = self._path.with_name(".trackers.json.part")
-        part.write_text(json.dumps(runs))
-        part.replace(self._path)
+        write_file(self._path, json.dumps(runs))
         self._runs = runs
 
 
@@ -96,7 +94,7 @@ def read_runs(path: Path) -> dict[str, str]:
         runs = json.loads(path.read_text())
         if isinstance(runs, dict) and all(isinstance(id, str) for id in runs.values()):
             return runs
-    raise ValueError(
+    raise UserError(
         f"{path} is damaged, or not of train.py: move it away, and the trackers begin new runs"
     )
 

@@ -21,12 +21,12 @@ MELANIN, BLOOD = np.array([0.5, 0.9, 1.1]), np.array([0.15, 1.0, 0.8])
 
 @functools.cache
 def jitted(name):
-    return jax.jit(jax.vmap(ARTEFACTS[name][0], in_axes=(0, None)))
+    return jax.jit(jax.vmap(ARTEFACTS[name].function, in_axes=(0, None)))
 
 
 def apply(name, draws, image):
     """Applies f32[COUNT, K] draws, or one row of them, to f32[HEIGHT, WIDTH, 3]."""
-    rows = np.broadcast_to(np.float32(draws), (COUNT, ARTEFACTS[name][1]))
+    rows = np.broadcast_to(np.float32(draws), (COUNT, ARTEFACTS[name].draws))
     images = np.asarray(jitted(name)(rows, np.float32(image)))
     assert images.shape == (COUNT, HEIGHT, WIDTH, 3)
     assert images.dtype == np.float32
@@ -34,7 +34,7 @@ def apply(name, draws, image):
 
 
 def draws_of(name, seed=0):
-    return np.random.default_rng(seed).random((COUNT, ARTEFACTS[name][1]), np.float32)
+    return np.random.default_rng(seed).random((COUNT, ARTEFACTS[name].draws), np.float32)
 
 
 def plain(value=1.0):

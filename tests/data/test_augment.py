@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from segdiff_jax.data import augment as module
-from segdiff_jax.data.artefacts import ARTEFACTS
-from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.artefacts import ARTEFACTS, Artefact
+from segdiff_jax.data.augment import Augmentation, make_augmentation
 
 SIZE, COUNT = 16, 64
 OFF = Augmentation(flip=False, right_angles=False)
 AFFINE = {"rotation": 30.0, "scale": 0.2, "shift": 0.1}
 COLOUR = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
-FIELDS = [field.name for field in dataclasses.fields(Augmentation)]
-STRENGTHS = [name for name in FIELDS if name not in ("flip", "right_angles", *ARTEFACTS)]
+STRENGTHS = [*AFFINE, *COLOUR]
+EVERYTHING = make_augmentation(AFFINE | COLOUR | dict.fromkeys(ARTEFACTS, 0.7))
 
 
 def keys(seed=0):
@@ -207,8 +207,8 @@ def test_a_key_gives_the_same_result_whatever_the_batch_in_one_trace():
 
 def replace_artefacts(monkeypatch, make):
     """Puts `make(place, name)` in the place of each artefact."""
-    for place, (name, (_, number)) in enumerate(ARTEFACTS.items()):
-        monkeypatch.setitem(module.ARTEFACTS, name, (make(place, name), number))
+    for place, (name, artefact) in enumerate(ARTEFACTS.items()):
+        monkeypatch.setitem(ARTEFACTS, name, artefact._replace(function=make(place, name)))
 
 
 def test_each_artefact_gets_its_share_and_draws_of_its_own(monkeypatch):
@@ -218,7 +218,7 @@ def test_each_artefact_gets_its_share_and_draws_of_its_own(monkeypatch):
     )
     shares = dict.fromkeys(ARTEFACTS, 0.5) | {"hair": 1.0, "blur": 0.0, "jpeg": 0.25}
     image, mask = np.zeros((SIZE, SIZE, 3), np.uint8), painted()[1]
-    images, masks = augment(dataclasses.replace(OFF, **shares), image, mask)
+    images, masks = augment(dataclasses.replace(OFF, artefacts=tuple(shares.items())), image, mask)
     np.testing.assert_array_equal(masks, batch_of(mask))
     columns = images[:, 0, : len(ARTEFACTS), 0]
     found = (columns > 0).mean(axis=0)
@@ -229,7 +229,7 @@ def test_each_artefact_gets_its_share_and_draws_of_its_own(monkeypatch):
     assert np.abs(correlation - np.eye(len(correlation))).max() < 0.5
     draws = np.stack([jax.random.uniform(key, (300,)) for key in keys()])
     np.testing.assert_array_equal(draws[:, :11], [jax.random.uniform(k, (11,)) for k in keys()])
-    places = 11 + np.cumsum([0] + [1 + number for _, number in ARTEFACTS.values()])[:-1]
+    places = 11 + np.cumsum([0] + [1 + artefact.draws for artefact in ARTEFACTS.values()])[:-1]
     gates, values = draws[:, places], 255 * draws[:, places + 1]
     expected = np.where(gates < np.array(list(shares.values())), values, 0)
     np.testing.assert_allclose(columns, expected, atol=1e-3)
@@ -247,7 +247,7 @@ def test_what_is_off_is_not_traced(monkeypatch):
     jax.eval_shape(Augmentation(**AFFINE, **COLOUR), *arguments)
     for name in ARTEFACTS:
         with pytest.raises(RuntimeError, match=name):
-            jax.eval_shape(Augmentation(**{name: 0.01}), *arguments)
+            jax.eval_shape(make_augmentation({name: 0.01}), *arguments)
 
 
 def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
@@ -256,17 +256,17 @@ def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
     def make(_, name):
         return lambda draws, image: trace.append(name) or image
 
+    monkeypatch.setitem(ARTEFACTS, "fog", Artefact(None, 5, 35, "put after the vignette"))
     replace_artefacts(monkeypatch, make)
     monkeypatch.setattr(module.pix, "adjust_hue", make(None, "hue"))
-    everything = Augmentation(hue=0.1, **dict.fromkeys(ARTEFACTS, 1.0))
-    jax.eval_shape(everything, keys(), *map(batch_of, painted()))
-    after = ["gamma", "colour_cast", "vignette", "frame", "blur", "jpeg", "cutout"]
+    whole = make_augmentation({"hue": 0.1} | dict.fromkeys(ARTEFACTS, 1.0))
+    jax.eval_shape(whole, keys(), *map(batch_of, painted()))
+    after = ["gamma", "colour_cast", "vignette", "fog", "frame", "blur", "jpeg", "cutout"]
     assert trace == ["skin_tone", "hair", "ruler", "hue", *after]
 
 
 def test_artefacts_leave_the_mask_alone():
-    everything = Augmentation(**AFFINE, **COLOUR, **dict.fromkeys(ARTEFACTS, 0.7))
-    images, masks = augment(everything, *painted())
+    images, masks = augment(EVERYTHING, *painted())
     without, expected = augment(Augmentation(**AFFINE, **COLOUR), *painted())
     np.testing.assert_array_equal(masks, expected)
     assert images.min() >= 0
@@ -274,11 +274,30 @@ def test_artefacts_leave_the_mask_alone():
     assert (np.abs(images - without).max(axis=(1, 2, 3)) > 5).mean() > 0.9
 
 
+def test_an_appended_artefact_changes_no_draw_of_the_others(monkeypatch):
+    images, masks = augment(EVERYTHING, *painted())
+    monkeypatch.setitem(ARTEFACTS, "fog", Artefact(None, 5, -15, "not used"))
+    extended = jax.jit(lambda *arguments: EVERYTHING(*arguments))  # traces anew
+    same, same_masks = extended(keys(), *map(batch_of, painted()))
+    np.testing.assert_array_equal(same, images)
+    np.testing.assert_array_equal(same_masks, masks)
+
+
+def test_an_augmentation_is_made_of_one_flat_section():
+    made = make_augmentation({"hue": 0.1, "hair": 0.3, "flip": False, "blur": 0.0})
+    expected = Augmentation(hue=0.1, flip=False, artefacts=(("hair", 0.3), ("blur", 0.0)))
+    assert made == expected
+    assert make_augmentation({}) == Augmentation()
+    for name in ("hairs", "artefacts"):
+        with pytest.raises(ValueError, match=rf"augment\.{name} is unknown; the artefacts are"):
+            make_augmentation({name: 0.1})
+
+
 @pytest.mark.parametrize("field", ARTEFACTS)
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_rejects_impossible_shares(field, share):
     with pytest.raises(ValueError, match=rf"augment\.{field}={share} must be from 0 to 1"):
-        Augmentation(**{field: share})
+        make_augmentation({field: share})
 
 
 @pytest.mark.parametrize("field", STRENGTHS)

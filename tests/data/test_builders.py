@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,13 @@ from PIL import Image
 from pycocotools import mask as coco
 
 import segdiff_jax
-from segdiff_jax.data import prepare
-from segdiff_jax.data.cityscapes_instances import Builder as Cityscapes
-from segdiff_jax.data.cityscapes_instances.cityscapes_instances_dataset_builder import (
-    CLASSES,
-    crop,
-    mask_of,
+from segdiff_jax.data.builders.cityscapes_instances import (
+    cityscapes_instances_dataset_builder as cityscapes,
 )
+from segdiff_jax.data.builders.image_and_mask.sets import SETS, PlainSet, builder_of
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import hashed_split, hold_out
-from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.evaluate import Options, evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.training.loop import train
@@ -113,7 +111,7 @@ def write_cityscapes(root):
         objects = [city(f"city_{i}.png", [4, 6, 8, 4], 4, 6)] * 4
         objects.append(city(f"city_{i}.png", [30, 6, 8, 4], 4, 6))
         (root / part).mkdir()
-        data = {"data": dict.fromkeys(CLASSES, objects)}
+        data = {"data": dict.fromkeys(cityscapes.CLASSES, objects)}
         (root / part / "all_classes_instances.json").write_text(json.dumps(data))
 
 
@@ -206,12 +204,67 @@ def test_an_absent_data_set_says_where_to_get_it(name, tmp_path):
             load_source(name, "train", tmp_path / "data", manual_dir)
         text = str(error.value)
         assert f"{name}/1.0.0 cannot be built: data.manual_dir" in text
-        assert "Give as\ndata.manual_dir" in text or "Give as data.manual_dir" in text
+        assert "Set data.manual_dir to the folder" in text.replace("\n", " ")
 
 
-def test_every_builder_is_described_and_known():
+def test_every_data_set_is_known(tmp_path):
     names = {case.name.partition("/")[0] for case in CASES}
-    assert names | {"isic", "synthetic_lesions", "paired_folder"} == prepare._BUILDERS.keys()
+    names = sorted(names | {"isic", "synthetic_lesions", "paired_folder"})
+    for name in ("nothing", "image_and_mask"):
+        with pytest.raises(ValueError, match=f"'{name}' is unknown; there are {', '.join(names)}$"):
+            load_source(name, "train", tmp_path)
+    with pytest.raises(ValueError, match="data.dataset='ph2/x' is unknown; there are ph2$"):
+        load_source("ph2/x", "train", tmp_path)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_plain_data_set_is_described(name, tmp_path):
+    builder = builder_of(name)(data_dir=tmp_path)
+    assert builder.info.full_name == f"{name}/1.0.0"
+    assert "`train`" in builder.info.description and "title={" in builder.info.citation
+    assert "ml.task.image-segmentation" in builder.get_metadata().tags
+    assert builder.info.homepage in builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+
+
+def test_a_plain_data_set_is_one_entry(tmp_path, monkeypatch):
+    entry = PlainSet("https://a.b", "Set data.manual_dir", "all/pictures", "all/drawn", hold_out, 9)
+    monkeypatch.setitem(SETS, "flowers", entry)
+    for i, name in enumerate("abc"):
+        write(tmp_path / f"flowers/all/pictures/{name}.png", picture((8 + i, 6)))
+        write(tmp_path / f"flowers/all/drawn/{name}.png", half((8 + i, 6), 9 + i))
+    records = load_source("flowers", "all", tmp_path / "data", tmp_path)
+    shares = {record["id"].decode(): (decoded(record["mask"]) == 255).mean() for record in records}
+    assert shares == {"a": 0, "b": 0.5, "c": 0.5}
+
+
+def test_files_that_are_not_where_they_belong(load, tmp_path):
+    ph2, cvc = CASES[3], CASES[5]
+    ph2.write(tmp_path / "manual")
+    image = tmp_path / "manual/PH2Dataset/PH2 Dataset images/IMD002/IMD002_lesion/IMD002_lesion.bmp"
+    image.unlink()
+    with pytest.raises(ValueError, match="ph2/1.0.0 cannot be built") as error:
+        load(ph2, "train")
+    assert str(error.value).splitlines()[1:3] == ["missing file (1):", f"  {image}"]
+    cvc.write(tmp_path / "manual")
+    folder = tmp_path / "manual/CVC-ClinicDB"
+    for name in ("0", "613", "x"):
+        write(folder / f"Original/{name}.tif", picture((8, 6)))
+        write(folder / f"Ground Truth/{name}.tif", half((8, 6)))
+    with pytest.raises(ValueError, match="cvc_clinicdb/1.0.0 cannot be built") as error:
+        load(cvc, "train")
+    assert str(error.value).splitlines()[1:] == [
+        "not the number of a frame, 1 to 612 (3):",
+        *(f"  {folder}/Original/{name}.tif" for name in ("0", "613", "x")),
+    ]
+
+
+def test_decoding_leaves_the_warnings_of_python_as_they_are():
+    code = (
+        "import warnings, numpy, PIL.Image, PIL.ImageOps, segdiff_jax.data.classes;"
+        "before = list(warnings.filters); import segdiff_jax.data.decode;"
+        "assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 def test_problems_of_a_folder_of_files_are_listed_at_once(load, tmp_path):
@@ -258,8 +311,10 @@ def test_vaihingen_pairs_hdf5_by_number(load, tmp_path):
     with pytest.raises(ValueError, match="cannot be built") as error:
         load(CASES[2], "train")
     lines = str(error.value).splitlines()
-    assert lines[1] == "image without mask (1):" and lines[2].endswith("hdf5: building_10")
-    assert lines[3] == "mask without image (1):" and lines[4].endswith("hdf5: building_11")
+    assert lines[1] == "image without mask (1):" and lines[2].endswith("hdf5/imgs/building_10")
+    assert lines[3] == "mask without image (1):" and lines[4].endswith(
+        "hdf5/mask_single/building_mask_11"
+    )
 
 
 def test_vaihingen_keeps_the_pixels_of_hdf5(load, tmp_path):
@@ -324,7 +379,7 @@ def test_cityscapes_lists_what_is_missing(load, tmp_path):
     ],
 )
 def test_boxes_in_the_image(bbox, expansion, rows, columns):
-    assert crop(bbox, 20, 30, expansion) == (slice(*rows), slice(*columns))
+    assert cityscapes.crop(bbox, 20, 30, expansion) == (slice(*rows), slice(*columns))
 
 
 def test_three_kinds_of_segmentation_are_one_mask():
@@ -339,15 +394,15 @@ def test_three_kinds_of_segmentation_are_one_mask():
         counts[-1] += 1
     polygon = city("", [], 4, 6)["segmentation"]
     for kind in (polygon, runs, {"counts": counts, "size": [20, 30]}):
-        assert np.array_equal(mask_of(kind, 20, 30), expected)
+        assert np.array_equal(cityscapes.mask_of(kind, 20, 30), expected)
     far = [[20, 2, 22, 2, 22, 4, 20, 4]]
-    assert mask_of(polygon + far, 20, 30)[2:4, 20:22].all()
+    assert cityscapes.mask_of(polygon + far, 20, 30)[2:4, 20:22].all()
 
 
 def test_cityscapes_has_every_class_and_its_expanded_boxes():
-    names = {*CLASSES, *(f"{label}_expanded" for label in CLASSES)}
-    assert Cityscapes.builder_configs.keys() == names and len(CLASSES) == 8
-    assert Cityscapes.builder_configs["car_expanded"].expansion == 0.15
+    classes, configs = cityscapes.CLASSES, cityscapes.Builder.builder_configs
+    assert configs.keys() == {*classes, *(f"{label}_expanded" for label in classes)}
+    assert len(classes) == 8 and configs["car_expanded"].expansion == 0.15
 
 
 def test_held_out_images_are_always_the_same():
@@ -371,9 +426,8 @@ def test_two_steps_and_an_evaluation(case, load, tiny_config, tmp_path):
     rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
     assert len(rows) == 4 and "validation_iou" in rows[0]
     trained, records = segdiff_jax.load(tmp_path / "run"), load(case, "test[:2]")
-    examples = NativeExamples(records, trained.input_size)
-    out = tmp_path / "out"
-    evaluation = evaluate(trained.predictor, trained.variables, examples, out, {}, case.name)
+    examples, out = NativeExamples(records, trained), tmp_path / "out"
+    evaluation = evaluate(trained, examples, out, Options({}, case.name))
     assert not evaluation.failures
     ious = []
     for record in records:

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdiff_jax.config import default_config
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.augment import Augmentation, random_patch
-from segdiff_jax.data.classes import Classes, classes_of, mask_channels
+from segdiff_jax.data.classes import TWO, Classes, classes_of, most_likely
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.normalise import normalise_mask
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.data.statistics import Statistics, format_statistics
 from segdiff_jax.evaluation.outputs import CLASS_COLOURS
 from segdiff_jax.evaluation.overview import contact_sheet
@@ -43,17 +44,19 @@ def fields(classes=(), values=()):
     return {"classes": classes, "mask_values": values}
 
 
-def test_none_for_two_classes_and_values_from_0():
-    assert classes_of(fields()) is None and mask_channels(None) == 1
+def test_two_classes_are_the_default_and_values_count_from_0():
+    assert classes_of(fields()) == TWO == Classes(("background", "lesion"), (0, 255))
+    assert (TWO.count, TWO.several, TWO.channels, list(TWO.of_channels)) == (2, False, 1, [1])
     classes = classes_of(fields(list(NAMES)))  # As a checkpoint's config comes back.
-    assert classes == Classes(NAMES, (0, 1, 2)) and mask_channels(classes) == 3
+    assert classes == Classes(NAMES, (0, 1, 2)) and classes.channels == classes.count == 3
+    assert classes.several and list(classes.of_channels) == [0, 1, 2]
     assert classes_of(fields(NAMES, [0, 7, 200])) == CLASSES
 
 
 @pytest.mark.parametrize(
     ("classes", "values", "message"),
     [
-        ((), (0, 1), "data.mask_values=(0, 1) are of data.classes, which are not given"),
+        ((), (0, 1), "data.mask_values=(0, 1) needs data.classes, which is empty"),
         (("skin", "lesion"), (), "data.classes=('skin', 'lesion') must be 3 to 255 names"),
         (("a", "b", "a"), (), "data.classes=('a', 'b', 'a') must be different names"),
         (("a", "b", ""), (), "must be different names"),
@@ -145,10 +148,23 @@ def test_one_channel_for_each_class():
     shares = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 4)).astype(np.float32)
     shares[0, 0, 0] = 100  # Of equal ones, the first.
     hard = np.where(np.arange(4) == shares.argmax(axis=-1)[..., None], 1, -1)
-    np.testing.assert_array_equal(normalise_mask(shares), hard)
-    assert (np.asarray(normalise_mask(shares)).sum(axis=-1) == -2).all()
-    soft = normalise_mask(shares, soft=True)
+    four = Classes(("a", "b", "c", "d"), (0, 1, 2, 3))
+    np.testing.assert_array_equal(normalise_mask(shares, four), hard)
+    assert (np.asarray(normalise_mask(shares, four)).sum(axis=-1) == -2).all()
+    soft = normalise_mask(shares, four, soft=True)
     np.testing.assert_allclose(soft, shares / 127.5 - 1, atol=1e-6)
+
+
+def test_the_label_of_a_pixel():
+    values = np.float32([[0.2, 0.5, 0.51, 0.9]])
+    labels = most_likely(values[..., None], 0.5)  # A tie is background.
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, [[0, 0, 1, 1]])
+    of_two = normalise_mask(np.uint8([[[127], [128], [0], [255]]]))
+    np.testing.assert_array_equal(of_two[..., 0], [[-1, 1, -1, 1]])
+    several = most_likely(np.float32([[[0.1, 0.7, 0.2], [0.4, 0.2, 0.4]]]), 0.5)
+    assert several.dtype == np.uint8
+    np.testing.assert_array_equal(several, [[1, 0]])  # Of equal ones, the first.
 
 
 def test_each_class_moves_with_the_image():
@@ -225,6 +241,19 @@ def test_ones_own_folder_of_several_classes(mine, tmp_path):
     other = load_mine(renamed, tmp_path)
     assert other.fingerprint != records.fingerprint and "a" in other.statistics["classes"]
     assert load_mine(mine, tmp_path).fingerprint == records.fingerprint
+
+
+def test_masks_of_0_and_1_in_ones_own_folder_are_two_classes(mine, tmp_path):
+    for i, name in enumerate("abcfgh"):
+        labels = np.repeat(np.uint8([0, 1, 1]), 10)[None].repeat(20 + i, axis=0)
+        Image.fromarray(labels).save(tmp_path / f"masks/{name}.png")
+    config = default_config()
+    config.data.update(dir=str(tmp_path / "data"), images=mine.images, masks=mine.masks)
+    records = load_source("paired_folder", "train+validation", *where(config.data))
+    assert "classes" not in records.statistics
+    for record in records:
+        labels = decode_labels(record["mask"], "a")
+        np.testing.assert_array_equal(labels, np.repeat([0, 1, 1], 10) + 0 * labels)
 
 
 def test_wrong_masks_of_several_classes_are_listed(mine, tmp_path):

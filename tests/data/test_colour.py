@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.colour import find_colour_constancy, shades_of_gray
-from segdiff_jax.data.synthetic_lesions.drawing import draw
 
 CAST = np.array([1.15, 0.88, 0.62])
 

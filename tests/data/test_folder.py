@@ -65,7 +65,7 @@ def test_hidden_and_foreign_files_are_ignored(folders, tmp_path):
     images = folders("images", "a.jpg", ".b.jpg", "._a.png", "notes.txt", "Thumbs.db", "a", "a.csv")
     folders("images/.thumbnails", "d.jpg")
     folders("images/result", "settings.json", "d.jpg")
-    folders("images/result/records", "d.jpg")  # So it is an output folder of sample.py.
+    folders("images/result/results", "d.jpg")  # So it is an output folder of sample.py.
     folders("images/masks", "a.png")
     assert list(files_by_name(images, f"{images}/masks")) == ["a"]
     assert len(FolderSource(images, f"{images}/masks")) == 1
@@ -104,7 +104,7 @@ def test_a_mask_of_two_images_is_none(folders):
 
 def test_a_pattern_passes_over_what_a_folder_does(folders):
     images = folders("images", "a.png")
-    for folder in ("out", "out/records", "out/masks", ".hidden", "x", "masks"):
+    for folder in ("out", "out/results", "out/masks", ".hidden", "x", "masks"):
         folders(f"images/{folder}", "b.png", "settings.json")
     pattern = f"{images}/**/*.png"
     assert FolderSource(pattern).ids == ["a", "masks/b", "x/b"]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax.data.isic import Builder, archives
+from segdiff_jax.data.builders.isic import archives
+from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import is_validation
 

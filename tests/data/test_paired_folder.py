@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segdiff_jax.data.builders.paired_folder.paired_folder_dataset_builder import Builder
 from segdiff_jax.data.folder import Folder
-from segdiff_jax.data.paired_folder import Builder
 from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.data.splits import hold_out, is_validation
 from segdiff_jax.data.statistics import Statistics, format_statistics
-from segdiff_jax.evaluation.evaluate import evaluate
+from segdiff_jax.evaluation.evaluate import Options, evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
+from segdiff_jax.evaluation.outputs import TRUTH_COLOUR
 from segdiff_jax.evaluation.overview import contact_sheet
-from segdiff_jax.trained import load
+from segdiff_jax.inference.load import load
 from segdiff_jax.training.loop import train
 
 NAMES = ["a", "b", "c", "f", "g", "h"]  # None of them is in validation by its hash alone.
@@ -120,7 +121,7 @@ def test_all_problems_are_listed_at_once(mine, tmp_path):
         "  masks/f_mask.png: the mask has 5 values (0, 1, 2, 3, 255): make it 0 and one other "
         "value, or, if it has several classes, name them in data.classes; JPEG blurs masks, save "
         "them as PNG",
-        "mask of another value than most; several classes are named in data.classes (1):",
+        "mask of another value than most; to use several classes, name them in data.classes (1):",
         "  masks/g_mask.png: 7, not 255",
     ]
     assert not list(tmp_path.glob("data/paired_folder/*/*/*.json"))
@@ -201,7 +202,7 @@ def test_the_sheet_shows_the_outline():
     sheet = contact_sheet([record] * 7)
     assert sheet.shape == (2 * 224, 5 * 208, 3)
     cell = sheet[4:104, 4:204]
-    assert (cell[20, 50:150] == (255, 230, 0)).all() and (cell[20:80, 149] == (255, 230, 0)).all()
+    assert (cell[20, 50:150] == TRUTH_COLOUR).all() and (cell[20:80, 149] == TRUTH_COLOUR).all()
     assert (cell[30:70, 60:140] == 90).all() and (cell[:19] == 90).all()
 
 
@@ -219,9 +220,8 @@ def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
     trained = load(tmp_path / "run")
     data = trained.config.data
     records = load_source(data.dataset, "validation", *where(data))
-    examples = NativeExamples(records, data.image_size)
-    arguments = trained.predictor, trained.variables, examples, tmp_path / "out", {}, "title"
-    result = evaluate(*arguments)
+    examples = NativeExamples(records, trained)
+    result = evaluate(trained, examples, tmp_path / "out", Options({}, "title"))
     assert result.num_images == 1 and result.metrics["num_images"] == 1 and not result.failures
     assert (tmp_path / "out/report.html").exists()
     other = tmp_path / "other"

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data import pipeline
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.decode import decode_image, decode_mask, decode_two_values
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
@@ -246,8 +247,8 @@ def test_resizing_an_image_keeps_places_and_channels():
     np.testing.assert_array_equal(pipeline.resize_image(RGB, 2), RGB)
 
 
-def test_resizing_a_mask_gives_the_lesion_share_of_each_area():
-    mask = 255 * np.uint8(
+def test_resizing_labels_gives_the_lesion_share_of_each_area():
+    labels = np.uint8(
         [
             # 3 of 4, 1 of 4; 2 of 4 either way, which is not over half; all, none
             [1, 1, 0, 0],
@@ -256,22 +257,28 @@ def test_resizing_a_mask_gives_the_lesion_share_of_each_area():
             [0, 1, 0, 0],
         ]
     )
-    resized = pipeline.resize_mask(mask, 2)
-    assert resized.dtype == np.uint8
-    np.testing.assert_array_equal(resized, [[191, 63], [127, 127]])
-    np.testing.assert_array_equal(pipeline.resize_mask(mask, 4), mask)
-    enlarged = mask.repeat(2, axis=0).repeat(2, axis=1)
-    np.testing.assert_array_equal(pipeline.resize_mask(mask, 8), enlarged)
+    resized = pipeline.resize_labels(labels, 2)
+    assert resized.dtype == np.uint8 and resized.shape == (2, 2, 1)
+    np.testing.assert_array_equal(resized[..., 0], [[191, 63], [127, 127]])
+    np.testing.assert_array_equal(pipeline.resize_labels(labels, 4)[..., 0], 255 * labels)
+    enlarged = 255 * labels.repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(pipeline.resize_labels(labels, 8)[..., 0], enlarged)
 
 
-def test_resizing_a_mask_equals_the_mean_of_each_area():
-    mask = np.where(np.random.default_rng(0).random((144, 144)) > 0.5, 255, 0).astype(np.uint8)
-    share = (mask == 255).reshape(9, 16, 9, 16).mean(axis=(1, 3))
+def test_resizing_labels_equals_the_mean_of_each_area():
+    labels = np.uint8(np.random.default_rng(0).random((144, 144)) > 0.5)
+    share = labels.reshape(9, 16, 9, 16).mean(axis=(1, 3))
     assert (share == 0.5).any()
     assert (np.abs(share - 0.5) == 1 / 256).any()
-    resized = pipeline.resize_mask(mask, 9)
+    resized = pipeline.resize_labels(labels, 9)[..., 0]
     np.testing.assert_array_equal(resized, np.floor(255 * share))
     np.testing.assert_array_equal(resized > 127, share > 0.5)
+    # As one of several classes, it has the same share; the others have theirs.
+    three = Classes(("a", "b", "c"), (0, 1, 2))
+    of_three = pipeline.resize_labels(2 * labels, 9, three)
+    np.testing.assert_array_equal(of_three[..., 2], resized)
+    np.testing.assert_array_equal(of_three[..., 0], np.floor(255 * (1 - share)))
+    assert of_three.shape == (9, 9, 3) and not of_three[..., 1].any()
 
 
 def test_source_reads_each_record_once():
@@ -321,7 +328,6 @@ def test_the_second_start_reads_no_record(tmp_path):
         ("f", {"size": 3}),
         ("f", {"limit": 4}),
         ("f", {"colour_constancy": "shades_of_gray"}),
-        ("f", {"cache": False}),
         (None, {}),
     ],
 )
@@ -363,23 +369,10 @@ def test_a_full_disk_costs_the_file_alone(tmp_path, monkeypatch, capsys):
     assert list((tmp_path / "resized").iterdir()) == []
 
 
-def test_source_without_cache_reads_again_and_gives_the_same():
-    records = Records(3, size=(7, 5))
-    source = pipeline.ResizedSource(records, 3, cache=False)
-    cached = pipeline.ResizedSource(Records(3, size=(7, 5)), 3)
-    for i in (1, 1, 2, 1):
-        for _ in range(2):
-            for name in ("image", "mask"):
-                np.testing.assert_array_equal(source[i][name], cached[i][name])
-    assert len(source) == 3
-    assert len(records.reads) == 16
-
-
-@pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize(("limit", "length"), [(None, 5), (2, 2), (5, 5), (9, 5), (0, 0)])
-def test_source_is_limited_to_its_first_records(cache, limit, length):
+def test_source_is_limited_to_its_first_records(limit, length):
     records = Records(5)
-    source = pipeline.ResizedSource(records, 2, cache=cache, limit=limit)
+    source = pipeline.ResizedSource(records, 2, limit=limit)
     assert len(source) == length
     assert records.reads == []
     assert [source[i]["image"][0, 0, 0] for i in range(length)] == list(range(length))

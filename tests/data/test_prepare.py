@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data import prepare
-from segdiff_jax.data.isic import Builder
+from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder
 from segdiff_jax.data.prepare import load_source, load_training_source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -190,7 +190,11 @@ def test_a_build_that_another_process_finishes_first(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("dataset", "manual_dir", "message"),
     [
-        ("isik", None, "dataset='isik' is unknown; there are isic, synthetic_lesions"),
+        (
+            "isik",
+            None,
+            "'isik' is unknown; there are cityscapes_instances, cvc_clinicdb, isic",
+        ),
         ("isic/2015", None, "there are isic/2016, isic/2017, isic/2018"),
         ("isic/2016", "/no/such", "manual_dir='/no/such' is not a folder"),
     ],

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from segdiff_jax.data import synthetic_lesions
-from segdiff_jax.data.synthetic_lesions import drawing, fields, lesion
+from segdiff_jax.data.builders import synthetic_lesions
+from segdiff_jax.data.builders.synthetic_lesions import drawing, fields, lesion, occluders
 
 _SIZE = 64
 
@@ -159,6 +159,15 @@ def test_dark_corners_blacken_corners_and_spare_the_lesion():
         assert kept.mean() > 0.7, index
 
 
+def test_dark_corners_show_three_quarters_of_any_lesion():
+    mask = np.zeros((_SIZE, _SIZE), bool)
+    mask[-9:, :9] = True
+    grey = np.full((_SIZE, _SIZE, 3), 100, np.float32)
+    for seed in range(5):
+        shaded = occluders.add_dark_corners(np.random.default_rng((18, seed)), grey, mask)
+        assert (shaded[mask] > 50).mean() >= 0.75
+
+
 def test_colour_cast_shifts_the_balance_of_channels():
     shifts = []
     for index in range(12):
@@ -213,7 +222,7 @@ def test_config_refuses_an_empty_split():
 
 _BUILD = """
 import sys
-from segdiff_jax.data import synthetic_lesions
+from segdiff_jax.data.builders import synthetic_lesions
 assert "tensorflow_datasets" not in sys.modules
 import tensorflow_datasets as tfds
 config = synthetic_lesions.SyntheticLesionsConfig(
@@ -249,7 +258,7 @@ def built(tmp_path_factory):
 def test_builder_round_trip(built):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "1.1.0")
+    builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "2.0.0")
     assert synthetic_lesions.Builder.name == "synthetic_lesions"
     raw = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
     for number, (split, count) in enumerate((("train", 5), ("validation", 2), ("test", 3))):

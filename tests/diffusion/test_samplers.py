@@ -17,8 +17,8 @@ from segdiff_jax.diffusion.samplers import (
     sample,
 )
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule, respace, space_timesteps
-from segdiff_jax.models.original import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
+from segdiff_jax.original.weights import config_from_torch, params_from_torch
 
 # name -> (schedule, T, spacing, clip, step, network, factor on the timesteps)
 fixed_small = functools.partial(ddpm_step, variance="fixed_small")

@@ -1,6 +1,7 @@
 """Several classes: samples become probabilities, labels and scores; closed forms and hand-made."""
 
 import csv
+import dataclasses
 import json
 
 import jax
@@ -12,20 +13,25 @@ from PIL import Image
 from scipy import special
 from sklearn.metrics import jaccard_score
 
+from segdiff_jax.config import check
 from segdiff_jax.data import pipeline
+from segdiff_jax.data.classes import most_likely
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.evaluation import ensemble
-from segdiff_jax.evaluation.evaluate import evaluate, validate
+from segdiff_jax.evaluation.evaluate import Options, evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import class_scores, macro_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import CLASS_COLOURS, OutputFolder, mix_classes
-from segdiff_jax.evaluation.predict import EnsemblePredictor, make_predictor
 from segdiff_jax.evaluation.report import make_case, make_strip
 from segdiff_jax.evaluation.tables import format_metrics, write_metrics
-from segdiff_jax.evaluation.uncertainty import calibration_levels, reliability, top_label
+from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_pair, reliability
+from segdiff_jax.evaluation.validate import validate
+from segdiff_jax.inference import combine
+from segdiff_jax.inference.load import Model, make_ensemble
 from tests.data.test_classes import CLASSES, Records, png
+from tests.drivers import driver_of
+from tests.evaluation.models import config_of
 
 RNG = np.random.default_rng(0)
 K = 3
@@ -36,14 +42,14 @@ def one_hot(labels, count=K):
     return np.float32(2 * np.eye(count, dtype=np.float32)[labels] - 1)
 
 
-# Two votes of one row: certain, evenly torn, beyond the range, nothing at all.
+# Two samples of one row: certain, evenly torn, beyond the range, nothing at all.
 SAMPLES = np.float32(
     [
         [[[1, -1, -1], [1, 1, -1], [-3, 5, -1], [-1, -1, -1]]],
         [[[-1, 1, -1], [0, 0, 1], [-1, 0, 0], [-1, -2, -3]]],
     ]
 )
-VOTES = np.array(
+SHARES = np.array(
     [
         [[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [1 / 3] * 3],
         [[0, 1, 0], [0.25, 0.25, 0.5], [0, 0.5, 0.5], [1 / 3] * 3],
@@ -51,60 +57,61 @@ VOTES = np.array(
 )
 
 
+def labels_by(probability):
+    return most_likely(probability, 0.5)
+
+
 def test_mean_vote_and_labels():
-    mean = ensemble.mean(SAMPLES)
+    mean = combine.mean(SAMPLES)
     assert mean.dtype == np.float32 and mean.shape == (1, 4, K)
-    np.testing.assert_allclose(mean[0], VOTES.mean(axis=0), atol=1e-6)
-    np.testing.assert_array_equal(ensemble.to_mask(mean), [[0, 0, 1, 0]])
+    np.testing.assert_allclose(mean[0], SHARES.mean(axis=0), atol=1e-6)
+    np.testing.assert_array_equal(labels_by(mean), [[0, 0, 1, 0]])
     # By vote: 0 and 1, 0 and 2, 1 and 1, 0 and 0.
     expected = [[0.5, 0.5, 0], [0.5, 0, 0.5], [0, 1, 0], [1, 0, 0]]
-    vote = ensemble.vote(SAMPLES)
+    vote = combine.vote(SAMPLES)
     np.testing.assert_array_equal(vote[0], expected)
-    assert vote.dtype == np.float32 and ensemble.to_mask(vote).dtype == np.uint8
+    assert vote.dtype == np.float32 and labels_by(vote).dtype == np.uint8
     # Beyond +-1, the largest sample counts.
     beyond = np.float32([[[[1.02, 1.3, -1], [-1.3, -1.01, -1.2]]]])
-    np.testing.assert_array_equal(ensemble.vote(beyond)[0].argmax(axis=-1), [1, 1])
-    with pytest.raises(ValueError, match="staple is of two classes"):
-        ensemble.staple(SAMPLES)
-    with pytest.raises(ValueError, match="NaN or infinity"):
-        ensemble.mean(np.full((1, 2, 2, 3), np.nan))
+    np.testing.assert_array_equal(combine.vote(beyond)[0].argmax(axis=-1), [1, 1])
+    with pytest.raises(ValueError, match="staple takes at most 64 samples of two classes"):
+        combine.staple(SAMPLES)
 
 
 def test_deviation_and_entropy():
-    deviation = ensemble.standard_deviation(SAMPLES)
-    np.testing.assert_allclose(deviation[0], VOTES.std(axis=0).max(axis=-1), atol=1e-6)
+    deviation = combine.standard_deviation(SAMPLES)
+    np.testing.assert_allclose(deviation[0], SHARES.std(axis=0).max(axis=-1), atol=1e-6)
     np.testing.assert_allclose(deviation[0, [0, 3]], [0.5, 0], atol=1e-6)
     probability = np.float32([[[1, 0, 0], [1 / 3] * 3, [0.5, 0.5, 0], [0.5, 0.25, 0.25]]])
     bits = np.array([[0, np.log2(3), 1, 1.5]]) / np.log2(3)
-    entropy = ensemble.entropy(probability)
+    entropy = combine.entropy(probability)
     assert entropy.dtype == np.float32
     np.testing.assert_allclose(entropy, bits, atol=1e-6)
 
 
 def test_temperature():
     probability = np.float32(RNG.dirichlet([1, 1, 1], (4, 5)))
-    warm = ensemble.temper(probability, 2.5)
+    warm = combine.temper(probability, 2.5)
     logs = np.log(np.clip(probability, 1 / 1020, 509 / 510))
     np.testing.assert_allclose(warm, special.softmax(logs / 2.5, axis=-1), rtol=1e-5)
     np.testing.assert_allclose(warm.sum(axis=-1), 1, rtol=1e-6)
-    np.testing.assert_array_equal(ensemble.to_mask(warm), ensemble.to_mask(probability))
-    assert ensemble.temper(probability, 1) is probability
+    np.testing.assert_array_equal(labels_by(warm), labels_by(probability))
+    assert combine.temper(probability, 1) is probability
     certain = np.float32(np.eye(100)[None])
-    assert ensemble.temper(certain, 1.001).max(axis=-1).min() > 0.99
+    assert combine.temper(certain, 1.001).max(axis=-1).min() > 0.99
     # Of two classes, as if there were one probability.
     p = probability[..., :1] / probability[..., :2].sum(axis=-1, keepdims=True)
-    both = ensemble.temper(np.concatenate([p, 1 - p], axis=-1), 2.5)
-    np.testing.assert_allclose(both[..., 0], ensemble.temper(p[..., 0], 2.5), rtol=1e-4)
+    both = combine.temper(np.concatenate([p, 1 - p], axis=-1), 2.5)
+    np.testing.assert_allclose(both[..., 0], combine.temper(p, 2.5)[..., 0], rtol=1e-4)
 
 
 def test_samples_are_resized_class_by_class():
     samples = RNG.standard_normal((2, 4, 6, K)).astype(np.float32)
-    resized = ensemble.resize_samples(samples, (9, 5))
+    resized = combine.resize_samples(samples, (9, 5))
     assert resized.shape == (2, 9, 5, K)
     for k in range(K):
-        np.testing.assert_array_equal(
-            resized[..., k], ensemble.resize_samples(samples[..., k], (9, 5))
-        )
+        alone = combine.resize_samples(samples[..., k : k + 1], (9, 5))
+        np.testing.assert_array_equal(resized[..., k : k + 1], alone)
 
 
 def sklearn_macro(truth, prediction, count):
@@ -116,18 +123,18 @@ def sklearn_macro(truth, prediction, count):
     return jaccard_score(*flat, labels=there, average=None, zero_division=0).mean()
 
 
-def test_votes_disagree_by_the_mean_over_their_classes():
+def test_samples_disagree_by_the_mean_over_their_classes():
     labels = RNG.integers(0, 4, (5, 6, 7))
     labels[3], labels[4] = 0, np.where(labels[4] == 2, 1, labels[4])
     samples = one_hot(labels, 4)
     pairs = [(i, j) for i in range(5) for j in range(i)]
     ious = [sklearn_macro(labels[i], labels[j], 4) for i, j in pairs]
-    assert ensemble.vote_disagreement(samples) == pytest.approx(1 - np.mean(ious), abs=1e-9)
-    assert ensemble.vote_disagreement(samples[[3, 3]]) == 0
-    assert ensemble.vote_disagreement(samples[:1]) is None
-    # A class that one vote has and the other has not: IoU 1 and 0.
+    assert combine.disagreement(samples) == pytest.approx(1 - np.mean(ious), abs=1e-9)
+    assert combine.disagreement(samples[[3, 3]]) == 0
+    assert combine.disagreement(samples[:1]) is None
+    # A class that one sample has and the other has not: IoU 1 and 0.
     pair = one_hot(np.array([[[1, 1, 0, 0]], [[1, 1, 2, 0]]]))
-    assert ensemble.vote_disagreement(pair) == pytest.approx(0.5)
+    assert combine.disagreement(pair) == pytest.approx(0.5)
 
 
 def test_scores_of_each_class_and_their_mean():
@@ -150,8 +157,8 @@ def test_scores_of_each_class_and_their_mean():
 
 def test_calibration_is_that_of_the_predicted_class():
     probability = np.float32([[[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.0, 0.0, 1.0]]])
-    mask = ensemble.to_mask(probability)
-    confidence, right = top_label(probability, mask, np.uint8([[0, 2, 2]]))
+    mask = labels_by(probability)
+    confidence, right = calibration_pair(probability, mask, np.uint8([[0, 2, 2]]))
     np.testing.assert_array_equal(confidence, np.float32([[0.8, 0.6, 1.0]]))
     np.testing.assert_array_equal(right, [[True, False, True]])
     rows = reliability(calibration_levels(confidence, right))
@@ -190,11 +197,15 @@ class Supervised(nn.Module):
 SCHEDULE = make_schedule("linear", 100)
 
 
-@pytest.fixture
-def sampler(tiny_config):
-    config = tiny_config().sampler
-    config.update(steps=3, votes=3, max_batch=8)
-    return config
+def model_of(network, process, window=0, variance="fixed_large", **sampler):
+    """A model of this closed-form network."""
+    config = config_of(dataset="paired_folder", classes=CLASSES.names, mask_values=CLASSES.values)
+    config.model.out_channels = K
+    config.sampler.update({"steps": 3, "samples": 3, "max_batch": 8} | sampler)
+    config.diffusion.variance = variance
+    check(config)
+    driver = driver_of(network, process, config, window)
+    return Model(config, {"model": type(network).__name__}, driver, {})
 
 
 def images_of(count, *size):
@@ -217,18 +228,18 @@ def labels_of(images):
         ),
     ],
 )
-def test_an_exact_denoiser_samples_its_mask(sampler, name, process, flips):
-    sampler.update(name=name, flips=flips, rotations=flips, variance="fixed_small")
-    predictor = make_predictor(Exact(50.0 if process.logits else 1.0), process, sampler, 0)
+def test_an_exact_denoiser_samples_its_mask(name, process, flips):
+    sampler = {"name": name, "flips": flips, "rotations": flips, "variance": "fixed_small"}
+    model = model_of(Exact(50.0 if process.logits else 1.0), process, **sampler)
     images, shown = images_of(4, 8, 8), []
     note = lambda t, x_t, x_0: shown.append((t, x_t, x_0))
-    samples = predictor({}, images, list("abcd"), trace=note)
+    samples = model.sample(images, list("abcd"), trace=note)
     assert samples.shape == (3, 4, 8, 8, K) and samples.dtype == np.float32
     expected = np.broadcast_to(one_hot(labels_of(images)), samples.shape)
     np.testing.assert_allclose(samples, expected, atol=1e-4)
-    combined = predictor.at_size(samples[:, 0], (16, 16))
-    assert combined.mask.shape == (16, 16) and combined.uncertainty == 0
-    same = predictor.combine(samples[:, 0])
+    found = model.segment(samples[:, 0], (16, 16))
+    assert found.mask.shape == (16, 16) and found.uncertainty == 0
+    same = model.segment(samples[:, 0])
     np.testing.assert_array_equal(same.mask, labels_of(images)[0])
     np.testing.assert_allclose(same.probability.sum(axis=-1), 1, atol=1e-5)
     np.testing.assert_allclose(same.deviation, 0, atol=1e-4)
@@ -238,36 +249,39 @@ def test_an_exact_denoiser_samples_its_mask(sampler, name, process, flips):
     assert len(make_strip("a", [(t, x[0], x_0[0]) for t, x, x_0 in shown]).frames) == len(shown)
 
 
-def test_a_supervised_network_and_an_ensemble(sampler):
-    sampler.flips = True
-    single = make_predictor(Supervised(), None, sampler, 0)
+def test_samples_that_are_not_finite_are_refused():
+    model = model_of(Exact(float("nan")), Process(SCHEDULE, "x0", mask_channels=K), clip=False)
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        model.sample(images_of(4, 8, 8), list("abcd"))
+
+
+def test_a_supervised_network_and_an_ensemble():
+    single = model_of(Supervised(), None, flips=True)
     images = images_of(4, 8, 8)
-    samples = single({}, images, list("abcd"))
+    samples = single.sample(images, list("abcd"))
     assert samples.shape == (4, 4, 8, 8, K)
     expected = np.tanh(one_hot(labels_of(images)))
     np.testing.assert_allclose(samples, np.broadcast_to(expected, samples.shape), atol=1e-5)
     # (1 + tanh 1) / 2 = 0.8808 and 0.1192, of a sum of 1.1192.
-    combined = single.combine(samples[:, 0])
-    np.testing.assert_allclose(np.sort(combined.probability[0, 0]), [0.1065, 0.1065, 0.787], 1e-3)
+    found = single.segment(samples[:, 0])
+    np.testing.assert_allclose(np.sort(found.probability[0, 0]), [0.1065, 0.1065, 0.787], 1e-3)
     process = Process(SCHEDULE, "x0", mask_channels=K)
-    both = EnsemblePredictor([single, make_predictor(Exact(), process, sampler, 0)], sampler)
-    means = both([{}, {}], images, list("abcd"))
+    both = make_ensemble([single, model_of(Exact(), process, flips=True)])
+    means = both.sample(images, list("abcd"))
     assert means.shape == (2, 4, 8, 8, K)
-    np.testing.assert_allclose((means[0, 0] + 1) / 2, combined.probability, atol=1e-5)
-    p = both.combine(means[:, 0])
+    np.testing.assert_allclose((means[0, 0] + 1) / 2, found.probability, atol=1e-5)
+    p = both.segment(means[:, 0])
     np.testing.assert_array_equal(p.mask, labels_of(images)[0])
     np.testing.assert_allclose(p.probability.max(axis=-1), (0.787 + 1) / 2, atol=1e-3)
-    sampler.ensemble = "staple"
-    with pytest.raises(ValueError, match="sampler.ensemble='staple' is of masks of two classes"):
-        make_predictor(Supervised(), None, sampler, 0)
+    with pytest.raises(ValueError, match="sampler.ensemble='staple' combines masks of two classes"):
+        model_of(Supervised(), None, ensemble="staple")
 
 
-def test_windows_of_several_classes(sampler):
-    sampler.overlap = 0.5
+def test_windows_of_several_classes():
     process = Process(SCHEDULE, "x0", mask_channels=K)
-    predictor = make_predictor(Exact(), process, sampler, 0, window=8)
+    model = model_of(Exact(), process, window=8, overlap=0.5)
     images = images_of(2, 16, 12)
-    samples = predictor({}, images, ["a", "b"])
+    samples = model.sample(images, ["a", "b"])
     assert samples.shape == (3, 2, 16, 12, K)
     expected = np.broadcast_to(one_hot(labels_of(images)), samples.shape)
     np.testing.assert_allclose(samples, expected, atol=1e-4)
@@ -281,15 +295,15 @@ def records_of(images):
     return [{"id": f"{i}", "image": png(a), "mask": png(b)} for i, (a, b) in enumerate(pairs)]
 
 
-def test_an_evaluation(sampler, tmp_path):
-    process = Process(SCHEDULE, "x0", mask_channels=K)
-    predictor, images = make_predictor(Exact(), process, sampler, 0), images_of(4, 8, 8)
+def test_an_evaluation(tmp_path):
+    model = model_of(Exact(), Process(SCHEDULE, "x0", mask_channels=K))
+    images = images_of(4, 8, 8)
     images[..., 1:] = images[..., :1]
     images[0][labels_of(images)[0] == 2] = 128  # No core.
-    records = records_of(images)
-    examples = NativeExamples(records, 8, classes=CLASSES)
-    assert examples[0]["truth"].dtype == np.uint8 and examples[3]["tags"]["lesion_size"] == "none"
-    result = evaluate(predictor, {}, examples, tmp_path / "out", {"data": "test"}, "title")
+    examples = NativeExamples(records_of(images), model)
+    assert examples[0]["truth"].dtype == np.uint8
+    assert examples[3]["conditions"]["lesion_size"] == "none"
+    result = evaluate(model, examples, tmp_path / "out", Options({"data": "test"}, "title"))
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics == result.metrics | {"settings": {"data": "test"}}
     lesion, core = metrics["classes"]["lesion"], metrics["classes"]["core"]
@@ -317,12 +331,12 @@ def test_an_evaluation(sampler, tmp_path):
     assert any(line.split() == ["core", "3", "0.6667", "0.6667"] for line in text.splitlines())
 
 
-def test_validation_is_of_the_mean_over_classes(sampler):
-    process = Process(SCHEDULE, "x0", mask_channels=K)
-    predictor, images = make_predictor(Exact(), process, sampler, 0), images_of(4, 8, 8)
+def test_validation_is_of_the_mean_over_classes():
+    model = model_of(Exact(), Process(SCHEDULE, "x0", mask_channels=K))
+    images = images_of(4, 8, 8)
     source = pipeline.ResizedSource(Records(records_of(images)), 8, classes=CLASSES)
-    iou, (_, truth, prediction) = validate(predictor, {}, source)
-    assert iou == pytest.approx(3 / 4)
+    scores, (_, truth, prediction) = validate(model.driver, {}, source, model.config)
+    assert scores == {"iou": pytest.approx(3 / 4)}
     np.testing.assert_array_equal(truth[:3], prediction[:3])
     assert not truth[3].any() and prediction[3].any()
     np.testing.assert_array_equal(prediction[0][labels_of(images)[0] == 2][0], CLASS_COLOURS[1])
@@ -332,9 +346,9 @@ def test_the_files_of_an_image(tmp_path):
     labels = np.zeros((40, 60), np.uint8)
     labels[5:35, 5:30], labels[5:35, 35:55] = 1, 2
     probability = np.float32((one_hot(labels) + 1) / 2 * 0.4 + 0.2)
-    combined = ensemble.Combined(labels, probability, np.full(labels.shape, 0.25))
+    found = combine.Segmentation(labels, probability, np.full(labels.shape, 0.25))
     image, truth = np.full((40, 60, 3), 90, np.uint8), np.where(labels == 2, 0, labels)
-    OutputFolder(tmp_path, CLASSES).write("a", image, combined, truth)
+    OutputFolder(tmp_path, CLASSES).write("a", image, found, truth)
     read = lambda name: np.asarray(Image.open(tmp_path / name))
     np.testing.assert_array_equal(read("masks/a_Segmentation.png"), np.uint8([0, 7, 200])[labels])
     assert (read("probabilities/a.png") == round(255 * 0.6)).all()
@@ -345,9 +359,10 @@ def test_the_files_of_an_image(tmp_path):
     assert abs(overlay[5, 15] - CLASS_COLOURS[0]).max() < 40
     assert abs(overlay[5, 45] - CLASS_COLOURS[1]).max() < 40
     assert abs(overlay[20, 15] - 90).max() < 10
-    case = make_case("a", image, probability, labels, None, truth, None, None, None)
+    example = {"id": "a", "image": image, "truth": truth, "conditions": None}
+    case = make_case(example, dataclasses.replace(found, deviation=None), None, CLASSES)
     assert case.truth != case.prediction != case.image
-    shares = np.uint8(255 * np.eye(3))[labels]
+    shares = np.eye(3, dtype=np.float32)[labels]
     np.testing.assert_array_equal(
         mix_classes(shares)[20, [0, 10, 40]], [(0, 0, 0), *CLASS_COLOURS[:2]]
     )
@@ -355,14 +370,11 @@ def test_the_files_of_an_image(tmp_path):
 
 def test_a_class_of_no_image(tmp_path):
     empty = np.zeros((4, 4), bool)
-    scores, tags = segmentation_scores(empty, empty), {}
+    scores = segmentation_scores(empty, empty)
     row = {"id": "a", "area": 0.0, "disagreement": None, "scores": scores}
-    tags = dict.fromkeys(("dark_corners", "hair"), "no") | {
-        "contrast": "none",
-        "lesion_size": "none",
-    }
+    conditions = {"dark_corners": "no", "contrast": "none", "lesion_size": "none", "hair": "no"}
     levels = calibration_levels(np.ones((4, 4), np.float32), ~empty)
-    row |= {"tags": tags, "levels": levels, "classes": {"lesion": scores, "core": None}}
+    row |= {"conditions": conditions, "levels": levels, "classes": {"lesion": scores, "core": None}}
     metrics = write_metrics(tmp_path, [row], {})
     assert metrics["classes"] == {"lesion": {"images": 1, **scores}, "core": {"images": 0}}
     assert any(line.split() == ["core", "0"] for line in format_metrics(metrics).splitlines())

@@ -1,4 +1,4 @@
-"""The predictor is a threshold on the image, so that every score can be worked out by hand."""
+"""The samples are a threshold on the image, so that every score can be worked out by hand."""
 
 import csv
 import io
@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax import parallel
 from segdiff_jax.data.colour import shades_of_gray
 from segdiff_jax.data.pipeline import ResizedSource, resize_image
-from segdiff_jax.evaluation.evaluate import Evaluation, evaluate, format_result, validate
+from segdiff_jax.evaluation.evaluate import Evaluation, Options, evaluate, format_result
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
-from segdiff_jax.evaluation.predictor import Predictor
+from segdiff_jax.evaluation.validate import validate
+from segdiff_jax.runtime import parallel
+from tests.evaluation.models import SIZE, Threshold, config_of, model_of
 
-SIZE = 8
 # id, (height, width), eighths of the width that are bright and that are lesion: native sizes
 # larger, smaller and not square, in an order that is not that of the ids.
 CASES = [
@@ -55,23 +55,6 @@ def make_record(id, size, bright, lesion):
 RECORDS = [make_record(*case) for case in CASES]
 
 
-class Threshold(Predictor):
-    """Two votes call bright pixels lesion, the third all others."""
-
-    def __init__(self, batch_size, ensemble="mean", threshold=0.5):
-        self.batch_size, self.calls = batch_size, []
-        self._ensemble, self._threshold, self._temperature = ensemble, threshold, 1.0
-
-    def __call__(self, params, images, ids, progress=None, trace=None):
-        assert params == "params"
-        assert images.dtype == np.uint8
-        assert images.shape == (len(ids), SIZE, SIZE, 3)
-        assert len(ids) == min(self.batch_size, 8)  # 7 images on 4 devices
-        self.calls.append(list(ids))
-        bright = np.where(images[..., 0] > 150, 1, -1)
-        return np.stack([bright, bright, -bright]).astype(np.float32)
-
-
 @pytest.fixture
 def written(monkeypatch):
     """Every id that was written, in order."""
@@ -85,9 +68,19 @@ def written(monkeypatch):
     return ids
 
 
-def run(out, records, batch_size=3, settings=None, title="t", predictor=None, **options):
-    predictor, examples = predictor or Threshold(batch_size), NativeExamples(records, SIZE)
-    return evaluate(predictor, "params", examples, out, settings or {}, title, **options)
+def run(out, records, model=None, settings=None, title="t", **options):
+    model = model or model_of()
+    options = Options(settings or {}, title, **options)
+    return evaluate(model, examples_of(records, model), out, options)
+
+
+def examples_of(records, model=None, **options):
+    return NativeExamples(records, model or model_of(), **options)
+
+
+def rows_of(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def files(folder):
@@ -112,14 +105,14 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
         expected |= {f"masks/{id}_Segmentation.png", f"probabilities/{id}.png"}
         expected |= {f"overlays/{id}.jpg", f"deviations/{id}.png", f"entropies/{id}.png"}
     written = set(files(tmp_path))
-    records = {name for name in written if name.startswith("records/")}
-    assert written - records == expected and len(records) == 7
+    results = {name for name in written if name.startswith("results/")}
+    assert written - results == expected and len(results) == 7
     for id, size, bright, _ in CASES:
         mask = pixels(tmp_path / f"masks/{id}_Segmentation.png")
         np.testing.assert_array_equal(mask, np.where(columns(size, bright), 255, 0))
         probability = pixels(tmp_path / f"probabilities/{id}.png")
         assert probability.shape == size
-        # Two votes of three, away from the edge where the samples blur as they are enlarged.
+        # Two samples of three, away from the edge where the samples blur as they are enlarged.
         assert (probability[:, 0] == (170 if bright else 85)).all()
         assert (probability[:, -1] == 85).all()
         with Image.open(tmp_path / f"overlays/{id}.jpg") as overlay:
@@ -127,9 +120,9 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
 
 
 def test_scores_are_those_worked_out_by_hand(tmp_path):
-    metrics = run(tmp_path, RECORDS, settings={"votes": 3}).metrics
+    metrics = run(tmp_path, RECORDS, settings={"samples": 3}).metrics
     assert metrics["num_images"] == 7
-    assert metrics["settings"] == {"votes": 3}
+    assert metrics["settings"] == {"samples": 3}
     assert metrics["mean"]["iou"] == pytest.approx(sum(IOU.values()) / 7)
     # e.g. of g: 2 of 8 columns are found, 4 are lesion and none is wrong.
     dice = {"a": 2 / 3, "b": 1, "c": 2 / 5, "d": 1, "e": 1, "f": 0, "g": 2 / 3}
@@ -137,8 +130,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path):
     accuracy = [6 / 8, 1, 5 / 8, 1, 1, 6 / 8, 6 / 8]
     assert metrics["mean"]["accuracy"] == pytest.approx(sum(accuracy) / 7)
     assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path)
     assert [row["id"] for row in rows] == sorted(IOU)
     for row in rows:
         assert float(row["iou"]) == pytest.approx(IOU[row["id"]], abs=1e-6)
@@ -147,7 +139,7 @@ def test_scores_are_those_worked_out_by_hand(tmp_path):
 
 def test_scores_by_condition(tmp_path):
     metrics = run(tmp_path, RECORDS).metrics
-    sizes = metrics["strata"]["lesion_size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
+    sizes = metrics["conditions"]["lesion_size"]  # 6 eighths; 4, 4 are large; 2, 2, 1; 0.
     assert {value: row["num_images"] for value, row in sizes.items()} == {
         "medium": 3,
         "large": 3,
@@ -157,36 +149,36 @@ def test_scores_by_condition(tmp_path):
     assert sizes["large"]["iou"] == pytest.approx((IOU["b"] + IOU["e"] + IOU["g"]) / 3)
     low, high = metrics["intervals"]["iou"]
     assert low < metrics["mean"]["iou"] < high
-    with open(tmp_path / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path)
     by_id = "medium large medium none large medium large".split()  # noqa: SIM905
     assert [row["lesion_size"] for row in rows] == by_id
     assert "By condition" in (tmp_path / "report.html").read_text()
 
 
 def test_colour_constancy_changes_what_the_network_sees_only():
-    corrected = NativeExamples(RECORDS[:2], SIZE, "shades_of_gray")
-    for example, plain in zip(corrected, NativeExamples(RECORDS[:2], SIZE), strict=True):
+    corrected = model_of(config=config_of(colour_constancy="shades_of_gray"))
+    pairs = zip(examples_of(RECORDS[:2], corrected), examples_of(RECORDS[:2]), strict=True)
+    for example, plain in pairs:
         np.testing.assert_array_equal(example["image"], plain["image"])
         expected = shades_of_gray(resize_image(plain["image"], SIZE))
         np.testing.assert_array_equal(example["input"], expected)
         assert (example["input"] != plain["input"]).any()
     with pytest.raises(ValueError, match=r"data\.colour_constancy='grey' is unknown"):
-        NativeExamples(RECORDS, SIZE, "grey")
+        examples_of(RECORDS, model_of(config=config_of(colour_constancy="grey")))
 
 
 def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
     names = ("a", "b")
     grey = [{"id": id, "image": encode(np.full((64, 64, 3), 200, np.uint8))} for id in names]
-    first, second = NativeExamples(grey, SIZE, artefact="vignette")
+    first, second = examples_of(grey, artefact="vignette")
     assert (first["image"][[0, 0, -1, -1], [0, -1, 0, -1]] < 120).all()
     assert (first["image"][28:36, 28:36] == 200).all()
     np.testing.assert_array_equal(first["input"], resize_image(first["image"], SIZE))
     assert (first["image"] != second["image"]).any()
-    again = list(NativeExamples(grey[::-1], SIZE, artefact="vignette"))[1]
+    again = list(examples_of(grey[::-1], artefact="vignette"))[1]
     np.testing.assert_array_equal(again["image"], first["image"])
     with pytest.raises(ValueError, match="artefact 'fog' is unknown; there are skin_tone, hair"):
-        NativeExamples(grey, SIZE, artefact="fog")
+        examples_of(grey, artefact="fog")
 
 
 def test_the_report_shows_title_settings_and_every_case(tmp_path):
@@ -200,26 +192,27 @@ def test_the_report_shows_title_settings_and_every_case(tmp_path):
 
 def test_vote_and_mean_differ_in_their_probability(tmp_path):
     class Weak(Threshold):
-        """One vote is certain of a lesion and two are a little against it."""
+        """One sample is certain of a lesion and two are a little against it."""
 
-        def __call__(self, params, images, ids, progress=None, trace=None):
+        def samples(self, images):
             one = np.ones((1, *images.shape[:3]), np.float32)
             return np.concatenate([one, -0.2 * one, -0.2 * one])
 
     for ensemble, grey, mask in (("mean", 153, 255), ("vote", 85, 0)):
         out = tmp_path / ensemble
-        run(out, RECORDS[:1], predictor=Weak(1, ensemble))
+        run(out, RECORDS[:1], model_of(Weak(1), ensemble=ensemble))
         assert (pixels(out / "probabilities/e.png") == grey).all()
         assert (pixels(out / "masks/e_Segmentation.png") == mask).all()
-        below_both = Weak(1, ensemble, 0.3)
-        run(out, RECORDS[:1], settings={"threshold": 0.3}, predictor=below_both)
+        below_both = model_of(Weak(1), ensemble=ensemble, threshold=0.3)
+        run(out, RECORDS[:1], below_both, settings={"threshold": 0.3})
         assert (pixels(out / "masks/e_Segmentation.png") == 255).all()
 
 
 @pytest.mark.parametrize("batch_size, workers", [(1, 1), (2, 5), (7, 2), (8, 1)])
 def test_results_do_not_depend_on_batches_and_threads(tmp_path, batch_size, workers):
     expected = run(tmp_path / "3", RECORDS)
-    assert run(tmp_path / "other", RECORDS, batch_size, workers=workers) == expected
+    model = model_of(Threshold(batch_size))
+    assert run(tmp_path / "other", RECORDS, model, workers=workers) == expected
     assert files(tmp_path / "3") == files(tmp_path / "other")
 
 
@@ -238,10 +231,10 @@ def test_without_truth_there_are_no_scores(tmp_path, written):
     assert "report.html" in names
 
 
-def test_the_predictor_sees_each_image_once_and_the_last_one_again_as_padding(tmp_path):
-    predictor = Threshold(3)
-    run(tmp_path, RECORDS, predictor=predictor)
-    assert predictor.calls == [["e", "a", "g"], ["c", "b", "f"], ["d", "d", "d"]]
+def test_the_model_sees_each_image_once_and_the_last_one_again_as_padding(tmp_path):
+    driver = Threshold(3)
+    run(tmp_path, RECORDS, model_of(driver))
+    assert driver.calls == [["e", "a", "g"], ["c", "b", "f"], ["d", "d", "d"]]
 
 
 BAD = [
@@ -263,13 +256,13 @@ def test_a_bad_image_is_listed_and_the_others_are_segmented(tmp_path, change, re
     assert result.metrics["mean"]["iou"] == pytest.approx((sum(IOU.values()) - IOU["c"]) / 6)
     with open(tmp_path / "failures.csv", newline="") as file:
         assert list(csv.reader(file)) == [["image", "reason"], ["c", result.failures["c"]]]
-    assert not [name for name in files(tmp_path) if "/c" in name and "records" not in name]
+    assert not [name for name in files(tmp_path) if "/c" in name and "results" not in name]
     report = (tmp_path / "report.html").read_text()
     assert "Not segmented" in report and "6 images, 1 not segmented" in report
     shown = format_result(result, tmp_path).splitlines()
     assert shown[-2] == f"1 images could not be segmented: {tmp_path}/failures.csv says why"
     with pytest.raises(ValueError, match="c: "):
-        NativeExamples(records, SIZE)[3]
+        examples_of(records)[3]
 
 
 def test_a_second_run_does_what_is_missing(tmp_path, written):
@@ -282,7 +275,7 @@ def test_a_second_run_does_what_is_missing(tmp_path, written):
     (tmp_path / "masks" / "g_Segmentation.png").unlink()
     (tmp_path / "masks" / ".b_Segmentation.png.part").write_bytes(b"of a run that was killed")
     del written[:]
-    result = run(tmp_path, [RECORDS[0], changed, *RECORDS[2:6]], predictor=first)
+    result = run(tmp_path, [RECORDS[0], changed, *RECORDS[2:6]], model_of(first))
     assert sorted(written) == ["a", "e", "g"]
     assert first.calls == [["e", "a", "g"]]
     assert (result.num_images, result.num_before, result.failures) == (6, 3, {})
@@ -299,7 +292,7 @@ def test_a_second_run_does_what_is_missing(tmp_path, written):
     run(tmp_path / "once", [RECORDS[0], changed, *RECORDS[2:6]])
     assert files(tmp_path / "once") == after
     # Other settings make everything anew.
-    run(tmp_path, RECORDS, settings={"seed": 2}, predictor=again)
+    run(tmp_path, RECORDS, model_of(again), settings={"seed": 2})
     assert [id for call in again.calls for id in call][:7] == [id for id, *_ in CASES]
 
 
@@ -339,51 +332,54 @@ def test_files_that_cannot_be_opened_and_what_their_names_tell_are_failures(tmp_
 def test_processes_share_the_images_and_each_counts_once(tmp_path, monkeypatch, count, batch_size):
     """The processes one after the other, each with what the ones before have gathered."""
     alone = run(tmp_path / "one", RECORDS)
-    source, merged, found = ResizedSource(RECORDS, SIZE), np.full(7, np.nan), []
+    source, merged, found = ResizedSource(RECORDS, SIZE), np.full((7, 1), np.nan), []
     monkeypatch.setattr(parallel, "gather", lambda value: found.append(value) or found)
     monkeypatch.setattr(parallel, "check_same", lambda facts: None)
+    monkeypatch.setattr(OutputFolder, "begin", lambda self, settings, resume: None)
     for index in range(count):
+
+        def merge(rows, own=slice(index, None, count)):
+            merged[own] = rows[own]
+            return merged
+
         monkeypatch.setattr(parallel, "share", lambda total, i=index: range(i, total, count))
         monkeypatch.setattr(parallel, "is_main", lambda i=index: i == count - 1)
-        monkeypatch.setattr(OutputFolder, "begin", lambda self, settings, resume: None)
-        monkeypatch.setattr(
-            parallel,
-            "merge",
-            lambda ious, i=index: merged.put(range(i, 7, count), ious[i::count]) or merged,
-        )
-        shares = [run(tmp_path / "many", RECORDS, batch_size), Threshold(batch_size)]
-        iou, _ = validate(shares[1], "params", source)
-    assert shares[0].num_images == 7 and shares[0].num_before == 0
-    assert shares[0].metrics["mean"] == pytest.approx(alone.metrics["mean"], abs=1e-12)
-    assert shares[0].metrics["strata"] == alone.metrics["strata"]
-    assert iou == pytest.approx(sum(IOU.values()) / 7)
+        monkeypatch.setattr(parallel, "merge", merge)
+        result = run(tmp_path / "many", RECORDS, model_of(Threshold(batch_size)))
+        scores, _ = validate(Threshold(batch_size), "variables", source, config_of())
+    assert result.num_images == 7 and result.num_before == 0
+    assert result.metrics["mean"] == pytest.approx(alone.metrics["mean"], abs=1e-12)
+    assert result.metrics["conditions"] == alone.metrics["conditions"]
+    assert scores == {"iou": pytest.approx(sum(IOU.values()) / 7)}
     one, many = files(tmp_path / "one"), files(tmp_path / "many")
     del one["settings.json"]
     assert one == many
 
 
 def test_native_examples_keep_order_and_native_pixels():
-    examples = list(NativeExamples(RECORDS, SIZE))
+    examples = list(examples_of(RECORDS))
     assert [example["id"] for example in examples] == [id for id, *_ in CASES]
     for example, (_, size, bright, lesion) in zip(examples, CASES, strict=True):
         np.testing.assert_array_equal(example["truth"], columns(size, lesion))
-        assert example["truth"].dtype == bool
+        assert example["truth"].dtype == np.uint8
         assert example["image"].shape == (*size, 3)
         np.testing.assert_array_equal(example["image"][..., 0] == 250, columns(size, bright))
         assert example["input"].shape == (SIZE, SIZE, 3)
-    assert NativeExamples([{"id": "x", "image": RECORDS[0]["image"]}], SIZE)[0]["truth"] is None
+    assert examples_of([{"id": "x", "image": RECORDS[0]["image"]}])[0]["truth"] is None
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 7, 16])
 def test_validate_gives_the_mean_iou_of_every_image_once(batch_size):
     # At the size of the network the eighths are columns, so the scores are those above. The last
     # image, which fills the batch up, scores 1: counted twice, it would raise the mean.
-    source = ResizedSource(RECORDS, SIZE)
-    predictor = Threshold(batch_size)
-    iou, (images, truth, masks) = validate(predictor, "params", source)
-    assert iou == pytest.approx(sum(IOU.values()) / 7)
-    assert predictor.calls[0][0] == "0"
-    assert len(predictor.calls) == -(-7 // batch_size)
+    source, driver, config = ResizedSource(RECORDS, SIZE), Threshold(batch_size), config_of()
+    config.validation.scores = "sensitivity", "iou"
+    scores, (images, truth, masks) = validate(driver, "variables", source, config)
+    found = dict(zip("abcdefg", (1, 1, 1, 1, 1, 0, 1 / 2), strict=True))
+    expected = {"sensitivity": sum(found.values()) / 7, "iou": sum(IOU.values()) / 7}
+    assert scores == pytest.approx(expected) and list(scores) == list(expected)
+    assert driver.calls[0][0] == "0"
+    assert len(driver.calls) == -(-7 // batch_size)
     shown = min(batch_size, 7)
     for i, (_, _, bright, lesion) in enumerate(CASES[:shown]):
         np.testing.assert_array_equal(images[i], source[i]["image"])

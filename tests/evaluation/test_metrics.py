@@ -3,9 +3,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval, segmentation_scores
+from segdiff_jax.evaluation import metrics
+from segdiff_jax.evaluation.metrics import (
+    SCORES,
+    average_scores,
+    bootstrap_interval,
+    class_scores,
+    macro_scores,
+    segmentation_scores,
+)
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "metrics.npz")
+
+
+def masks_of(case):
+    return GOLDEN[f"{case}/pred"] == 1, GOLDEN[f"{case}/gt"] == 1
 
 
 def test_scores_by_hand():
@@ -46,7 +58,7 @@ def test_empty_and_full_masks(prediction, truth, expected):
 
 @pytest.mark.parametrize("name", sorted({key.split("/")[0] for key in GOLDEN}))
 def test_equals_the_original_segdiff(name):
-    scores = segmentation_scores(GOLDEN[f"{name}/pred"] == 1, GOLDEN[f"{name}/gt"] == 1)
+    scores = segmentation_scores(*masks_of(name))
     *expected, fbound = GOLDEN[f"{name}/f1_jaccard_fbound"]
     if name == "both_empty":  # the one difference: the original says 0, see the docstring
         np.testing.assert_array_equal(expected, 0)
@@ -58,17 +70,17 @@ def test_equals_the_original_segdiff(name):
 
 
 def test_equals_scikit_learn():
-    metrics = pytest.importorskip("sklearn.metrics")
+    sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     for share in (0.1, 0.5, 0.9):
         prediction, truth = rng.random((2, 30, 40)) < share
         ours, flat = segmentation_scores(prediction, truth), (truth.ravel(), prediction.ravel())
         for name, function in (
-            ("iou", metrics.jaccard_score),
-            ("dice", metrics.f1_score),
-            ("accuracy", metrics.accuracy_score),
-            ("sensitivity", metrics.recall_score),
-            ("specificity", lambda t, p: metrics.recall_score(t, p, pos_label=0)),
+            ("iou", sklearn.jaccard_score),
+            ("dice", sklearn.f1_score),
+            ("accuracy", sklearn.accuracy_score),
+            ("sensitivity", sklearn.recall_score),
+            ("specificity", lambda t, p: sklearn.recall_score(t, p, pos_label=0)),
         ):
             assert ours[name] == pytest.approx(function(*flat), abs=1e-12)
 
@@ -76,9 +88,34 @@ def test_equals_scikit_learn():
 @pytest.mark.parametrize("name", sorted(k[:-6] for k in GOLDEN if k.endswith("/monai")))
 def test_distances_of_outlines_equal_monais(name):
     """compute_surface_dice and compute_hausdorff_distance(percentile=95) of MONAI 1.6.1."""
-    scores = segmentation_scores(GOLDEN[f"{name}/pred"] == 1, GOLDEN[f"{name}/gt"] == 1)
+    scores = segmentation_scores(*masks_of(name))
     ours = scores["surface_dice"], scores["hd95"]
     np.testing.assert_allclose(ours, GOLDEN[f"{name}/monai"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_alone_is_the_same_as_among_all(name):
+    for case in sorted({key.split("/")[0] for key in GOLDEN}):
+        prediction, truth = masks_of(case)
+        alone = segmentation_scores(prediction, truth, (name,))
+        assert alone == {name: segmentation_scores(prediction, truth)[name]}
+        labels = prediction.astype(np.uint8), truth.astype(np.uint8)
+        of_classes = class_scores(*labels, 2, (name,))
+        assert macro_scores(of_classes, truth.shape, (name,)) == alone
+
+
+def test_what_is_not_asked_for_is_not_computed(monkeypatch):
+    def fail(*args):
+        raise AssertionError("a KD-tree is built")
+
+    monkeypatch.setattr(metrics, "cKDTree", fail)
+    prediction, truth = masks_of("near8")
+    assert segmentation_scores(prediction, truth, ("iou",))["iou"] > 0
+    areas = "iou", "dice", "accuracy", "sensitivity", "specificity", "thresholded_jaccard", "wcov"
+    assert list(segmentation_scores(prediction, truth, areas)) == list(areas)
+    for name in set(SCORES) - set(areas):
+        with pytest.raises(AssertionError, match="KD-tree"):
+            segmentation_scores(prediction, truth, (name,))
 
 
 def test_average_counts_each_image_once():

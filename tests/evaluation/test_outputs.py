@@ -6,19 +6,19 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.evaluation import outputs
-from segdiff_jax.evaluation.ensemble import Combined
+from segdiff_jax.inference.combine import Segmentation
 
 IMAGE = np.full((40, 60, 3), 90, np.uint8)
-MASK = np.zeros((40, 60), bool)
-MASK[10:30, 8:24] = True
-TRUTH = np.zeros((40, 60), bool)
-TRUTH[12:36, 40:56] = True
-PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)
+MASK = np.zeros((40, 60), np.uint8)
+MASK[10:30, 8:24] = 1
+TRUTH = np.zeros((40, 60), np.uint8)
+TRUTH[12:36, 40:56] = 1
+PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)[..., None]
 
 
 def write(path, id="ISIC_1", **changes):
-    combined = Combined(changes.pop("mask", MASK), PROBABILITY, changes.pop("deviation", None))
-    arguments = {"image": IMAGE, "combined": combined, "truth": TRUTH}
+    found = Segmentation(changes.pop("mask", MASK), PROBABILITY, changes.pop("deviation", None))
+    arguments = {"image": IMAGE, "found": found, "truth": TRUTH}
     outputs.OutputFolder(path).write(id, **(arguments | changes))
 
 
@@ -39,7 +39,7 @@ def test_masks_and_maps(tmp_path, id):
             assert (file.format, file.mode, file.size) == ("PNG", "L", (60, 40))
             np.testing.assert_array_equal(np.asarray(file), expected)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 6
-    outputs.OutputFolder(tmp_path / "one").write(id, IMAGE, Combined(MASK, PROBABILITY, None))
+    outputs.OutputFolder(tmp_path / "one").write(id, IMAGE, Segmentation(MASK, PROBABILITY, None))
     assert not any(path.is_file() for path in (tmp_path / "one" / "deviations").rglob("*"))
     outputs.OutputFolder(tmp_path).keep_only([])
     assert not any(path.is_file() for path in tmp_path.glob("[a-z]*s/**/*"))
@@ -123,13 +123,13 @@ def test_the_files_of_other_data_are_not_touched(tmp_path):
     assert mask.read_bytes() == b"old"
 
 
-def test_records_of_another_version_or_none_are_made_again(tmp_path):
-    write(tmp_path, "a", record={"content": 1})
-    folder, (record,) = outputs.OutputFolder(tmp_path), (tmp_path / "records").iterdir()
+def test_results_of_another_version_or_none_are_made_again(tmp_path):
+    write(tmp_path, "a", result={"content": 1})
+    folder, (path,) = outputs.OutputFolder(tmp_path), (tmp_path / "results").iterdir()
     assert folder.has("a", 1)
-    known = json.loads(record.read_text())
+    known = json.loads(path.read_text())
     for other in (known | {"version": 1}, {k: known[k] for k in known if k != "files"}, None):
-        record.write_text(json.dumps(other))
+        path.write_text(json.dumps(other))
         assert not folder.has("a", 1)
 
 
@@ -157,16 +157,17 @@ def test_settings_of_memory_are_no_others_and_others_are_told_of(tmp_path, capsy
     (tmp_path / "masks" / "a folder of the system").mkdir()
     outputs.OutputFolder(tmp_path).begin(before | {"max_batch": 8, "1. max_memory": 1})
     assert mask.exists() and capsys.readouterr().out == ""
-    outputs.OutputFolder(tmp_path).begin(before | {"steps": 9, "votes": 2})
+    outputs.OutputFolder(tmp_path).begin(before | {"steps": 9, "samples": 2})
     assert not mask.exists()
-    said = f"{tmp_path} is made anew: other steps, votes than before\n"
+    said = f"{tmp_path} is made anew, because these settings changed: samples, steps\n"
     assert capsys.readouterr().out == said
 
 
 def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeypatch):
     folder = outputs.OutputFolder(tmp_path)
-    arrays = np.zeros((4, 4, 3), np.uint8), Combined(np.zeros((4, 4), bool), np.zeros((4, 4)), None)
-    folder.write("a", *arrays, record={"content": 1})
+    labels = np.zeros((4, 4), np.uint8)
+    arrays = np.zeros((4, 4, 3), np.uint8), Segmentation(labels, np.zeros((4, 4, 1)), None)
+    folder.write("a", *arrays, result={"content": 1})
     assert folder.has("a", 1) and not folder.has("a", 2) and not folder.has("b", 1)
     write, written = outputs.write_file, []
 
@@ -178,13 +179,13 @@ def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeyp
 
     monkeypatch.setattr(outputs, "write_file", killed_after_two)
     with pytest.raises(KeyboardInterrupt):
-        folder.write("a", *arrays, record={"content": 2})
-    # The first file is the new one already: the old record does not count.
+        folder.write("a", *arrays, result={"content": 2})
+    # The first file is the new one already: the old result does not count.
     assert not folder.has("a", 1) and not folder.has("a", 2)
-    (tmp_path / "records" / "notes.json").write_text('{"id": "../notes"}')
+    (tmp_path / "results" / "notes.json").write_text('{"id": "../notes"}')
     folder.keep_only(["b"])
     left = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file())
-    assert left == ["records/notes.json"]
+    assert left == ["results/notes.json"]
 
 
 def test_files_of_another_origin_are_not_touched(tmp_path):

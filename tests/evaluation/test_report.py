@@ -8,26 +8,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax.evaluation.ensemble import entropy
 from segdiff_jax.evaluation.metrics import average_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import PREDICTION_COLOUR, TRUTH_COLOUR
-from segdiff_jax.evaluation.report import Case, make_case, make_strip, write_report
+from segdiff_jax.evaluation.report import Case, Page, make_strip, write_report
+from segdiff_jax.inference.combine import entropy
+from tests.evaluation.models import case_of
 
 IMAGE = np.full((24, 36, 3), 120, np.uint8)
 TRUTH = np.zeros((24, 36), bool)
 TRUTH[4:20, 10:30] = True
 
 
-def case(id, width=20, spread=0.25, with_truth=True, **more_scores):
+def case(id, width=20, deviation=0.25, with_truth=True, **more_scores):
     """The truth is 20 pixels wide and the prediction `width`, so that IoU = width / 20."""
-    mask = np.zeros_like(TRUTH)
+    mask, known, map_ = np.zeros_like(TRUTH), {}, None
     mask[4:20, 10 : 10 + width] = True
-    truth, scores, tags = None, None, None
     if with_truth:
-        truth, scores = TRUTH, segmentation_scores(mask, TRUTH) | more_scores
-        tags = {"hair": "yes" if width < 5 else "no"}
-    votes = None if spread is None else np.full(TRUTH.shape, spread, np.float32)
-    return make_case(id, IMAGE, np.float32(mask), mask, votes, truth, scores, tags, spread)
+        known = {"truth": TRUTH, "scores": segmentation_scores(mask, TRUTH) | more_scores}
+        known["conditions"] = {"hair": "yes" if width < 5 else "no"}
+    if deviation is not None:
+        map_ = np.full(TRUTH.shape, deviation, np.float32)
+    return case_of(id, IMAGE, np.float32(mask), mask, map_, uncertainty=deviation, **known)
 
 
 def metrics_of(cases):
@@ -47,15 +48,15 @@ def metrics_of(cases):
         "mean": mean,
         "intervals": {name: [0.1239, 0.9] for name in mean},
         "uncertainty": uncertainty,
-        "strata": {"hair": hair},
+        "conditions": {"hair": hair},
         "settings": {},
     }
 
 
-def render(tmp_path, cases, settings=None, title="title", **options):
+def render(tmp_path, cases, settings=None, title="title", strips=(), **more):
     metrics = metrics_of(cases) if cases[0].scores else None
     path = tmp_path / "report.html"
-    write_report(path, cases, metrics, settings or {}, title, **options)
+    write_report(path, cases, metrics, Page(title, settings or {}, **more), strips)
     return path.read_text()
 
 
@@ -83,8 +84,8 @@ def is_colour(pixels, colour):
 
 
 def test_pictures_of_a_case():
-    made = case("a", width=10, spread=0.5)
-    assert (made.disagreement, made.scores["iou"], made.tags) == (0.5, 0.5, {"hair": "no"})
+    made = case("a", width=10, deviation=0.5)
+    assert (made.disagreement, made.scores["iou"], made.conditions) == (0.5, 0.5, {"hair": "no"})
     np.testing.assert_allclose(pixels(made.image), IMAGE, atol=2)
     assert is_colour(pixels(made.truth)[4:20, 10], TRUTH_COLOUR).all()
     assert is_colour(pixels(made.prediction)[4:20, 10], PREDICTION_COLOUR).all()
@@ -92,39 +93,40 @@ def test_pictures_of_a_case():
     np.testing.assert_allclose(pixels(made.prediction)[12, 14], tinted, atol=25)
     np.testing.assert_allclose(pixels(made.prediction)[12, 25], 120, atol=10)
     np.testing.assert_allclose(pixels(made.uncertainty)[12, 12], (252, 246, 180), atol=4)
-    np.testing.assert_allclose(pixels(case("a", spread=0).uncertainty)[0, 0], (8, 6, 24), atol=4)
+    np.testing.assert_allclose(pixels(case("a", deviation=0).uncertainty)[0, 0], (8, 6, 24), atol=4)
 
 
-def test_a_single_vote_shows_its_entropy():
+def test_a_single_sample_shows_its_entropy():
     p = np.float32([0, 0.11, 0.5, 0.75, 1])
-    np.testing.assert_allclose(entropy(p), [0, 0.499916, 1, 0.811278, 0], atol=1e-6)
+    np.testing.assert_allclose(entropy(p[:, None]), [0, 0.499916, 1, 0.811278, 0], atol=1e-6)
     probability = np.zeros(TRUTH.shape, np.float32)
     probability[:, 18:] = 0.5
-    made = make_case("a", IMAGE, probability, TRUTH, None, None, None, None, None)
+    made = case_of("a", IMAGE, probability, TRUTH)
     heat = pixels(made.uncertainty)
     np.testing.assert_allclose(heat[12, 4], (8, 6, 24), atol=8)
     np.testing.assert_allclose(heat[12, 32], (252, 246, 180), atol=8)
-    assert made.truth is made.scores is made.tags is made.disagreement is None
+    assert made.truth is made.scores is made.conditions is made.disagreement is None
 
 
 def test_pictures_shrink_to_the_longest_side():
     image, mask = np.zeros((600, 900, 3), np.uint8), np.ones((600, 900), bool)
-    made = make_case("a", image, np.float32(mask), mask, None, None, None, None, None, size=90)
+    made = case_of("a", image, np.float32(mask), size=90)
     assert pixels(made.image).shape == pixels(made.prediction).shape == (60, 90, 3)
 
 
 def test_frames_of_a_strip_are_grey_and_clipped():
-    x = np.full((16, 16), -3.0, np.float32)
+    x = np.full((16, 16, 1), -3.0, np.float32)
     x[:, 8:] = 5.0
-    strip = make_strip("a", [(np.int64(100), x, np.zeros((16, 16))), (0, x, x / 5)])
+    strip = make_strip("a", [(np.int64(100), x, 0 * x), (0, x, x / 5)])
     assert [timestep for timestep, _, _ in strip.frames] == [100, 0]
     noisy, clean = pixels(strip.frames[0][1]), pixels(strip.frames[0][2])
-    assert noisy.shape == (16, 16)
-    np.testing.assert_allclose(noisy[:, [0, 15]], np.tile([0, 255], (16, 1)), atol=3)
+    assert noisy.shape == (16, 16, 3)
+    assert (np.ptp(noisy, axis=-1) == 0).all() and (np.ptp(clean, axis=-1) == 0).all()
+    np.testing.assert_allclose(noisy[:, [0, 15], 0], np.tile([0, 255], (16, 1)), atol=3)
     np.testing.assert_allclose(clean, 127.5, atol=2)
     np.testing.assert_allclose(pixels(strip.frames[1][2])[:, 0], 0.2 * 255, atol=4)
-    large = make_strip("a", [(0, np.zeros((256, 256)), np.zeros((256, 256)))])
-    assert pixels(large.frames[0][1]).shape == (128, 128)
+    large = make_strip("a", [(0, *np.zeros((2, 256, 256, 1)))])
+    assert pixels(large.frames[0][1]).shape == (128, 128, 3)
 
 
 def test_the_gallery_holds_every_image_the_worst_first(tmp_path):
@@ -132,7 +134,7 @@ def test_the_gallery_holds_every_image_the_worst_first(tmp_path):
     html = render(tmp_path, [case(f"id{width:02}", width) for width in widths])
     assert shown(html) == [f"id{width:02}" for width in range(21)]
     first = data(html)["cases"][3]
-    assert (first["scores"]["iou"], first["tags"], first["disagreement"]) == (
+    assert (first["scores"]["iou"], first["conditions"], first["disagreement"]) == (
         0.15,
         {"hair": "yes"},
         0.25,
@@ -142,7 +144,7 @@ def test_the_gallery_holds_every_image_the_worst_first(tmp_path):
     assert re.findall(r'data-stop="(\d)" title="key (\d)"', page(html))[:4] == [
         (str(i), str(i + 1)) for i in range(4)
     ]
-    assert "0.5: standard deviation of the votes" in page(html)
+    assert "0.5: standard deviation of the samples" in page(html)
     assert "with the lowest IoU" not in page(html)
     assert page(html).count('<option value="worst">') == 1
     assert re.findall(r'class="filter" data-tag="(\w+)"', page(html)) == ["hair"]
@@ -169,7 +171,8 @@ def test_400_noisy_photographs_are_under_30_megabytes(tmp_path):
     mask = rng.random((192, 192)) < 0.5
     mask[48:144, 48:144] = True
     noise = rng.random((192, 192), np.float32)
-    made = make_case("a", image, noise, mask, noise / 2, mask, {"iou": 0.5}, {}, 0.1)
+    known = {"scores": {"iou": 0.5}, "conditions": {}, "uncertainty": 0.1}
+    made = case_of("a", image, noise, mask, noise / 2, mask, **known)
     values = list(vars(made).values())[1:]
     html = render(tmp_path, [Case(f"id{i}", *values) for i in range(400)])
     assert len(shown(html)) == 400
@@ -210,7 +213,7 @@ def test_headlines_scores_and_histogram(tmp_path):
     assert rows["HD95 (px)"] == ("n/a", "0.1 to 0.9", "7.0", "30.3")  # The worst is the largest.
     assert len(rows) == 10
     assert "expected calibration error 0.0321, " in html
-    assert "; the votes disagree by 0.0500" in html
+    assert "; the samples disagree by 0.0500" in html
     assert "whose rank correlation with 1 - IoU is 0.61." in html
     counts = re.findall(r"<title>IoU ([\d.]+) to [\d.]+: (\d+)</title>", html)
     assert len(counts) == 20
@@ -251,7 +254,7 @@ def test_reliability_diagram(tmp_path):
 
 
 def test_a_long_chain_is_shown_in_twenty_frames():
-    frames = [(t, np.full((8, 8), t / 100), np.zeros((8, 8))) for t in range(100, -1, -1)]
+    frames = [(t, np.full((8, 8, 1), t / 100), np.zeros((8, 8, 1))) for t in range(100, -1, -1)]
     steps = [t for t, *_ in make_strip("a", frames).frames]
     assert len(steps) == 20 and steps[0] == 100 and steps[-1] == 0
     assert np.diff(steps).min() * -1 <= 6
@@ -271,7 +274,7 @@ def test_curves(tmp_path):
         "validation": [[20, 0.75], [60, 0.875]],
     }
     assert re.findall(r'data-curve="(\w+)"', page(html)) == ["coverage", "loss", "validation"]
-    assert "data-curve" not in page(render(tmp_path, [case("a", spread=None)]))
+    assert "data-curve" not in page(render(tmp_path, [case("a", deviation=None)]))
 
 
 def test_long_curves_are_averaged(tmp_path):
@@ -283,7 +286,7 @@ def test_long_curves_are_averaged(tmp_path):
 
 def test_text_is_escaped_and_nothing_is_fetched(tmp_path):
     evil = "a/</script><b>é\u2028😀"
-    strip = make_strip(evil, [(1, np.zeros((8, 8)), np.zeros((8, 8)))])
+    strip = make_strip(evil, [(1, *np.zeros((2, 8, 8, 1)))])
     html = render(
         tmp_path,
         [case(evil)],
@@ -308,7 +311,7 @@ def test_names_that_are_no_unicode(tmp_path):
 
 
 def test_without_truth_the_images_that_disagree_most_come_first(tmp_path):
-    cases = [case(f"id{i:02}", spread=i / 50, with_truth=False) for i in range(20)]
+    cases = [case(f"id{i:02}", deviation=i / 50, with_truth=False) for i in range(20)]
     html = render(tmp_path, cases)
     assert shown(html) == [f"id{i:02}" for i in range(19, -1, -1)]
     assert data(html)["stops"] == ["image", "prediction", "uncertainty"]
@@ -320,9 +323,9 @@ def test_without_truth_the_images_that_disagree_most_come_first(tmp_path):
 
 
 @pytest.mark.parametrize("with_truth", [True, False])
-def test_one_vote(tmp_path, with_truth):
-    html = page(render(tmp_path, [case("a", spread=None, with_truth=with_truth)]))
-    assert "1 bit: entropy of the probability (one vote)" in html
+def test_one_sample(tmp_path, with_truth):
+    html = page(render(tmp_path, [case("a", deviation=None, with_truth=with_truth)]))
+    assert "1 bit: entropy of the probability (one sample)" in html
     assert "most uncertain first" not in html and "<b>Disagreement</b>" not in html
     assert "1 image" in html and "1 images" not in html
 
@@ -333,6 +336,6 @@ def test_failures(tmp_path):
     assert "1 image, 103 not segmented" in html
     assert html.count("<td>the file is empty</td>") == 100
     assert "3 more are in failures.csv." in html
-    write_report(tmp_path / "none.html", [], None, {}, "title", {"a": "why"})
+    write_report(tmp_path / "none.html", [], None, Page("title", {}, {"a": "why"}))
     html = page((tmp_path / "none.html").read_text())
     assert "0 images" in html and "<td>why</td>" in html and 'id="gallery"' not in html

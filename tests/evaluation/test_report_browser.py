@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from segdiff_jax.evaluation.report import make_case, make_strip, write_report
+from segdiff_jax.evaluation.report import Page, make_strip, write_report
+from tests.evaluation.models import case_of
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
@@ -29,12 +30,10 @@ def write(path):
         truth = np.zeros((48, 64), bool)
         truth[10:30, 10:40] = True
         probability = np.float32(np.roll(truth, i, axis=1))
-        scores, tags = {"iou": iou, "dice": iou, "hd95": 10 * iou}, {"hair": hair}
-        spread = 0.4 * probability
-        made = make_case(
-            f"id{i}", image, probability, probability > 0, spread, truth, scores, tags, disagreement
-        )
-        cases.append(made)
+        known = {"conditions": {"hair": hair}, "uncertainty": disagreement}
+        known["scores"] = scores = {"iou": iou, "dice": iou, "hd95": 10 * iou}
+        maps = probability, None, 0.4 * probability, truth
+        cases.append(case_of(f"id{i}", image, *maps, **known))
     mean = {name: float(np.mean([case.scores[name] for case in cases])) for name in scores}
     bins = [{"probability": p, "lesion": p, "share": 0.5} for p in (0.1, 0.9)]
     metrics = {
@@ -50,17 +49,17 @@ def write(path):
             "ece_tempered": 0.1,
             "risk_coverage": [[1.0, 0.55], [0.8, 0.6], [0.6, 0.7]],
         },
-        "strata": {
+        "conditions": {
             "hair": {"no": {"num_images": 3, **mean}, "yes": {"num_images": 2, **mean}},
         },
         "settings": {},
     }
-    frames = [(t, np.full((16, 16), t / 3), np.full((16, 16), -t / 3)) for t in (3, 2, 1, 0)]
+    frames = [(t, np.full((16, 16, 1), t / 3), np.full((16, 16, 1), -t / 3)) for t in (3, 2, 1, 0)]
     history = [{"step": s, "loss": 10.0 / s, "validation_iou": s / 100} for s in (1, 10, 50)]
     strips = [make_strip("id2", frames)]
-    write_report(path, cases, metrics, {"steps": 5}, "title", {}, history, strips)
-    plain = [dataclasses.replace(c, truth=None, scores=None, tags=None) for c in cases]
-    write_report(path.with_name("unscored.html"), plain, None, {}, "title")
+    write_report(path, cases, metrics, Page("title", {"steps": 5}, {}, history), strips)
+    plain = [dataclasses.replace(c, truth=None, scores=None, conditions=None) for c in cases]
+    write_report(path.with_name("unscored.html"), plain, None, Page("title", {}))
 
 
 @pytest.fixture(scope="module")

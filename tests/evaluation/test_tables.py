@@ -6,7 +6,7 @@ import pytest
 
 from segdiff_jax.evaluation import tables
 
-TAGS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
+CONDITIONS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
 LEVELS = np.zeros((2, 256))
 LEVELS[:, 51] = 1, 0.5  # All pixels have a probability of 0.2, and half of them are lesion:
 # log odds of -1.386, which the highest temperature, 20, makes -0.069, a probability of 0.4827.
@@ -15,25 +15,30 @@ SURE, UNSURE = (
     for disagreement, area in ((0.125, 0.25), (0.375, 0.75))
 )
 ROWS = [
-    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "tags": TAGS, **UNSURE},
-    {"id": "a,1", "scores": {"iou": 1.0, "dice": 1.0}, "tags": TAGS | {"hair": "yes"}, **SURE},
+    {"id": "b", "scores": {"iou": 0.5, "dice": 2 / 3}, "conditions": CONDITIONS, **UNSURE},
+    {
+        "id": "a,1",
+        "scores": {"iou": 1.0, "dice": 1.0},
+        "conditions": CONDITIONS | {"hair": "yes"},
+        **SURE,
+    },
 ]
 
 
 def test_metrics_files(tmp_path):
-    summary = tables.write_metrics(tmp_path / "new", ROWS, {"votes": 9})
+    summary = tables.write_metrics(tmp_path / "new", ROWS, {"samples": 9})
     assert summary["num_images"] == 2
     assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
-    assert summary["settings"] == {"votes": 9}
+    assert summary["settings"] == {"samples": 9}
     assert summary["intervals"] == {"iou": [0.5, 1.0], "dice": [pytest.approx(2 / 3), 1.0]}
     assert summary["uncertainty"]["ece"] == pytest.approx(0.3)
     assert summary["uncertainty"]["correlation"] == pytest.approx(1)
     assert summary["uncertainty"]["disagreement"] == 0.25
-    assert summary["strata"]["hair"] == {
+    assert summary["conditions"]["hair"] == {
         "no": {"num_images": 1, "iou": 0.5, "dice": pytest.approx(2 / 3)},
         "yes": {"num_images": 1, "iou": 1.0, "dice": 1.0},
     }
-    assert summary["strata"]["contrast"]["low"]["iou"] == 0.75
+    assert summary["conditions"]["contrast"]["low"]["iou"] == 0.75
     assert json.loads((tmp_path / "new/metrics.json").read_text()) == summary
     with open(tmp_path / "new/metrics.csv", newline="") as file:
         assert list(csv.reader(file)) == [
@@ -53,7 +58,7 @@ def test_metrics_files(tmp_path):
         ]
 
 
-def test_of_a_single_vote_there_is_no_disagreement(tmp_path):
+def test_of_a_single_sample_there_is_no_disagreement(tmp_path):
     rows = [row | {"disagreement": None} for row in ROWS]
     summary = tables.write_metrics(tmp_path, rows, {})
     assert "disagreement" not in summary["uncertainty"]
@@ -77,8 +82,8 @@ def test_metrics_as_text(tmp_path):
     assert tables.format_metrics(tables.write_metrics(tmp_path, ROWS, {})).splitlines() == [
         "iou 0.7500, dice 0.8333 (2 images)",
         "95% interval of the mean IoU: 0.5000 to 1.0000",
-        "expected calibration error 0.3000, 0.0173 with a temperature of 20.00; the votes disagree "
-        "by 0.2500 (1 - IoU of every two), whose rank correlation with 1 - IoU is 1.00",
+        "expected calibration error 0.3000, 0.0173 with a temperature of 20.00; the samples "
+        "disagree by 0.2500 (1 - IoU of every two), whose rank correlation with 1 - IoU is 1.00",
         "condition             images      iou     dice",
         "dark corners  no           2   0.7500   0.8333",
         "contrast      low          2   0.7500   0.8333",

@@ -1,26 +1,27 @@
 import numpy as np
 import pytest
 
-from segdiff_jax.evaluation.ensemble import temper, vote_disagreement
 from segdiff_jax.evaluation.uncertainty import (
     calibration_error,
     calibration_levels,
+    calibration_pair,
     fit_temperature,
     reliability,
     risk_coverage,
     summarise,
 )
+from segdiff_jax.inference.combine import disagreement, temper
 
 
-def test_disagreement_is_one_minus_the_mean_iou_of_every_two_votes():
-    votes = np.float32([[[1, 1, -1, -1]], [[0.5, -1, -1, -1]], [[1, 1, 0.1, -0.1]]])
+def test_disagreement_is_one_minus_the_mean_iou_of_every_two_samples():
+    samples = np.float32([[[1, 1, -1, -1]], [[0.5, -1, -1, -1]], [[1, 1, 0.1, -0.1]]])[..., None]
     # IoU of the masks 1100, 1000 and 1110: 1/2, 2/3 and 1/3.
-    assert vote_disagreement(votes) == pytest.approx(1 - (1 / 2 + 2 / 3 + 1 / 3) / 3)
-    assert vote_disagreement(votes[[0, 0]]) == 0
-    empty = -np.ones((2, 1, 4), np.float32)
-    assert vote_disagreement(empty) == 0
-    assert vote_disagreement(np.stack([votes[0], empty[0]])) == 1
-    assert vote_disagreement(votes[:1]) is None
+    assert disagreement(samples) == pytest.approx(1 - (1 / 2 + 2 / 3 + 1 / 3) / 3)
+    assert disagreement(samples[[0, 0]]) == 0
+    empty = -np.ones((2, 1, 4, 1), np.float32)
+    assert disagreement(empty) == 0
+    assert disagreement(np.stack([samples[0], empty[0]])) == 1
+    assert disagreement(samples[:1]) is None
 
 
 def test_calibration_by_hand():
@@ -44,6 +45,13 @@ def test_calibration_by_hand():
     assert perfect[-1] == pytest.approx({"probability": 1, "lesion": 1, "share": 2 / 6})
 
 
+def test_of_two_classes_the_event_is_lesion():
+    probabilities, labels = np.float32([[[0.2], [0.6]]]), np.uint8([[0, 1]])
+    confidence, lesion = calibration_pair(probabilities, labels, np.uint8([[1, 0]]))
+    np.testing.assert_array_equal(confidence, np.float32([[0.2, 0.6]]))
+    np.testing.assert_array_equal(lesion, [[True, False]])
+
+
 def test_calibrated_probabilities_have_no_error():
     rng = np.random.default_rng(0)
     probability = rng.random((400, 400)).astype(np.float32)
@@ -58,7 +66,8 @@ def test_the_temperature_that_spoilt_probabilities_is_found(temperature):
     rng = np.random.default_rng(1)
     probability = rng.uniform(0.15, 0.85, (400, 400)).astype(np.float32)
     truth = rng.random((400, 400)) < probability
-    levels = calibration_levels(temper(probability, 1 / temperature), truth)
+    spoilt = temper(probability[..., None], 1 / temperature)[..., 0]
+    levels = calibration_levels(spoilt, truth)
     assert fit_temperature(levels) == pytest.approx(temperature, rel=0.05)
     assert calibration_error(reliability(levels, temperature)) < 0.01
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from segdiff_jax.models import convolution
+from segdiff_jax.models import cpu_gradients
 from segdiff_jax.models.convolution import Conv, UpsampleConv
 from segdiff_jax.models.norms import GroupNorm
 from segdiff_jax.models.rrdb import DenseBlock
@@ -40,7 +40,7 @@ def check_same(ours, expected):
 @pytest.mark.parametrize("most_parts", [16, 2])
 @pytest.mark.parametrize("options", [{}, {"strides": 2}], ids=["plain", "strided"])
 def test_the_gradient_by_parts_is_that_of_the_batch(monkeypatch, options, most_parts):
-    monkeypatch.setattr(convolution, "MOST_PARTS", most_parts)
+    monkeypatch.setattr(cpu_gradients, "MOST_PARTS", most_parts)
     ours, x = Conv(33, **options), draw(0, 3, 32, 34, 32)
     theirs = nn.Conv(33, (3, 3), padding=1, **options)
     variables = jax.jit(ours.init)(jax.random.key(1), x)
@@ -103,7 +103,7 @@ class Dense(nn.Module):
 
 @pytest.mark.parametrize("growth, most_bytes", [(8, 2**20), (8, 1000), (4, 2**20)])
 def test_the_dense_block_and_its_gradient(monkeypatch, growth, most_bytes):
-    monkeypatch.setattr(convolution, "MOST_BYTES", most_bytes)  # Parts of two rows, if small.
+    monkeypatch.setattr(cpu_gradients, "MOST_BYTES", most_bytes)  # Parts of two rows, if small.
     x, ours, theirs = draw(0, 2, 12, 10, 8), DenseBlock(growth), Dense(growth)
     shapes = jax.eval_shape(theirs.init, jax.random.key(1), x)
     own = jax.eval_shape(ours.init, jax.random.key(1), x)

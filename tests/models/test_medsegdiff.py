@@ -37,10 +37,15 @@ def test_the_masks_features_gate_the_images():
     """Without the residual block, whose last convolution starts at zero: LN(I) LN(m) I."""
     rng = np.random.default_rng(0)
     image, mask = (jnp.asarray(rng.normal(size=(2, 4, 4, 32)), jnp.float32) for _ in "im")
-    level, emb = (
-        ImageLevel(32, False, 0.0, False, make_norm(32), jnp.dtype("float32")),
-        jnp.zeros((2, 8)),
+    level = ImageLevel(
+        channels=32,
+        downsample=False,
+        dropout=0.0,
+        scale_shift_norm=False,
+        norm=make_norm(32),
+        dtype=jnp.dtype("float32"),
     )
+    emb = jnp.zeros((2, 8))
     variables = jax.jit(lambda: level.init(jax.random.key(0), image, mask, emb, False))()
     norm = lambda x: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     expected = norm(image) * norm(mask) * image

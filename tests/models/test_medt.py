@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from segdiff_jax.models import make_model, variables_like
@@ -11,9 +12,12 @@ from segdiff_jax.models.baselines.medt import (
     AxialAttention,
     AxialBlock,
     MedT,
+    freeze_gates,
     join_patches,
     split_patches,
 )
+
+BRANCH = {"channels": 8, "stem": 8, "lowest": True, "groups": 8, "axis_name": None}
 
 
 def random_variables(model, *inputs):
@@ -88,7 +92,7 @@ def test_the_gates_start_as_in_the_paper():
 
 
 def test_a_block_attends_along_the_height_then_the_width():
-    block = AxialBlock(8, 2, 4, True, True, None)
+    block = AxialBlock(channels=8, stride=2, groups=4, positions=True, gated=True, axis_name=None)
     x = np.random.default_rng(0).normal(size=(1, 4, 4, 6))
     variables = random_variables(block, jnp.zeros((1, 4, 4, 6)))
     ours = jax.jit(lambda x: block.apply(variables, x, False))(jnp.asarray(x, jnp.float32))
@@ -111,7 +115,7 @@ def test_a_block_attends_along_the_height_then_the_width():
 
 
 def test_every_level_reaches_the_output():
-    branch = medt.AxialUNet(8, (1, 1), True, 8, True, True, None)
+    branch = medt.AxialUNet(blocks=(1, 1), positions=True, gated=True, **BRANCH)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
     variables = random_variables(branch, image)
     loss = lambda params: jnp.sum(branch.apply({**variables, "params": params}, image, False) ** 2)
@@ -123,12 +127,70 @@ def test_every_level_reaches_the_output():
 
 @pytest.mark.parametrize(
     "variant, count",
-    [("axial", 1_326_833), ("gated", 1_326_897), ("logo", 1_384_361), ("medt", 1_384_385)],
+    [("axial", 1_326_833), ("gated", 1_326_897), ("logo", 1_529_481), ("medt", 1_524_553)],
 )
 def test_parameter_counts(variant, count):
-    """At the paper's 128 px, where its table 1 says 1.3 and, of the last two, 1.4 million."""
+    """At the paper's 128 px; with two classes and its unused layers, the authors' code has more."""
     params = variables_like(MedT(variant), 128)["params"]
     assert sum(x.size for x in jax.tree.leaves(params)) == count
+    # A 1x1 convolution with bias in each block of medt's local branch, and an output layer.
+    convs = [16, 32, 32, 64, 64, 64, 64, 128]
+    unused = {"logo": 34, "medt": 34 + sum(c * c + c for c in convs)}.get(variant, 0)
+    authors = {"axial": 1_326_850, "gated": 1_326_914, "logo": 1_529_532, "medt": 1_560_140}
+    assert count + 17 + unused == authors[variant]
+
+
+@pytest.mark.parametrize("variant, tables", [("logo", 2 * (3 + 8)), ("medt", 2 * 3)])
+def test_the_local_branch_is_the_authors(variant, tables):
+    """Its stem is 64 channels wide; it has positions in logo, and none in medt."""
+    params = variables_like(MedT(variant), 128)["params"]
+    kernels = [params["local"][f"stem{i}_conv"]["kernel"].shape for i in range(3)]
+    assert kernels == [(7, 7, 3, 64), (3, 3, 64, 128), (3, 3, 128, 64)]
+    paths = [str(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert sum("relative" in path for path in paths) == tables
+    assert not any("gates" in path for path in paths if "local" in path or variant == "logo")
+
+
+@pytest.mark.parametrize("name", ["gates", "gates 4"])
+def test_frozen_gates_neither_move_nor_count_in_averages(name):
+    """Under Adam with weight decay, and after clipping, which does not see their gradient."""
+    rate, decays, frozen, steady = 0.1, np.array([0.9, 0.999]), 3, 12
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, *decays, weight_decay=0.5))
+    tx = freeze_gates(tx, frozen)
+    params = {"block": {name: jnp.full(4, 2.0), "kernel": jnp.full(2, 2.0)}}
+    grads = {"block": {name: jnp.full(4, 3.0), "kernel": jnp.full(2, 0.6)}}
+    state = tx.init(params)
+    assert state.count == 0
+    update = jax.jit(tx.update)
+    for n in range(frozen):
+        updates, state = update(grads, state, params)
+        assert state.count == n + 1
+        np.testing.assert_array_equal(updates["block"][name], np.zeros(4))
+        # The kernel's gradient has norm 0.85 and is not clipped; Adam's step is that of its sign.
+        np.testing.assert_allclose(updates["block"]["kernel"], -rate * (1 + 0.5 * 2), rtol=1e-4)
+        averages = optax.tree.get(state, "mu")["block"], optax.tree.get(state, "nu")["block"]
+        assert not any(np.any(average[name]) for average in averages)
+    grads["block"] = {name: jnp.full(4, 0.25), "kernel": jnp.zeros(2)}
+    for n in range(1, steady + 1):
+        updates, state = update(grads, state, params)
+        first, second = (1 - decays**n) / (1 - decays ** (frozen + n))
+        expected = -rate * (first / np.sqrt(second) + 0.5 * 2)
+        np.testing.assert_allclose(updates["block"][name], expected, rtol=1e-4)
+
+
+def test_without_frozen_steps_the_optimizer_is_as_it_was():
+    params = {"gates": jnp.ones(4), "kernel": jnp.ones(2)}
+    plain, tx = optax.adam(0.1), freeze_gates(optax.adam(0.1), 0)
+    expected, _ = plain.update(params, plain.init(params))
+    ours, _ = tx.update(params, tx.init(params))
+    jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_names_that_only_contain_gates_are_not_frozen():
+    tx = freeze_gates(optax.sgd(1.0), 1)
+    grads = {"gates": {"kernel": jnp.ones(1)}, "floodgates": jnp.ones(1), "gates_2": jnp.ones(1)}
+    updates, _ = tx.update(grads, tx.init(grads))
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, [-1.0]), updates)
 
 
 @pytest.mark.parametrize("size", [64, 96, 128])
@@ -145,7 +207,7 @@ def test_logo_takes_any_size(variant, size):
 @pytest.mark.parametrize("size", [64, 96, 128])
 def test_the_local_branch_sees_each_patch_alone(size):
     """A change of one patch moves the local features of that patch only."""
-    branch = medt.AxialUNet(8, (1, 1, 1, 1), True, 8, False, False, None)
+    branch = medt.AxialUNet(blocks=(1, 1, 1, 1), positions=False, gated=False, **BRANCH)
     image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     part = size // 4
     variables = random_variables(branch, jnp.zeros((1, part, part, 3)))

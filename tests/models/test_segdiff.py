@@ -8,9 +8,9 @@ import pytest
 
 from segdiff_jax.models import init_variables, make_model, variables_like
 from segdiff_jax.models.medsegdiff import MedSegDiff
-from segdiff_jax.models.original import config_from_torch, params_from_torch
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import timestep_embedding
+from segdiff_jax.original.weights import config_from_torch, params_from_torch
 
 TINY = {
     "channels": 32,
@@ -113,15 +113,6 @@ def test_remat_changes_neither_output_nor_gradient(tiny):
     assert float(optax.tree.norm(difference) / optax.tree.norm(plain)) < 1e-5
 
 
-def test_scanned_blocks_are_the_same_network(tiny):
-    params, inputs, expected = tiny
-    blocks = [params["G"][f"block{i}"] for i in range(2)]
-    stacked = {k: v for k, v in params["G"].items() if not k.startswith("block")}
-    stacked["blocks"] = jax.tree.map(lambda *x: jnp.stack(x), *blocks)
-    output = apply(SegDiff(**TINY, rrdb_scan=True), params | {"G": stacked}, inputs)
-    np.testing.assert_allclose(output, expected, atol=1e-4)
-
-
 def test_several_masks_of_an_image_share_its_features_and_all_share_one_timestep(tiny):
     params, (x_t, image, _), _ = tiny
     for model in (SegDiff(**TINY), MedSegDiff(**TINY)):
@@ -206,6 +197,20 @@ def test_sizes_that_do_not_divide_are_named(size):
             {"name": "segdiff", "channel_mult": (1, 1), "remat_resolutions": (1, 4)},
             r"model.remat_resolutions=\(1, 4\): the factors of the levels are \[1, 2\]",
         ),
+        (
+            {"name": "segdiff", "channel_mult": (1, 1, 2, 2)},
+            r"model.attention_resolutions=\(16, 32\): the factors of the levels are \[1, 2, 4, 8\]",
+        ),
+        (
+            {"name": "medsegdiff", "num_heads": 3},
+            "model.num_heads=3 must divide the 256 channels of the attention at factor 16",
+        ),
+        (
+            {"name": "segdiff", "attention_resolutions": (), "num_heads": 0},
+            "model.num_heads=0 must divide the 512 channels of the attention at factor 64",
+        ),
+        ({"name": "segdiff", "parent": None}, "model.parent is not a field of segdiff"),
+        ({"name": "segdiff", "axis_name": "x"}, "model.axis_name is not a field of segdiff"),
         ({"name": "segdiff", "norm_groups": -1}, "model.channels=128 must be a multiple of"),
         (
             {"name": "medsegdiff", "norm_groups": 0, "dropout": 0.1},

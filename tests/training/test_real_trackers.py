@@ -10,10 +10,18 @@ import pytest
 from PIL import Image
 
 from configs import default
-from segdiff_jax.training.changes import flatten
-from segdiff_jax.training.stop import Stopped
+from segdiff_jax.config import flatten
+from segdiff_jax.runtime.stop import Stopped
+from segdiff_jax.training.logs import Logs
 from tests.conftest import ROOT
-from tests.training.test_trackers import SETTINGS, after_the_kill, before_the_kill, log, opened
+from tests.training.test_trackers import (
+    TRAIN,
+    after_the_kill,
+    before_the_kill,
+    log,
+    opened,
+    settings_of,
+)
 
 
 @pytest.fixture
@@ -88,7 +96,7 @@ def test_wandb_keeps_each_step_at_its_place(wandb, tmp_path, kill):
     (run,) = [record.run for record in found if record.HasField("run")]
     assert (run.project, run.display_name, run.run_id) == ("segdiff_jax", "isic", id)
     config = {item.key: json.loads(item.value_json) for item in run.config.update}
-    assert config["train"] == SETTINGS["train"] and config["seed"] == 0
+    assert config["train"] == TRAIN | {"trackers": ["wandb"]} and config["seed"] == 0
     metrics = [(r.metric.glob_name, r.metric.step_metric) for r in found if r.HasField("metric")]
     assert ("*", "step") in metrics
     ends = lambda file: [r.exit.exit_code for r in records(file) if r.HasField("exit")]
@@ -125,7 +133,9 @@ def test_mlflow_keeps_each_step_once(client, tmp_path):
     (run,) = client.search_runs([client.get_experiment_by_name("segdiff_jax").experiment_id])
     id = json.loads((workdir / "trackers.json").read_text())["mlflow"]
     assert (run.info.run_id, run.info.run_name, run.info.status) == (id, "isic", "FINISHED")
-    assert run.data.params == {"seed": "0", "train.num_steps": "6", "train.trackers": "['mlflow']"}
+    settings = flatten(settings_of(["mlflow"]))
+    assert run.data.params == {name: str(value) for name, value in settings.items()}
+    assert run.data.params["train.trackers"] == "('mlflow',)"
     history = lambda name: [(m.step, m.value) for m in client.get_metric_history(id, name)]
     assert history("loss") == [(step, step) for step in range(1, 6)]
     assert history("learning_rate") == [(step, 0.5) for step in range(1, 6)]
@@ -143,15 +153,15 @@ def test_mlflow_knows_how_a_run_ended_and_that_it_goes_on(client, tmp_path):
     for step, (error, expected) in enumerate(
         [(Stopped, "KILLED"), (FloatingPointError, "FAILED"), (None, "FINISHED")]
     ):
-        settings = {"seed": 0, "train": {"num_steps": step, "log_every": step % 2}}
-        logs = opened(tmp_path, step, ["mlflow"], settings)
+        logs = opened(tmp_path, step, ["mlflow"], num_steps=step, log_every=step % 2)
         assert status() == "RUNNING"
         log(logs, step + 1)
         logs.__exit__(error)
         assert status() == expected
     (run,) = client.search_runs(["1"])
     # What changed is a tag.
-    assert run.data.params == {"seed": "0", "train.num_steps": "0", "train.log_every": "0"}
+    first = flatten(settings_of(["mlflow"], num_steps=0, log_every=0))
+    assert run.data.params == {name: str(value) for name, value in first.items()}
     assert run.data.tags["train.num_steps"] == "2" and run.data.tags["train.log_every"] == "0"
 
 
@@ -166,9 +176,11 @@ def test_an_mlflow_that_is_lost_does_not_end_the_run(client, tmp_path, monkeypat
 
 
 def test_mlflow_keeps_the_whole_config(client, tmp_path):
-    settings = json.loads(default.get_config().to_json())
-    with opened(tmp_path, 0, ["mlflow"], settings):
+    config = default.get_config()
+    config.train.trackers = ("mlflow",)
+    with Logs(tmp_path, config, 0):
         pass
     (run,) = client.search_runs(["1"])
-    assert run.data.params == {name: str(value) for name, value in flatten(settings).items()}
-    assert run.data.params["model.channel_mult"] == "[1, 2, 2, 4]" and not run.data.metrics
+    settings = flatten(config.to_dict())
+    assert run.data.params == {name: str(value) for name, value in settings.items()}
+    assert run.data.params["model.channel_mult"] == "(1, 2, 2, 4)" and not run.data.metrics

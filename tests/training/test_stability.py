@@ -3,7 +3,6 @@
 SEGDIFF_STEPS=3000 python -m pytest -m slow tests/training/test_stability.py takes longer.
 """
 
-import functools
 import importlib
 import os
 
@@ -11,12 +10,11 @@ import jax
 import numpy as np
 import pytest
 
-from segdiff_jax.data.augment import Augmentation
-from segdiff_jax.data.synthetic_lesions.drawing import draw
-from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import init_variables, make_model
-from segdiff_jax.training.state import create_state, learning_rate, make_optimizer
-from segdiff_jax.training.steps import make_losses_fn, train_step
+from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
+from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.training.optimizer import learning_rate, make_optimizer
+from segdiff_jax.training.state import create_state
+from segdiff_jax.training.steps import make_train_step
 from tests.conftest import ROOT, tiny_overrides
 
 STEPS = int(os.environ.get("SEGDIFF_STEPS", 200))
@@ -40,26 +38,17 @@ def test_the_loss_goes_down_without_nan(name, dtype):
     rate = max(1e-3, config.train.learning_rate)  # The full-size network has a smaller one.
     config.train.update(num_steps=STEPS, warmup_steps=20, learning_rate=rate)
     config.model.dtype = dtype
-    process = make_process(config.diffusion)
-    model, tx = make_model(config.model), make_optimizer(config)
+    method, tx = make_method(config), make_optimizer(config.train)
     pairs = [draw(number, 16)[:2] for number in range(64)]
     images, masks = map(np.stack, zip(*pairs, strict=True))
     masks = masks.reshape(64, 16, 16, 1)
-    step = functools.partial(
-        train_step,
-        losses_fn=make_losses_fn(config, model, process),
-        tx=tx,
-        augment=Augmentation(**config.augment),
-        ema_decay=0.999,
-        soft_masks=config.data.soft_masks,
-    )
-    init = lambda: create_state(init_variables(model, 0, 16, process.input_channels), tx)
-    state = jax.jit(init)()
-    step, losses = jax.jit(step, donate_argnums=0), []
+    state = jax.jit(lambda: create_state(init_variables(method, 0), tx))()
+    step, losses = jax.jit(make_train_step(config, method, tx), donate_argnums=0), []
     for i in range(STEPS):
         part = slice(8 * (i % 8), 8 * (i % 8) + 8)
         batch = {"image": images[part], "mask": masks[part], "index": np.arange(8)}
-        state, metrics = step(state, batch, jax.random.key(0), learning_rate(config, i, 0.0))
+        rate = learning_rate(config.train, i, 0.0)
+        state, metrics = step(state, batch, jax.random.key(0), rate)
         losses.append(metrics["loss"])
     losses = np.array(jax.device_get(losses))
     assert np.isfinite(losses).all()

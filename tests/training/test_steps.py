@@ -11,22 +11,24 @@ import optax
 import pytest
 from flax import linen as nn
 
-from segdiff_jax import parallel
+from configs import default
 from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.models import init_variables, is_diffusion, make_model
-from segdiff_jax.models.original import config_from_torch, params_from_torch, torch_from_params
+from segdiff_jax.methods import init_variables
+from segdiff_jax.methods.diffusion import Diffusion
+from segdiff_jax.methods.interface import Losses
+from segdiff_jax.methods.losses import bce_dice_of_mask
+from segdiff_jax.methods.supervised import Supervised
+from segdiff_jax.methods.timesteps import PowerTimesteps
+from segdiff_jax.models import make_model
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.training.losses import mse
+from segdiff_jax.original.weights import config_from_torch, params_from_torch, torch_from_params
+from segdiff_jax.runtime import parallel
+from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import apply_gradients, create_state
-from segdiff_jax.training.steps import (
-    diffusion_loss,
-    diffusion_losses,
-    supervised_losses,
-    train_step,
-)
+from segdiff_jax.training.steps import TrainStep
 
 
 def nhwc(x):
@@ -38,12 +40,13 @@ def original(golden, golden_state_dict):
     """(recorded arrays, config, parameters, jitted gradient) of the original's training run."""
     arrays, state_dict = golden("train"), golden_state_dict("train")
     config = config_from_torch(state_dict)
-    model, process = SegDiff(**config), Process(make_schedule("linear", 100))
+    method = Diffusion(SegDiff(**config), Process(make_schedule("linear", 100)))
 
     @jax.jit
     def gradient(params, image, mask, t, eps):
         def loss_fn(params):
-            losses, _ = diffusion_loss(model, process, params, image, mask, t, eps)
+            batch = {"image": image, "mask": mask}
+            losses, _ = method.loss_at({"params": params}, batch, t, eps)
             return losses["mse"].mean(), losses["mse"]
 
         return jax.grad(loss_fn, has_aux=True)(params)
@@ -73,7 +76,7 @@ def test_five_steps_of_the_original(original, run, weight_decay, microbatches):
         optax.scale(pixels * microbatches), optax.adamw(1e-3, weight_decay=weight_decay)
     )
     state = create_state({"params": params}, tx)
-    update = jax.jit(lambda state, grads: apply_gradients(state, grads, {}, tx, 0.99, False))
+    update = jax.jit(lambda state, grads: apply_gradients(state, grads, {}, tx, 0.99))
     # Constants that a norm takes away, and the keys' bias that softmax ignores, have no
     # gradient but rounding noise, which Adam blows up to full steps.
     recorded_norm = arrays["wd0/grad0"][:, 1]
@@ -122,7 +125,7 @@ class Stub(nn.Module):
 
 @pytest.fixture(scope="module")
 def problem():
-    """(step function's arguments, a state, a batch of 8)."""
+    """(arguments of `make_step`, a state, a batch of 8)."""
     model, tx = Stub(), optax.adam(1e-2)
     process = Process(make_schedule("linear", 100), "x0", True, 0.3, True)
     rng = np.random.default_rng(0)
@@ -143,16 +146,15 @@ def problem():
     return arguments, create_state(variables, tx), batch
 
 
-def make_step(model, process, weights=None, recycling=False, timestep_power=1.0, **arguments):
-    losses_fn = functools.partial(
-        diffusion_losses,
-        model=model,
-        process=process,
-        weights=weights,
-        recycling=recycling,
-        timestep_power=timestep_power,
-    )
-    return functools.partial(train_step, losses_fn=losses_fn, **arguments)
+OF_METHOD = {field.name for field in dataclasses.fields(Diffusion)}
+
+
+def make_step(**arguments):
+    """A step of `Diffusion`: its attributes and those of `TrainStep`."""
+    of_method = {k: v for k, v in arguments.items() if k in OF_METHOD}
+    of_step = {k: v for k, v in arguments.items() if k not in OF_METHOD}
+    loss = {"loss": bce_dice_of_mask} if of_method["process"].logits else {}
+    return TrainStep(Diffusion(**loss | of_method), **of_step)
 
 
 def run_steps(step, state, batch, count=3):
@@ -190,9 +192,10 @@ def test_noise_changes_with_the_step_and_the_loss_falls(problem, reference):
 def test_soft_masks_are_trained_on_as_they_are_and_others_by_majority(problem):
     arguments, state, batch = problem
     shares = np.uint8([[0, 100], [200, 255]])
-    np.testing.assert_array_equal(normalise_mask(shares), [[-1, -1], [1, 1]])
+    shares = shares[..., None]
+    np.testing.assert_array_equal(normalise_mask(shares)[..., 0], [[-1, -1], [1, 1]])
     np.testing.assert_allclose(
-        normalise_mask(shares, soft=True), [[-1, -0.21569], [0.56863, 1]], atol=1e-5
+        normalise_mask(shares, soft=True)[..., 0], [[-1, -0.21569], [0.56863, 1]], atol=1e-5
     )
     hard = jax.jit(make_step(**arguments))
     soft = jax.jit(make_step(**arguments, soft_masks=True))
@@ -275,7 +278,7 @@ def test_the_step_is_traced_once(problem):
 
 @pytest.fixture(scope="module")
 def supervised_problem(problem):
-    """(step function, a state) of a network with batch norm and gates."""
+    """(what makes its step, a state) of a network with batch norm and gates."""
 
     class Gated(nn.Module):
         @nn.compact
@@ -290,11 +293,7 @@ def supervised_problem(problem):
     state = create_state(jax.jit(lambda: Gated().init(jax.random.key(0), image))(), tx)
     shared = {name: arguments[name] for name in ("tx", "augment", "ema_decay")}
 
-    def step(**changes):
-        losses_fn = functools.partial(supervised_losses, model=Gated())
-        return functools.partial(train_step, losses_fn=losses_fn, **shared, **changes)
-
-    return step, state
+    return functools.partial(TrainStep, Supervised(Gated()), **shared), state
 
 
 SEGDIFF = {"name": "segdiff", "channels": 8, "channel_mult": [1], "num_res_blocks": 1}
@@ -321,15 +320,15 @@ def test_batch_statistics_are_those_of_all_devices(problem, fields, rtol, atol):
     tx = optax.sgd(0.1)  # Adam would blow up what rounding leaves of a bias before batch norm.
     shared = {name: arguments[name] for name in ("augment", "ema_decay")} | {"tx": tx}
 
-    def step(axis_name=None):
+    def method(axis_name=None):
         model = make_model(fields, axis_name)
-        losses_fn = functools.partial(supervised_losses, model=model)
-        if is_diffusion(model):
-            options = {"process": arguments["process"], "recycling": True}
-            losses_fn = functools.partial(diffusion_losses, model=model, **options)
-        return functools.partial(train_step, losses_fn=losses_fn, axis_name=axis_name, **shared)
+        if fields["name"] != "segdiff":
+            return Supervised(model, 8)
+        options = {"loss": bce_dice_of_mask, "recycling": True, "image_size": 8}
+        return Diffusion(model, arguments["process"], **options)
 
-    state = jax.jit(lambda: create_state(init_variables(make_model(fields), 0, 8), tx))()
+    step = lambda axis_name=None: TrainStep(method(axis_name), axis_name=axis_name, **shared)
+    state = jax.jit(lambda: create_state(init_variables(method(), 0), tx))()
     losses, one = run_steps(jax.jit(step()), state, batch)
     pmapped = parallel.pmap_train_step(step(parallel.AXIS))
     four_losses, four = run_steps(pmapped, on_all_devices(state), parallel.shard(batch))
@@ -340,8 +339,11 @@ def test_batch_statistics_are_those_of_all_devices(problem, fields, rtol, atol):
 
 
 def test_gates_are_frozen_for_the_first_steps(problem, supervised_problem):
-    step, state = supervised_problem
-    frozen = jax.jit(step(frozen_gate_steps=2))
+    make, state = supervised_problem
+    medt = make_model({"name": "medt", "frozen_gate_epochs": 1.2})
+    tx = make_optimizer(default.get_config().train, medt, steps_per_epoch=1.5)  # Two steps.
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    frozen, state = jax.jit(make(tx=tx)), create_state(variables, tx)
     _, state = run_steps(frozen, state, problem[2], 2)
     np.testing.assert_array_equal(state.params["gates"], np.ones(4))
     assert (state.params["Conv_1"]["bias"] != 0).all()
@@ -356,13 +358,18 @@ def test_a_step_with_a_bad_gradient_changes_nothing_but_its_count(supervised_pro
     _, _, batch = problem
     broken = batch | {"image": np.full_like(batch["image"], 77)}
 
-    def losses_fn(params, batch_stats, image, mask, keys):
-        losses, stats = make().keywords["losses_fn"](params, batch_stats, image, mask, keys)
-        good = jnp.where(jnp.ptp(image) < 1e-3, jnp.nan, 1.0)
-        return {**losses, "bad": good * jnp.sum(params["gates"]) * jnp.ones(len(image))}, stats
+    class Breaks(Supervised):
+        """NaN for images of one value."""
 
-    options = make().keywords | {"losses_fn": losses_fn, "tx": tx, "augment": lambda k, *x: x}
-    step = jax.jit(functools.partial(train_step, **options))
+        def losses(self, variables, batch, keys):
+            terms, stats, _ = super().losses(variables, batch, keys)
+            good = jnp.where(jnp.ptp(batch["image"]) < 1e-3, jnp.nan, 1.0)
+            bad = good * jnp.sum(variables["params"]["gates"]) * jnp.ones(len(batch["image"]))
+            return Losses(terms | {"bad": bad}, stats)
+
+    method = Breaks(make().method.model)
+    augment = lambda key, *x: x
+    step = jax.jit(dataclasses.replace(make(), method=method, tx=tx, augment=augment))
     state, metrics = step(state, batch, jax.random.key(7), 1.0)
     assert metrics["nonfinite"] == 0 and np.isfinite(metrics["loss"])
     assert metrics["loss"] == pytest.approx(metrics["bce"] + metrics["dice"] + metrics["bad"])
@@ -406,11 +413,9 @@ def test_mse_scores_what_the_network_predicts(prediction, target):
     mask = jnp.asarray(rng.choice([-1.0, 1.0], (2, 4, 4, 1)), jnp.float32)
     eps = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
     process = Process(make_schedule("linear", 100), prediction, input_scale=0.3)
-    image = jnp.zeros((2, 4, 4, 3))
-    with pytest.raises(AssertionError, match="shape"):
-        mse(jnp.zeros((2, 4, 4, 2)), eps)
-    losses, _ = diffusion_loss(Constant(), process, {}, image, mask, jnp.array([3, 90]), eps)
-    losses = losses["mse"]
+    batch = {"image": jnp.zeros((2, 4, 4, 3)), "mask": mask}
+    method = Diffusion(Constant(), process)
+    losses = method.loss_at({"params": {}}, batch, jnp.array([3, 90]), eps)[0]["mse"]
     abar = process.schedule.alphas_cumprod[[3, 90], None, None, None]
     v = np.sqrt(abar) * eps - np.sqrt(1 - abar) * 0.3 * mask
     expected = np.mean((0.25 - {"eps": eps, "mask": mask, "v": v}[target]) ** 2, axis=(1, 2, 3))
@@ -442,15 +447,18 @@ def test_recycling_noises_the_mask_predicted_from_pure_noise(example):
     image, mask, t, eps, keys = example
     model = Recorder()
     process = Process(make_schedule("linear", 100), "x0", input_scale=0.5)
-    losses, _ = diffusion_loss(model, process, {}, image, mask, t, eps, keys, True)
-    losses = losses["mse"]
+    method = Diffusion(model, process, recycling=True)
+    loss_of = lambda image: method.loss_at(
+        {"params": {}}, {"image": image, "mask": mask}, t, eps, keys
+    )
+    losses = loss_of(image)[0]["mse"]
     (x_T, last), (x_t, told) = model.calls[:2]
     assert (last == 99).all() and abs(x_T.mean()) < 0.2 and abs(x_T.std() - 1) < 0.1
     np.testing.assert_array_equal(told, t)
     np.testing.assert_allclose(
         x_t, q_sample(process.schedule, 0.5 * image[..., :1], t, eps), rtol=1e-6
     )
-    diffusion_loss(model, process, {}, 3 * image, mask, t, eps, keys, True)
+    loss_of(3 * image)
     np.testing.assert_array_equal(model.calls[3][0], x_t)  # Clipped, as when sampling.
     # It is scored against the true mask.
     np.testing.assert_allclose(
@@ -464,7 +472,8 @@ def test_self_conditioning_shows_the_estimate_to_half_of_the_examples(example):
     image, mask, t, eps = (jnp.tile(x, (100, *[1] * (x.ndim - 1))) for x in (image, mask, t, eps))
     model = Recorder()
     process = Process(make_schedule("linear", 100), "x0", self_conditioning=True)
-    diffusion_loss(model, process, {}, image, mask, t, eps, keys)
+    batch = {"image": image, "mask": mask}
+    Diffusion(model, process).loss_at({"params": {}}, batch, t, eps, keys)
     (first, _), (second, _) = model.calls
     assert first.shape == (400, 8, 8, 2) and (first[..., 1] == 0).all()
     np.testing.assert_array_equal(first[..., 0], second[..., 0])
@@ -490,8 +499,9 @@ def test_the_extra_pass_has_no_gradient(example):
         return jnp.mean((p * x_t - mask) ** 2)
 
     def recycled(p):
-        image = jnp.zeros((4, 8, 8, 3))
-        losses, _ = diffusion_loss(Scaled(), process, p, image, mask, t, eps, keys, True)
+        method = Diffusion(Scaled(), process, recycling=True)
+        batch = {"image": jnp.zeros((4, 8, 8, 3)), "mask": mask}
+        losses, _ = method.loss_at({"params": p}, batch, t, eps, keys)
         return losses["mse"].mean()
 
     value, gradient = jax.value_and_grad(recycled)(0.4)
@@ -505,7 +515,8 @@ def test_the_extra_passes_are_the_same_on_four_devices(problem):
     model = arguments["model"]
     ones = jnp.ones((1, 8, 8, 2)), jnp.ones((1, 8, 8, 3)), jnp.ones(1), False
     state = create_state(model.init(jax.random.key(0), *ones), arguments["tx"])
-    arguments = arguments | {"process": process, "recycling": True, "timestep_power": 0.5}
+    arguments = arguments | {"process": process, "recycling": True}
+    arguments["timestep_sampler"] = PowerTimesteps(100, 0.5)
     step = make_step(**arguments, axis_name=parallel.AXIS)
     losses, _ = run_steps(jax.jit(make_step(**arguments)), state, batch)
     sharded = parallel.shard(batch)
@@ -526,8 +537,10 @@ def test_timesteps_and_weights():
     def loss(weights, power):
         model, tx = Recorder(), optax.identity()
         state = create_state({"params": {"unused": jnp.zeros(())}}, tx)
-        draw = {"model": model, "process": process, "weights": weights, "timestep_power": power}
-        step = make_step(**draw, tx=tx, augment=Augmentation(), ema_decay=0.9)
+        draw = {"weights": weights, "timestep_sampler": PowerTimesteps(100, power)}
+        step = make_step(
+            model=model, process=process, **draw, tx=tx, augment=Augmentation(), ema_decay=0.9
+        )
         with jax.disable_jit():
             _, metrics = step(state, batch, jax.random.key(0), 1.0)
         return float(metrics["loss"]), model.calls[-1][1]

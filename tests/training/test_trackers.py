@@ -10,18 +10,20 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
-from segdiff_jax.training.changes import report_changes
+from segdiff_jax.config import NETWORK, RUN, changes, default_config
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.stop import Stopped
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.loop import train
-from segdiff_jax.training.stop import Stopped
 from segdiff_jax.training.trackers import TRACKERS
 from segdiff_jax.training.tracking import check_trackers
 from tests.conftest import ROOT
 
 PICTURES = [np.full((9, 4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
-SETTINGS = {"seed": 0, "train": {"num_steps": 6, "trackers": ["mlflow"]}}
+TRAIN = {"num_steps": 6, "max_minutes": 0.0, "batch_size": 4, "max_skipped": 0}
 ENDS = [
     (None, "FINISHED"),
     (Stopped("", 15), "KILLED"),
@@ -118,17 +120,26 @@ def mlflow(monkeypatch):
     return made
 
 
-def opened(workdir, step, trackers, settings=SETTINGS, **arguments):
-    return Logs(workdir, step, 6, 0, trackers=trackers, settings=settings, **arguments)
+def settings_of(trackers, **train):
+    """What `Logs` reads of a config, and a seed."""
+    return {
+        "seed": 0,
+        "train": TRAIN | {"trackers": tuple(trackers)} | train,
+        "validation": {"scores": ("iou",)},
+    }
+
+
+def opened(workdir, step, trackers, **train):
+    return Logs(workdir, ConfigDict(settings_of(trackers, **train)), step)
 
 
 def log(logs, *steps, validates=()):
     """Rows with loss = step, and validations with IoU = step / 10."""
     for step in steps:
         logs.collect({"loss": float(step), "nonfinite": 0}, 0.0)
-        logs.flush(step, 0.5, 1.0, 4)
+        logs.flush(step, 0.5, 1.0)
         if step in validates:
-            logs.validation(step, step / 10, PICTURES)
+            logs.validation(step, {"iou": step / 10}, PICTURES)
 
 
 def before_the_kill(workdir, trackers):
@@ -141,7 +152,7 @@ def before_the_kill(workdir, trackers):
 def after_the_kill(workdir, trackers):
     """Goes on from step 2, from the checkpoint of before its validation, which is owed."""
     with opened(workdir, 2, trackers) as logs:
-        logs.validation(2, 0.2, PICTURES)
+        logs.validation(2, {"iou": 0.2}, PICTURES)
         log(logs, 3, 4, 5, validates=[4])
 
 
@@ -184,7 +195,7 @@ def test_wandb_gets_each_step_once_in_one_run(wandb, tmp_path):
     first, second = wandb.inits
     assert first["id"] == second["id"] == "run0" and first["resume"] == "allow"
     assert (first["project"], first["name"]) == ("segdiff_jax", tmp_path.name)
-    assert first["dir"] == str(tmp_path) and first["config"] == SETTINGS
+    assert first["dir"] == str(tmp_path) and first["config"] == settings_of(["wandb"])
     run = wandb.runs["run0"]
     assert run.metrics[1] == ("*", {"step_metric": "step"})
     losses = [(r["step"], r["loss"]) for r in run.rows if "loss" in r]
@@ -211,7 +222,7 @@ def test_a_validation_that_is_owed_comes_after_the_row_of_its_step(wandb, tmp_pa
     with opened(tmp_path, 0, ["wandb"]) as logs:
         log(logs, 1, 2)
     with opened(tmp_path, 2, ["wandb"]) as logs:
-        logs.validation(2, 0.2, PICTURES)
+        logs.validation(2, {"iou": 0.2}, PICTURES)
     assert wandb.runs["run0"].rows[-2] == {"step": 2, "validation_iou": 0.2, "_step": 5}
 
 
@@ -236,10 +247,10 @@ def test_mlflow_gets_each_step_once_in_one_run(mlflow, tmp_path, monkeypatch):
     assert calls_of(mlflow, "update_run") == 2 * [("update_run", "m0", {"status": "RUNNING"})]
     assert mlflow.calls[-1] == ("set_terminated", "m0", "FINISHED", {})
     batches = [call[-1] for call in calls_of(mlflow, "log_batch")]
-    assert batches[0] == {
-        "params": [("train.num_steps", "6"), ("train.trackers", "['mlflow']")],
-        "tags": [("seed", "0")],  # A parameter that is known as 1.
-    }
+    params = [(f"train.{name}", str(value)) for name, value in sorted(TRAIN.items())]
+    params += [("train.trackers", "('mlflow',)"), ("validation.scores", "('iou',)")]
+    # The seed is a parameter that is known as 1.
+    assert batches[0] == {"params": params, "tags": [("seed", "0")]}
     losses = [m for b in batches for m in b.get("metrics", ()) if m[0] == "loss"]
     assert losses == [("loss", step, step) for step in (1, 2, 3, 4, 5)]
     images = [(image.shape, named) for name, _, image, named in calls_of(mlflow, "log_image")]
@@ -248,10 +259,10 @@ def test_mlflow_gets_each_step_once_in_one_run(mlflow, tmp_path, monkeypatch):
 
 
 def test_long_values_are_cut_for_mlflow(mlflow, tmp_path):
-    with opened(tmp_path, 0, ["mlflow"], {"data": {"dir": "x" * 600}}):
+    with opened(tmp_path, 0, ["mlflow"], init_from="x" * 600):
         pass
     ((*_, batch),) = calls_of(mlflow, "log_batch")
-    assert batch["params"] == [("data.dir", "x" * 500)]
+    assert ("train.init_from", "x" * 500) in batch["params"]
 
 
 @pytest.mark.parametrize("error, status", ENDS)
@@ -282,8 +293,10 @@ def test_a_tracker_that_was_left_out_for_a_while_goes_on_with_its_run(wandb, mlf
             log(logs, step + 1)
     assert [row["step"] for row in wandb.runs["run0"].rows] == [1, 4]
     assert len(calls_of(mlflow, "create_run")) == 1
-    before = {"model": {"name": "unet"}, "train": {"trackers": ["wandb"]}}
-    report_changes(before, before | {"train": {"trackers": ["mlflow"]}}, tmp_path)
+    before, now = default_config(), default_config()
+    before.train.trackers, now.train.trackers = ("wandb",), ("mlflow",)
+    assert list(changes(before, now)) == ["train.trackers"]
+    assert not changes(before, now, (RUN, NETWORK))
 
 
 @pytest.mark.parametrize("method", ["scalars", "images", "close"])
@@ -345,8 +358,9 @@ def test_a_foreign_file_of_runs_is_not_overwritten(wandb, tmp_path, text):
     assert (tmp_path / "trackers.json").read_text() == text and not wandb.inits
 
 
-def test_other_processes_track_nothing(wandb, mlflow, tmp_path):
-    with opened(tmp_path, 0, ["wandb", "mlflow", "tensorboard"], writes=False) as logs:
+def test_other_processes_track_nothing(wandb, mlflow, tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    with opened(tmp_path, 0, ["wandb", "mlflow", "tensorboard"]) as logs:
         log(logs, 1, validates=[1])
     assert not wandb.inits and not mlflow.calls and not list(tmp_path.iterdir())
 
@@ -363,9 +377,10 @@ def test_a_tracker_that_is_not_there_is_told_of_before_anything_is_written(
             patch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
             with pytest.raises(ValueError, match=message):
                 train(config, str(tmp_path / "run"))
+    config.train.trackers = ("comet",)
+    with pytest.raises(ValueError, match=r"train.trackers=\('comet',\) must be some of \('tensorb"):
+        train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match=r"train.trackers: 'comet' is none; choose of \('tensorb"):
-        check_trackers(["comet"])
 
 
 def test_what_is_to_be_installed_is_what_the_file_says(wandb, mlflow):
@@ -378,7 +393,7 @@ def test_a_run_tells_its_trackers_the_config_and_its_rows(wandb, tiny_config, tm
     config = tiny_config()
     config.train.trackers, config.validation.every = ("wandb",), 0
     train(config, str(tmp_path))
-    assert wandb.inits[0]["config"]["train"]["trackers"] == ["wandb"]
+    assert wandb.inits[0]["config"]["train"]["trackers"] == ("wandb",)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         expected = [float(row["loss"]) for row in csv.DictReader(file)]
     rows = wandb.runs["run0"].rows

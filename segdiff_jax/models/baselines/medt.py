@@ -1,18 +1,21 @@
 """The Medical Transformer (Valanarasu et al. 2021, arXiv 2102.10662): image -> log odds. NHWC.
 
 Axial attention with learned relative positions (Wang et al. 2020, arXiv 2003.07853) and gates on
-them, in a network of a global and a local branch. Layers that the authors' code has but never
-uses are left out.
+them, in a network of a global and a local branch. It computes what the authors' code computes
+(github.com/jeya-maria-jose/Medical-Transformer), and leaves out the layers that it never uses.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from segdiff_jax.models.norms import batch_norm
+from segdiff_jax.runtime.errors import UserError
 
 VARIANTS = ("axial", "gated", "logo", "medt")
 GATES = (0.1, 0.1, 1.0, 0.1)  # At the start: of q's and of k's positions, of v, of v's positions.
@@ -27,14 +30,15 @@ class AxialAttention(nn.Module):
 
         y_i = sum_j softmax_j(q_i k_j + g_1 q_i r^q_ij + g_2 k_j r^k_ij) (g_3 v_j + g_4 r^v_ij)
 
-    Batch norms follow q, k, v, each of the three similarities and each of the two sums: they undo
-    the scale of the gates, but for their epsilon, as in the authors' code.
+    Batch norms follow q, k, v, each of the three similarities and each of the two sums. But for
+    their epsilon, they undo the scale of the gates. So it is in the authors' code.
 
     Attributes:
-        channels: of the output, a multiple of 2 `groups`; q and k have half as many, v as many.
+        channels: channels of the output and of v, a multiple of 2 `groups`; q and k have half of
+            them each.
         groups: heads.
-        positions: False: q k and v alone.
-        gated: with the four gates g; False: they are 1.
+        positions: use the learned vectors r; without, only q, k and v count.
+        gated: learn the four gates g; without, they are 1.
         axis_name: of the devices over which batch statistics are averaged in training.
     """
 
@@ -82,7 +86,7 @@ class AxialBlock(nn.Module):
     """1x1 convolution, attention along the height, then the width, 1x1 convolution, plus the input.
 
     Attributes:
-        channels: within; twice as many come out.
+        channels: channels within the block; twice as many come out.
         stride: 2 halves the size (rounded up) after the attention.
         The others are those of `AxialAttention`.
     """
@@ -100,7 +104,12 @@ class AxialBlock(nn.Module):
         norm = batch_norm(train, self.axis_name)
         conv = functools.partial(conv_without_bias, kernel_size=(1, 1))
         attend = functools.partial(
-            AxialAttention, self.channels, self.groups, self.positions, self.gated, self.axis_name
+            AxialAttention,
+            channels=self.channels,
+            groups=self.groups,
+            positions=self.positions,
+            gated=self.gated,
+            axis_name=self.axis_name,
         )
         h = nn.relu(norm(name="norm_down")(conv(self.channels, name="conv_down")(x)))
         h = jnp.swapaxes(attend(name="height")(jnp.swapaxes(h, 1, 2), train), 1, 2)
@@ -120,13 +129,15 @@ class AxialUNet(nn.Module):
     """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch.
 
     Attributes:
-        channels: of the stem; level k has 2^(k+1) times as many within its blocks.
-        blocks: of each level; every level but the first halves the size.
+        channels: base width; level k has 2^(k+1) times as many channels within its blocks.
+        stem: channels of the stem's first and last convolution; the second has 16 `channels`.
+        blocks: number of blocks of each level; every level but the first halves the size.
         lowest: a convolution of the last level comes first in the decoder.
         The others are those of `AxialAttention`.
     """
 
     channels: int
+    stem: int
     blocks: tuple[int, ...]
     lowest: bool
     groups: int
@@ -138,7 +149,7 @@ class AxialUNet(nn.Module):
     def __call__(self, image: Array, train: bool) -> Array:
         """f32[B, H, W, 3] -> f32[B, H, W, 2 channels]."""
         norm = batch_norm(train, self.axis_name)
-        x, stem = image, [(self.channels, 7, 2), (16 * self.channels, 3, 1), (self.channels, 3, 1)]
+        x, stem = image, [(self.stem, 7, 2), (16 * self.channels, 3, 1), (self.stem, 3, 1)]
         for i, (width, size, stride) in enumerate(stem):
             # Padded on both sides, as torch does it.
             conv = conv_without_bias(
@@ -148,15 +159,16 @@ class AxialUNet(nn.Module):
         skips = []
         for level, count in enumerate(self.blocks):
             for i in range(count):
-                x = AxialBlock(
-                    self.channels * 2 ** (level + 1),
-                    2 if level and i == 0 else 1,
-                    self.groups,
-                    self.positions,
-                    self.gated,
-                    self.axis_name,
+                block = AxialBlock(
+                    channels=self.channels * 2 ** (level + 1),
+                    stride=2 if level and i == 0 else 1,
+                    groups=self.groups,
+                    positions=self.positions,
+                    gated=self.gated,
+                    axis_name=self.axis_name,
                     name=f"level{level}_block{i}",
-                )(x, train)
+                )
+                x = block(x, train)
             skips.append(x)
         if self.lowest:
             x = self.decode(x, x.shape[-1], skips[-1], "lowest", stride=2) + skips[-1]
@@ -174,16 +186,31 @@ class AxialUNet(nn.Module):
 class MedT(nn.Module):
     """The Medical Transformer and what its paper compares it with; the defaults are the paper's.
 
-    Batch norms of the local branch see all patches at once; the authors go through them in turn.
+    The variants have these numbers of parameters, for one class and images of 128 px. The authors'
+    code has 17 more for its second class, and has parameters that its forward pass never uses.
+
+        variant   here        authors' code, of which unused
+        axial     1,326,833   1,326,850        0
+        gated     1,326,897   1,326,914        0
+        logo      1,529,481   1,529,532       34
+        medt      1,524,553   1,560,140   35,570
+
+    The unused ones are a second output layer (34) and, in medt, a 1x1 convolution in each block of
+    the local branch. The batch norms of the local branch see all patches at once; the authors' see
+    them in turn. The authors' local branch always cuts patches of 32 px; here, patches are a
+    quarter of the image's height and width, which is the same at 128 px.
 
     Attributes:
-        variant: "axial" is one branch of axial attention; "gated" has gates on its positions;
-            "logo" is a global branch of two levels on the image plus a local branch without
-            positions on 4 x 4 patches; "medt" is "logo" with gates.
-        channels: of the stem (the paper's 64 s with s = 1 / 8).
-        blocks: of each level.
+        variant: "axial" is one branch of axial attention. "gated" has gates on its positions.
+            "logo" adds a local branch, on 4 x 4 patches, to a global branch of two levels; neither
+            has gates. "medt" is "logo" with gates in the global branch and without positions in
+            the local branch.
+        channels: of the stem (the paper's 64 s with s = 1 / 8); the local branch's stem has eight
+            times as many, since the authors' code makes it as wide as what the global levels give.
+        blocks: number of blocks of each level.
         groups: heads of the attention.
         out_channels: as many as the mask has.
+        frozen_gate_epochs: passes over the data before the gates move, see `freeze_gates`.
         axis_name: of the devices over which batch statistics are averaged in training.
     """
 
@@ -192,20 +219,21 @@ class MedT(nn.Module):
     blocks: tuple[int, ...] = (1, 2, 4, 1)
     groups: int = 8
     out_channels: int = 1
+    frozen_gate_epochs: float = 10.0
     axis_name: str | None = None
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
-            raise ValueError(f"model.variant={self.variant!r}: choose one of {VARIANTS}")
+            raise UserError(f"model.variant={self.variant!r}: choose one of {VARIANTS}")
         if self.channels % self.groups:
-            raise ValueError(
+            raise UserError(
                 f"model.channels={self.channels} must be a multiple of model.groups={self.groups}"
             )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion, or of each of several classes, at every pixel.
+        """The log odds of a lesion, or of each class, at every pixel.
 
         Args:
             image: f32[B, H, W, 3], normalised; the tables of positions have its size.
@@ -213,18 +241,26 @@ class MedT(nn.Module):
         Returns:
             f32[B, H, W, out_channels].
         Raises:
-            ValueError: if a side is no multiple of 4 and there is a local branch.
+            UserError: if a side is no multiple of 4 and there is a local branch.
         """
-        gated = self.variant in ("gated", "medt")
-        branch = functools.partial(AxialUNet, self.channels, groups=self.groups, gated=gated)
-        branch = functools.partial(branch, axis_name=self.axis_name)
+        branch = functools.partial(
+            AxialUNet, channels=self.channels, groups=self.groups, axis_name=self.axis_name
+        )
+        whole = functools.partial(
+            branch, stem=self.channels, positions=True, gated=self.variant in ("gated", "medt")
+        )
         if self.variant in ("axial", "gated"):
-            x = branch(blocks=self.blocks, lowest=True, positions=True, name="branch")(image, train)
+            x = whole(blocks=self.blocks, lowest=True, name="branch")(image, train)
         else:
-            x = branch(blocks=self.blocks[:2], lowest=False, positions=True, name="global")(
-                image, train
+            x = whole(blocks=self.blocks[:2], lowest=False, name="global")(image, train)
+            local = branch(
+                stem=8 * self.channels,
+                blocks=self.blocks,
+                lowest=True,
+                positions=self.variant == "logo",
+                gated=False,
+                name="local",
             )
-            local = branch(blocks=self.blocks, lowest=True, positions=False, name="local")
             x = x + join_patches(local(split_patches(image), train))
             x = nn.relu(nn.Conv(x.shape[-1], (3, 3), padding=1, name="fuse")(x))
         return nn.Conv(self.out_channels, (1, 1), name="out_conv")(x)
@@ -234,7 +270,7 @@ def split_patches(image: Array) -> Array:
     """[B, H, W, C] -> [16 B, H / 4, W / 4, C], row by row; a ValueError if that is not whole."""
     batch, height, width, channels = image.shape
     if height % PATCHES or width % PATCHES:
-        raise ValueError(
+        raise UserError(
             f"image size {height} x {width} must be divisible by {PATCHES}: model.variant has a "
             f"local branch on {PATCHES} x {PATCHES} patches"
         )
@@ -252,3 +288,44 @@ def join_patches(patches: Array) -> Array:
 conv_without_bias = functools.partial(
     nn.Conv, use_bias=False, kernel_init=nn.initializers.he_normal()
 )
+
+
+class FrozenGates(NamedTuple):
+    """The state of `freeze_gates`: i32[], the updates so far, and the wrapped optimiser's state."""
+
+    count: Array
+    inner: optax.OptState
+
+
+def freeze_gates(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
+    """`tx`, but in its first `steps` updates no gate moves.
+
+    Gates are all leaves named "gates", or "gates " and more, which is how a stack of several is
+    named. In those updates, `tx` sees their gradient as 0, and their update is 0 whatever `tx`
+    says. So neither averages of the gradient nor weight decay touch them.
+
+    The authors' code gives the gates no gradient in its first 11 epochs. PyTorch's Adam skips what
+    has no gradient: no averages, no weight decay, no count of its updates. Here, the averages are 0
+    after those updates, too. But Adam has one count for all parameters, so its bias correction
+    counts the frozen updates. After many frozen updates there is none left for the gates. With
+    decays of 0.9 and 0.999 and a steady gradient, the n-th update that moves the gates is then
+    (1 - 0.9^n) / sqrt(1 - 0.999^n) times that of the authors: 3.2 at first, 6.6 at most (n = 12)
+    and 1.3 for n = 1000.
+    """
+
+    def init(params: optax.Params) -> FrozenGates:
+        return FrozenGates(jnp.zeros((), jnp.int32), tx.init(params))
+
+    def update(
+        updates: optax.Updates, state: FrozenGates, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, FrozenGates]:
+        def without_gates(path, leaf):
+            name = jax.tree_util.keystr(path[-1:], simple=True)
+            is_gate = name == "gates" or name.startswith("gates ")
+            return jnp.where(state.count < steps, 0, leaf) if is_gate else leaf
+
+        freeze = functools.partial(jax.tree_util.tree_map_with_path, without_gates)
+        updates, inner = tx.update(freeze(updates), state.inner, params)
+        return freeze(updates), FrozenGates(optax.safe_increment(state.count), inner)
+
+    return optax.GradientTransformation(init, update)

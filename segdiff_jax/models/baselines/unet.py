@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.norms import make_norm
+from segdiff_jax.runtime.errors import UserError
 
 PADDINGS = ("same", "valid")
 NORMS = ("batch", "group", "none")
@@ -16,9 +17,10 @@ class RonnebergerUNet(nn.Module):
     """Two 3x3 convolutions a level, poolings, up-convolutions, concatenation; the paper's widths.
 
     Attributes:
-        channels: of each level; there is one pooling less.
-        padding: "same", or the paper's unpadded "valid": then the image is first extrapolated by
-            mirroring (the paper's overlap-tile strategy, section 2), so that the output covers it.
+        channels: channels of each level; there is one pooling less.
+        padding: "same", or the paper's "valid", without padding. For "valid", the image is first
+            extended by mirroring, so that the output covers all of it (the paper's overlap-tile
+            strategy, section 2).
         norm: after each 3x3 convolution: "batch", "group" (32 groups, or half as many as there are
             channels if that is less) or the paper's "none".
         dtype: "float32" or "bfloat16", of the computation; parameters and norms are float32.
@@ -36,17 +38,17 @@ class RonnebergerUNet(nn.Module):
     def __post_init__(self):
         for field, choices in (("padding", PADDINGS), ("norm", NORMS)):
             if getattr(self, field) not in choices:
-                raise ValueError(f"model.{field}={getattr(self, field)!r}: choose one of {choices}")
+                raise UserError(f"model.{field}={getattr(self, field)!r}: choose one of {choices}")
         odd = [width for width in self.channels if width % groups_of(width)]
         if self.norm == "group" and odd:
-            raise ValueError(
+            raise UserError(
                 f"model.channels={self.channels}: {odd[0]} is no multiple of its "
                 f"{groups_of(odd[0])} groups; choose another, or model.norm='batch'"
             )
         super().__post_init__()
 
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion, or of each of several classes, at every pixel.
+        """The log odds of a lesion, or of each class, at every pixel.
 
         Args:
             image: f32[B, H, W, 3], normalised.
@@ -54,7 +56,7 @@ class RonnebergerUNet(nn.Module):
         Returns:
             f32[B, H, W, out_channels].
         Raises:
-            ValueError: if `padding` is "same" and a side is no multiple of 2^poolings.
+            UserError: if `padding` is "same" and a side is no multiple of 2^poolings.
         """
         height, width = image.shape[1:3]
         if self.padding == "valid":
@@ -62,7 +64,7 @@ class RonnebergerUNet(nn.Module):
             pads = [(0, 0), *((m // 2, m - m // 2) for m in more), (0, 0)]
             image = jnp.pad(image, pads, mode="reflect")
         elif height % 2**self.poolings or width % 2**self.poolings:
-            raise ValueError(
+            raise UserError(
                 f"image size {height} x {width} must be divisible by {2**self.poolings}: "
                 f"model.channels has {len(self.channels)} levels"
             )
@@ -113,14 +115,15 @@ class RonnebergerUNet(nn.Module):
 
 
 def groups_of(width: int) -> int:
-    """How many groups of channels "group" normalises."""
+    """The number of groups that the norm "group" makes of `width` channels."""
     return max(1, min(32, width // 2))
 
 
 def input_size(size: int, poolings: int) -> int:
-    """Pixels that a "valid" U-Net needs for at least `size` pixels of output, an even number more.
+    """The side of the image that a "valid" U-Net needs for an output of at least `size` pixels.
 
-    Each level takes 4 pixels on the way down and 4 on the way up.
+    It differs from `size` by an even number. Each level takes 4 pixels on the way down and 4 on the
+    way up.
     """
     needed = size
     for _ in range(poolings):  # Up: to the input of each level's up-convolution.

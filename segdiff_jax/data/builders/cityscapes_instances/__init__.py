@@ -1,0 +1,1 @@
+"""Single objects of Cityscapes."""

@@ -1,0 +1,146 @@
+"""Single objects of Cityscapes, cut out by their bounding boxes, with PolyRNN++'s splits."""
+
+import dataclasses
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from segdiff_jax.data import pairs
+from segdiff_jax.runtime.errors import UserError
+
+CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
+_SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
+_FILE, _IMAGES = "all_classes_instances.json", "all_images.hdf5"
+_LISTED = 5
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class CityscapesConfig(tfds.core.BuilderConfig):
+    """One class.
+
+    Attributes:
+      label: the class.
+      expansion: share of its width and height that is added to a bounding box.
+    """
+
+    label: str
+    expansion: float = 0.0
+
+
+class Builder(pairs.PairsBuilder):
+    """Pictures of single objects, each with the mask of the object."""
+
+    HOMEPAGE = "https://www.cityscapes-dataset.com"
+    IMAGE_FORMAT = "png"
+    BUILDER_CONFIGS: ClassVar = [
+        *(CityscapesConfig(name=label, label=label) for label in CLASSES),
+        *(CityscapesConfig(name=f"{c}_expanded", label=c, expansion=0.15) for c in CLASSES),
+    ]
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """\
+    Get leftImg8bit of https://www.cityscapes-dataset.com and the annotations cityscapes_final_v5 of
+    PolyRNN++ (http://www.cs.toronto.edu/polyrnn/code_signup/), and prepare them as
+    https://github.com/shirgur/ACDRNet says. Set data.manual_dir to the folder that holds
+      train/all_classes_instances.json, train_val/all_classes_instances.json,
+      val/all_classes_instances.json  ({"data": {CLASS: [{segmentation, bbox, img}]}})
+      all_images.hdf5                 (images u8[H, W, 3] by their file_name)
+    """
+
+    def _find(self, manual_dir: Path) -> Path | None:
+        return pairs.find_root(manual_dir, f"train/{_FILE}", _IMAGES)
+
+    def _files(self, root: Path) -> list[Path]:
+        return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
+
+    def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
+        try:
+            import h5py
+            import pycocotools.mask  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f"{self.info.full_name} needs {error.name}: pip install -r requirements-data.txt"
+            ) from error
+        images, splits = h5py.File(root / _IMAGES), {}  # Stays open as long as pairs read from it.
+        for split, part in _SPLITS.items():
+            path, splits[split] = root / part / _FILE, {}
+            try:
+                objects = json.loads(path.read_text())["data"].get(self.builder_config.label, [])
+            except (OSError, ValueError, KeyError) as error:
+                problems["missing or broken file of objects"].append(f"{path}: {error}")
+                continue
+            splits[split] = self._objects(objects, images, path, problems)
+        return splits
+
+    def _objects(
+        self, objects: Sequence[dict], images: Mapping[str, Any], path: Path, problems: defaultdict
+    ) -> dict[str, pairs.Pair]:
+        """{id: pair} of one class and split; objects with an empty box are only printed."""
+        found, empty = {}, []
+        for number, item in enumerate(objects):
+            file = item["img"]["file_name"]
+            name = f"{path.parent.name}, {self.builder_config.label} {number} of {file}"
+            if file not in images:
+                problems[f"image not in {_IMAGES}"].append(name)
+                continue
+            image, size = images[file], (item["img"]["height"], item["img"]["width"])
+            if image.shape != (*size, 3):
+                problems["image of another size than annotated"].append(name)
+                continue
+            box = crop(item["bbox"], *size, self.builder_config.expansion)
+            if any(part.stop <= part.start for part in box):
+                empty.append(name)
+                continue
+            found[f"{Path(file).stem}_{number:05d}"] = _pair(name, image, item, size, box)
+        if empty:
+            some = "; ".join(empty[:_LISTED]) + "; ..." * (len(empty) > _LISTED)
+            print(f"{len(empty)} objects have an empty box and are left out: {some}", flush=True)
+        return found
+
+
+def crop(
+    bbox: Sequence[float], height: int, width: int, expansion: float = 0.0
+) -> tuple[slice, slice]:
+    """The rows and columns of a box in an image.
+
+    Args:
+      bbox: x, y, width and height in pixels, rounded down, or 0 if they are negative.
+      height: height of the image.
+      width: width of the image.
+      expansion: share of its width and height that is added to the box, half of it at each end; the
+        box never leaves the image.
+    """
+    x, y, across, down = (max(0, int(value)) for value in bbox)
+    both = []
+    for start, length, most in ((y, down, height), (x, across, width)):
+        more = length * expansion / 2
+        both.append(slice(round(max(start - more, 0)), round(min(start + length + more, most))))
+    return both[0], both[1]
+
+
+def mask_of(segmentation: list | dict, height: int, width: int) -> np.ndarray:
+    """COCO's polygons or run lengths, compressed or not -> mask u8[height, width], 0 or 255."""
+    from pycocotools import mask
+
+    if isinstance(segmentation, list):
+        runs = mask.merge(mask.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        runs = mask.frPyObjects(segmentation, height, width)
+    else:
+        runs = segmentation
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # NumPy 2 warns of pycocotools.
+        return np.where(mask.decode(runs), 255, 0).astype(np.uint8)
+
+
+def _pair(name: str, image: Any, item: dict, size: tuple[int, int], box: tuple) -> pairs.Pair:
+    return pairs.Pair(
+        pairs.File(name, lambda: pairs.encode_png(image[box])),
+        pairs.File(
+            f"mask of {name}", lambda: pairs.encode_png(mask_of(item["segmentation"], *size)[box])
+        ),
+    )

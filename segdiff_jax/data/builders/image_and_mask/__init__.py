@@ -1,0 +1,1 @@
+"""Plain data sets: images and masks that are files in folders."""

@@ -1,0 +1,172 @@
+"""Plain data sets: images and masks that are files in folders. Each is one entry of `SETS`.
+
+A folder here with the name of an entry may hold its README.md, CITATIONS.bib and TAGS.txt, which
+TFDS reads.
+"""
+
+import dataclasses
+import functools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from absl import logging
+
+from segdiff_jax.data import pairs
+from segdiff_jax.data.splits import hashed_split, hold_out
+
+_FRAMES = {"train": range(1, 448), "validation": range(448, 504), "test": range(504, 613)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainSet:
+    """Where the files of a data set lie, and how they are split.
+
+    Attributes:
+      homepage: where the data set comes from.
+      instructions: how to get it and where its files must lie; a message shows this.
+      images: the folder of the images. If each image lies in a folder of its own: the path of an
+        image, in which "{id}" stands for the name of that folder.
+      masks: the same for the masks.
+      split: ids -> {split: ids}.
+      above: a pixel of a mask is foreground if its value is above this one.
+      test: images and masks of the official test split, if it lies in folders of its own. The
+        split is left out if they are not there.
+      outside: the kind of problem if `split` leaves an id out.
+    """
+
+    homepage: str
+    instructions: str
+    images: str
+    masks: str
+    split: Callable[[Iterable[str]], dict[str, list[str]]]
+    above: int = 0
+    test: tuple[str, str] | tuple[()] = ()
+    outside: str = "file of no split"
+
+
+def _by_hash(ids: Iterable[str]) -> dict[str, list[str]]:
+    splits = {"train": [], "validation": [], "test": []}
+    for id in ids:
+        splits[hashed_split(id)].append(id)
+    return splits
+
+
+def _by_frame(ids: Iterable[str]) -> dict[str, list[str]]:
+    """Splits numbers of frames into stretches, because neighbouring frames look the same."""
+    numbers = {id: int(id) for id in ids if id.isdecimal()}
+    return {
+        split: [id for id, number in numbers.items() if number in frames]
+        for split, frames in _FRAMES.items()
+    }
+
+
+SETS = {
+    "cvc_clinicdb": PlainSet(
+        homepage="https://polyp.grand-challenge.org/CVCClinicDB/",
+        instructions="""\
+        Get CVC-ClinicDB from https://polyp.grand-challenge.org/CVCClinicDB/ and unpack it. Set
+        data.manual_dir to the folder CVC-ClinicDB, or to one that holds it:
+          CVC-ClinicDB/Original/1.tif       (or .png)
+          CVC-ClinicDB/Ground Truth/1.tif   (or .png)
+        """,
+        images="Original",
+        masks="Ground Truth",
+        split=_by_frame,
+        above=127,
+        outside="not the number of a frame, 1 to 612",
+    ),
+    "kvasir_seg": PlainSet(
+        homepage="https://datasets.simula.no/kvasir-seg/",
+        instructions="""\
+        Get kvasir-seg.zip from https://datasets.simula.no/kvasir-seg/ and unpack it. Set
+        data.manual_dir to the folder Kvasir-SEG, or to one that holds it:
+          Kvasir-SEG/images/NAME.jpg
+          Kvasir-SEG/masks/NAME.jpg
+        """,
+        images="images",
+        masks="masks",
+        split=_by_hash,
+        above=127,
+    ),
+    "monuseg": PlainSet(
+        homepage="https://monuseg.grand-challenge.org",
+        instructions="""\
+        Get the training and test data from https://monuseg.grand-challenge.org/Data/ and draw the
+        outlines of their XML files as masks. Set data.manual_dir to the folder that holds
+          Training/img/NAME.tif   (or .png, .jpg)
+          Training/mask/NAME.png  (above 0 on nuclei)
+          Test/img/NAME.tif
+          Test/mask/NAME.png
+        """,
+        images="Training/img",
+        masks="Training/mask",
+        test=("Test/img", "Test/mask"),
+        split=hold_out,
+    ),
+    "ph2": PlainSet(
+        homepage="https://www.fc.up.pt/addi/ph2%20database.html",
+        instructions="""\
+        Ask for the PH2 database at https://www.fc.up.pt/addi/ph2%20database.html and unpack it. Set
+        data.manual_dir to the folder PH2Dataset, or to one that holds it:
+          PH2Dataset/PH2 Dataset images/IMD002/IMD002_Dermoscopic_Image/IMD002.bmp
+          PH2Dataset/PH2 Dataset images/IMD002/IMD002_lesion/IMD002_lesion.bmp
+        """,
+        images="PH2 Dataset images/{id}/{id}_Dermoscopic_Image/{id}.bmp",
+        masks="PH2 Dataset images/{id}/{id}_lesion/{id}_lesion.bmp",
+        split=_by_hash,
+    ),
+}
+
+
+@functools.cache
+def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
+    """The TFDS builder of an entry of `SETS`; KeyError if there is none."""
+    plain, folder = SETS[dataset], Path(__file__).parent / dataset
+
+    class Builder(pairs.PairsBuilder):
+        name = dataset
+        pkg_dir_path = folder if folder.is_dir() else folder.parent  # Where README.md lies.
+        HOMEPAGE = plain.homepage
+        MANUAL_DOWNLOAD_INSTRUCTIONS = plain.instructions
+
+        def _find(self, manual_dir: Path) -> Path | None:
+            folders = (where.partition("/{id}")[0] for where in (plain.images, plain.masks))
+            return pairs.find_root(manual_dir, *folders)
+
+        def _files(self, root: Path) -> Iterator[Path]:
+            places = plain.images, plain.masks, *plain.test
+            for top in {place.partition("/")[0] for place in places}:
+                yield from (root / top).rglob("[!.]*")  # All files but hidden ones.
+
+        def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
+            found = _match(root, plain.images, plain.masks, plain.above, problems)
+            splits = pairs.by_split(found, plain.split(found))
+            for id in found:
+                if not any(id in some for some in splits.values()):
+                    problems[plain.outside].append(found[id].image.name)
+            if plain.test:
+                top = plain.test[0].partition("/")[0]
+                if (root / top).is_dir():
+                    splits["test"] = _match(root, *plain.test, plain.above, problems)
+                else:
+                    logging.warning("%s: no %s in %s; skipped.", self.info.full_name, top, root)
+            return splits
+
+    return Builder
+
+
+def _match(
+    root: Path, images: str, masks: str, above: int, problems: defaultdict
+) -> dict[str, pairs.Pair]:
+    """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
+    if "{id}" not in images:
+        return pairs.match_folders(root / images, root / masks, above, problems)
+    found = {}
+    for folder in sorted((root / images.partition("/{id}")[0]).glob("*/")):
+        image, mask = (root / where.format(id=folder.name) for where in (images, masks))
+        found[folder.name] = pairs.Pair(pairs.image_file(image), pairs.mask_file(mask, above))
+        for path in (image, mask):
+            if not path.is_file():
+                problems["missing file"].append(str(path))
+    return found

@@ -1,0 +1,1 @@
+"""The ISIC challenges: lesion segmentation."""

@@ -1,0 +1,75 @@
+"""Official archives of images or masks, read where they lie."""
+
+import functools
+import re
+import zipfile
+from collections import defaultdict
+from pathlib import Path, PurePath, PurePosixPath
+
+from segdiff_jax.data.pairs import File
+from segdiff_jax.runtime.errors import UserError
+
+MOST_BYTES = 2**30  # of an unpacked file
+IMAGE = re.compile(r"(.+)\.jpe?g", re.IGNORECASE)
+MASK = re.compile(r"(.+)_segmentation\.png", re.IGNORECASE)
+
+
+def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) -> dict[str, File]:
+    """The images or masks of one official archive; nothing is ever unpacked to disk.
+
+    Args:
+      name: the official name, without `.zip`.
+      path: the zip file, or the folder into which it was unpacked.
+      pattern: IMAGE or MASK; files of other names are ignored.
+      problems: {kind: files}; what is wrong is added here.
+    Returns:
+      {id: file}. Reading a file of more than `MOST_BYTES` raises a UserError.
+    """
+    files, archive = {}, None
+    try:
+        if not path.is_dir():
+            archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        problems["corrupt archive"].append(f"{name}: {error}")
+        return {}
+    for member in archive.infolist() if archive else visible_files(path):
+        file = PurePath(member.filename if archive else member)
+        match = pattern.fullmatch(file.name)
+        if not match:
+            continue
+        if archive and leads_outside(member.filename):
+            problems["path that leads out of its archive"].append(f"{name}: {member.filename}")
+            continue
+        if archive and is_hidden(file):
+            continue
+        if match[1] in files:
+            problems["duplicate id"].append(f"{name}: {match[1]}")
+        files[match[1]] = File(f"{name}/{file.name}", functools.partial(_read, archive, member))
+    if not files:
+        problems["no file of the expected name"].append(name)
+    return files
+
+
+def _read(archive: zipfile.ZipFile | None, member: zipfile.ZipInfo | Path) -> bytes:
+    """The bytes of a file in an archive, or of a file on disk if there is no archive."""
+    size = member.file_size if archive else member.stat().st_size
+    if size > MOST_BYTES:
+        raise UserError(f"unpacks to {size} bytes, more than an image has: a zip bomb?")
+    return archive.read(member) if archive else member.read_bytes()
+
+
+def is_hidden(file: PurePath) -> bool:
+    """Whether a file belongs to an operating system: it starts with a dot or is in `__MACOSX`."""
+    return any(part.startswith((".", "__MACOSX")) for part in file.parts)
+
+
+def leads_outside(name: str) -> bool:
+    """Whether a path is absolute or holds "..", on any system ("zip slip")."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files under a folder, except hidden ones."""
+    files = (path for path in folder.rglob("*") if not is_hidden(path.relative_to(folder)))
+    return sorted(path for path in files if path.is_file())

@@ -1,0 +1,1 @@
+"""The images and masks of a user."""

@@ -1,0 +1,116 @@
+"""The images and masks in two folders of a user."""
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from segdiff_jax.data import pairs
+from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
+from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
+from segdiff_jax.data.splits import hold_out
+from segdiff_jax.data.statistics import Statistics
+from segdiff_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FolderConfig(tfds.core.BuilderConfig):
+    """Two folders; see `Folder`."""
+
+    images: str
+    masks: str
+    mask_endings: Sequence[str] = MASK_ENDINGS
+    classes: Classes = TWO
+
+
+class Builder(pairs.PairsBuilder):
+    """Images with masks, paired by their names."""
+
+    @classmethod
+    def config_of(cls, folder: Folder) -> str:
+        """The name of the config for two folders; the same paths and classes have the same name.
+
+        Raises:
+          UserError: if a folder is not given.
+        """
+        for field in ("images", "masks"):
+            if not getattr(folder, field):
+                raise UserError(
+                    f"data.{field} is not given: data.dataset='paired_folder' needs data.images "
+                    "and data.masks, two folders of images and of masks with the same names"
+                )
+        images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
+        endings, classes = tuple(folder.mask_endings), folder.classes or TWO
+        what = (images, masks, endings, *([classes] if classes.several else []))
+        digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+        words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
+        name = f"{words.strip('_')}_{digest}".strip("_")
+        config = FolderConfig(
+            name=name, images=images, masks=masks, mask_endings=endings, classes=classes
+        )
+        cls.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
+        return name
+
+    def manual_sources(self, manual_dir: str) -> dict:
+        """The `sources` of both folders, which the config names; `manual_dir` is not read."""
+        images, masks = self.builder_config.images, self.builder_config.masks
+        paths = lambda named: [path for paths in named.values() for path in paths]
+        return {
+            "images": pairs.sources(Path(images), paths(files_by_name(images, masks)), times=True),
+            "masks": pairs.sources(Path(masks), paths(files_by_name(masks)), times=True),
+        }
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        config, problems = self.builder_config, defaultdict(list)
+        sources = self.manual_sources(config.images)
+        source = FolderSource(config.images, config.masks, config.mask_endings)
+        for file, reason in source.failures.items():
+            problems["image without a mask of its own"].append(f"{file}: {reason}")
+        for mask in source.unused:
+            problems["mask without image"].append(str(mask))
+
+        classes, foreground = config.classes, {}
+        statistics = Statistics(classes.names if classes.several else ())
+        found = {id: _pair(*source.paths(id), foreground, classes) for id in source.ids}
+        decode = functools.partial(decode_labels, classes=classes)
+        sizes = pairs.check(found, problems, config.images, statistics.add, decode)
+        _check_classes(foreground, problems)
+        if len(found) < 2 and not problems:
+            problems["too few pairs, one to train on and one to validate on are needed"] += found
+        pairs.raise_problems(self, problems)
+        self.info.metadata["sources"] = sources
+        self.info.metadata["statistics"] = statistics.summary()
+        splits = pairs.by_split(found, hold_out(found))
+        return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
+
+
+def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes) -> pairs.Pair:
+    """Reading a mask of two classes sets `foreground[its name]` to its value, if it has one."""
+    name = str(mask)
+
+    def read() -> bytes:
+        data = mask.read_bytes()
+        if classes.several:
+            return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
+        values = decode_grey(data, name)
+        binary = of_two_values(values, name)
+        if binary.any():
+            foreground[name] = int(values.max())
+        return pairs.encode_png(binary)
+
+    return pairs.Pair(pairs.image_file(image), pairs.File(name, read))
+
+
+def _check_classes(foreground: dict[str, int], problems: defaultdict) -> None:
+    """Adds masks whose foreground is not the most common value; it may be another class."""
+    common = Counter(foreground.values()).most_common(1)
+    kind = "mask of another value than most; to use several classes, name them in data.classes"
+    for mask, value in foreground.items():
+        if value != common[0][0]:
+            problems[kind].append(f"{mask}: {value}, not {common[0][0]}")

@@ -1,0 +1,105 @@
+"""What lies between the skin and the viewer: hair, rulers, bubbles, and the edge of the optics.
+
+Hair, rulers and dark corners are artefacts that augmentation draws, too.
+"""
+
+import functools
+
+import jax
+import numpy as np
+
+from segdiff_jax.data.artefacts import ARTEFACTS
+from segdiff_jax.data.builders.synthetic_lesions import fields
+
+
+def add_hair(rng, image):
+    """Draws dark curved hairs over lesion and skin.
+
+    Args:
+      rng: numpy Generator.
+      image: f32[H, W, 3], sRGB.
+
+    Returns:
+      f32[H, W, 3].
+    """
+    draws = _draw(rng, "hair")
+    draws[0] = np.sqrt(0.2 + 0.8 * draws[0])  # 4 to 16 hairs
+    draws[4] *= 0.8  # never pale
+    return _add("hair", draws, image)
+
+
+def add_ruler(rng, image):
+    """Draws a row of tick marks along one side.
+
+    Args:
+      rng: numpy Generator.
+      image: f32[H, W, 3], sRGB.
+
+    Returns:
+      f32[H, W, 3].
+    """
+    draws = _draw(rng, "ruler")
+    draws[0] = (rng.integers(4) + 0.2 * (draws[0] - 0.5)) / 4  # within 9 degrees of one side
+    draws[1] *= 0.7  # not so close to it that the ticks leave the picture
+    return _add("ruler", draws, image)
+
+
+def add_bubbles(rng, image):
+    """Draws air bubbles of the immersion fluid: thin rings, bright on one side; and glints.
+
+    Args:
+      rng: numpy Generator.
+      image: f32[H, W, 3], sRGB.
+
+    Returns:
+      f32[H, W, 3].
+    """
+    y, x = fields.frame(len(image))
+    light = np.zeros_like(y)
+    for _ in range(rng.integers(2, 9)):
+        centre_y, centre_x = rng.uniform(0, 1, 2)
+        radius = rng.uniform(0.008, 0.035)
+        towards = rng.uniform(0, 2 * np.pi)
+        dy, dx = y - centre_y, x - centre_x
+        distance = np.hypot(dy, dx)
+        ring = np.exp(-(((distance - radius) / 0.005) ** 2))
+        facing = np.cos(np.arctan2(dy, dx) - towards)
+        light = light + ring * (8 + 30 * facing)
+    return image + light[..., None]
+
+
+def add_dark_corners(rng, image, mask):
+    """Darkens what lies outside a round field of view.
+
+    The field is widened until at least three quarters of the lesion keep half their light.
+
+    Args:
+      rng: numpy Generator.
+      image: f32[H, W, 3], sRGB.
+      mask: bool[H, W], the lesion.
+
+    Returns:
+      f32[H, W, 3].
+    """
+    draws = _draw(rng, "vignette")
+    draws[[2, 4, 5]] *= 0.6  # a small field with a sharp edge, and dark corners
+    draws[3] = (1 + draws[3]) / 2  # a circle, or tall: a wide photograph, squeezed
+    while True:
+        light = _add("vignette", draws, np.full_like(image, 255)) / 255
+        if np.quantile(light[mask], 0.25) > 0.5:
+            return image * light
+        draws[2] += 0.1  # the radius grows with it
+
+
+def _draw(rng, name):
+    """The draws f32[K] of this artefact, in [0, 1)."""
+    return rng.random(ARTEFACTS[name].draws, dtype=np.float32)
+
+
+def _add(name, draws, image):
+    return 255 * np.asarray(_jitted(name, draws, image / 255))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jitted(name, draws, image):
+    return ARTEFACTS[name].function(draws, image)

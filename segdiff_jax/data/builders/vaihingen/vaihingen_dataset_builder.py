@@ -1,0 +1,89 @@
+"""Buildings of Vaihingen, from the HDF5 files of the original SegDiff or from the TIFF files."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from segdiff_jax.data import pairs
+from segdiff_jax.data.splits import hold_out
+from segdiff_jax.runtime.errors import UserError
+
+_HDF5 = {"training": "full_training_vaih.hdf5", "test": "full_test_vaih.hdf5"}
+_RAW, _RAW_MASKS = "building_[0-9]*.tif", "building_mask_[0-9]*.tif"
+_TRAINING = 100  # This number of images, sorted by name as strings, is for training.
+
+
+class Builder(pairs.PairsBuilder):
+    """Aerial images, each with the mask of one building."""
+
+    HOMEPAGE = "https://github.com/tomeramit/SegDiff"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """\
+    The README of https://github.com/tomeramit/SegDiff links the folder "buildings" and has the
+    script that makes HDF5 files of it. Set data.manual_dir to the folder that holds either
+      full_training_vaih.hdf5, full_test_vaih.hdf5  (groups imgs and mask_single)
+    or
+      building_N.tif, building_mask_N.tif  (above 0 on the building)
+    """
+
+    def _find(self, manual_dir: Path) -> Path | None:
+        root = pairs.find_root(manual_dir, _HDF5["training"])
+        return root or pairs.find_root(manual_dir, _RAW)
+
+    def _files(self, root: Path) -> list[Path]:
+        files = [root / name for name in _HDF5.values() if (root / name).is_file()]
+        return files or list(root.glob("building_*.tif"))
+
+    def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
+        if (root / _HDF5["training"]).is_file():
+            parts = {
+                part: _hdf5_pairs(root / name, problems)
+                for part, name in _HDF5.items()
+                if (root / name).is_file()
+            }
+        else:
+            parts = _raw_parts(root, problems)
+        splits = pairs.by_split(parts["training"], hold_out(parts["training"]))
+        if parts.get("test"):
+            splits["test"] = parts["test"]
+        else:
+            logging.warning("%s: no test images in %s; skipped.", self.info.full_name, root)
+        return splits
+
+
+def _id(name: str) -> str:
+    """The name building_N of an image or of its mask building_mask_N."""
+    return name.replace("_mask_", "_")
+
+
+def _raw_parts(root: Path, problems: defaultdict) -> pairs.Splits:
+    """{part: {id: pair}} of TIFF files."""
+    images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
+    masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
+    found = pairs.match(images, masks, problems)
+    ids = sorted(found, key="{}.tif".format)
+    return pairs.by_split(found, {"training": ids[:_TRAINING], "test": ids[_TRAINING:]})
+
+
+def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
+    """{id: pair} of an HDF5 file."""
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs h5py: pip install -r requirements-data.txt") from error
+    try:
+        file = h5py.File(path)  # Stays open as long as pairs read from it.
+        images = {_id(name): _file(data, pairs.encode_png) for name, data in file["imgs"].items()}
+        masks = {_id(n): _file(data, pairs.binary_png) for n, data in file["mask_single"].items()}
+    except (OSError, KeyError) as error:
+        problems["no HDF5 file of the expected groups"].append(f"{path}: {error}")
+        return {}
+    return pairs.match(images, masks, problems)
+
+
+def _file(data: Any, encode: Callable[[np.ndarray], bytes]) -> pairs.File:
+    """A dataset of an HDF5 file, as a file of its own."""
+    return pairs.File(f"{data.file.filename}{data.name}", lambda: encode(data[()]))

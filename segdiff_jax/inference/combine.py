@@ -1,0 +1,197 @@
+"""From the samples of one image to its probability and labels.
+
+Samples are f32[V, H, W, C], where clean masks are -1 or +1; values may lie beyond. C is 1 for two
+classes, lesion or not; for K classes it is K. A probability is f32[H, W, C], from 0 to 1; with K
+classes it sums to 1 over them. `mean`, `vote`, `temper` and `standard_deviation` take numpy and jax
+arrays.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import special
+
+from segdiff_jax.data.classes import most_likely
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The prediction for one image.
+
+    Attributes:
+        labels: u8[H, W]; 0 is the background.
+        probabilities: f32[H, W, C].
+        deviation: f32[H, W], `standard_deviation` of the samples; None with a single sample.
+        uncertainty: `disagreement` of the samples at the network's size; None with a single sample.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    deviation: np.ndarray | None
+    uncertainty: float | None = None
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool[H, W], lesion or not; with several classes the labels u8[H, W]."""
+        return self.labels if self.probabilities.shape[-1] > 1 else self.labels > 0
+
+    @property
+    def probability(self) -> np.ndarray:
+        """f32[H, W], of lesion; with several classes f32[H, W, K]."""
+        several = self.probabilities.shape[-1] > 1
+        return self.probabilities if several else self.probabilities[..., 0]
+
+
+def mean(samples: Any) -> Any:
+    """Mean over the samples of clip((x + 1) / 2, 0, 1), the original SegDiff's "majority vote".
+
+    With several classes, each sample is divided by its sum over the classes first.
+    """
+    return _probabilities(samples).mean(axis=0)
+
+
+def vote(samples: Any) -> Any:
+    """Share of the samples that call a pixel lesion, or give it a class: a true majority vote."""
+    labels = most_likely(samples, 0)
+    channels = samples.shape[-1]
+    of_channels = np.arange(max(2, channels))[-channels:].reshape((1,) * labels.ndim + (-1,))
+    return (labels[..., None] == of_channels).mean(axis=0, dtype=np.float32)
+
+
+def staple(samples: np.ndarray) -> np.ndarray:
+    """Probability of lesion by STAPLE (Warfield et al. 2004, IEEE TMI 23(7), equations 14 to 19).
+
+    Expectation maximisation, in logarithms, estimates the true mask together with the sensitivity
+    and specificity of each sample. As in ITK, the prior is the share of lesion over all samples; it
+    starts with the share of the samples at each pixel, and ends where no sensitivity or specificity
+    changes by more than 1e-7, or after 1000 steps. At most 64 samples, of two classes.
+    """
+    if samples.shape[-1] > 1 or len(samples) > 64:
+        raise ValueError(f"staple takes at most 64 samples of two classes, not {samples.shape}")
+    masks = most_likely(samples, 0) > 0
+    # Pixels on which the same samples agree are one kind, and there are few kinds.
+    kinds = sum(mask.astype(np.uint64) << np.uint64(i) for i, mask in enumerate(masks))
+    kinds, place, count = np.unique(kinds, return_inverse=True, return_counts=True)
+    lesion = kinds[:, None] >> np.arange(len(masks), dtype=np.uint64) & np.uint64(1) == 1
+    prior = masks.mean()
+    if prior in (0, 1):
+        return np.full((*masks.shape[1:], 1), prior, np.float32)
+    probability, former = lesion.mean(axis=1), np.inf
+    for _ in range(1000):
+        weights = count * np.stack([probability, 1 - probability])
+        hits = weights[0] @ lesion, weights[1] @ ~lesion
+        # Sensitivities, then specificities; of logarithms, 0 and 1 would have none.
+        quality = np.stack(hits) / weights.sum(axis=1, keepdims=True)
+        right, wrong = (np.log(np.clip(q, 1e-12, 1)) for q in (quality, 1 - quality))
+        of_lesion = np.log(prior) + np.where(lesion, right[0], wrong[0]).sum(axis=1)
+        of_skin = np.log1p(-prior) + np.where(lesion, wrong[1], right[1]).sum(axis=1)
+        probability = special.expit(of_lesion - of_skin)
+        if np.abs(quality - former).max() <= 1e-7:
+            break
+        former = quality
+    return probability[place].reshape(*masks.shape[1:], 1).astype(np.float32)
+
+
+ENSEMBLES: dict[str, Callable[[Any], Any]] = {"mean": mean, "vote": vote, "staple": staple}
+
+
+def temper(probability: Any, temperature: float) -> Any:
+    """Divides the logits by a temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+
+    With several classes, the logarithms, whose softmax is the new probability.
+
+    A probability f32[..., C] is taken to be within 1/510 and 509/510, half a step of 8-bit files,
+    so that what seems certain has logits too; with K classes the least is 1/510 / (K - 1). A
+    temperature above 1 makes less certain; 1 changes nothing.
+    """
+    if temperature == 1:
+        return probability
+    xp = probability.__array_namespace__()
+    both = _with_background(probability)
+    least = 1 / 510 / (both.shape[-1] - 1)
+    logs = xp.log(xp.clip(both, least, 509 / 510)) / temperature
+    weights = xp.exp(logs - logs.max(axis=-1, keepdims=True))
+    shares = weights / weights.sum(axis=-1, keepdims=True)
+    return shares[..., -probability.shape[-1] :].astype(np.float32)
+
+
+def entropy(probability: np.ndarray) -> np.ndarray:
+    """Entropy of each pixel's label, in bits / log2 K: f32[H, W, C] -> f32[H, W], from 0 to 1."""
+    both = _with_background(probability)
+    return (special.entr(both).sum(axis=-1) / np.log(both.shape[-1])).astype(np.float32)
+
+
+def standard_deviation(samples: Any) -> Any:
+    """Standard deviation over the samples of clip((x + 1) / 2, 0, 1): f32[H, W].
+
+    From 0 (all samples agree) to 0.5 (they split evenly). With several classes, the largest one.
+    """
+    return _probabilities(samples).std(axis=0).max(axis=-1)
+
+
+def disagreement(samples: np.ndarray) -> float | None:
+    """One minus the mean IoU of every two samples' masks; None with a single sample.
+
+    Two empty masks have IoU 1. With several classes, the IoU of two samples is the mean over the
+    classes that are in either, without the background.
+    """
+    if len(samples) < 2:
+        return None
+    labels = most_likely(samples, 0)
+    ious, present = np.zeros((2, len(samples), len(samples)))
+    for k in range(1, max(2, samples.shape[-1])):
+        masks = (labels == k).reshape(len(samples), -1).astype(np.float64)
+        areas, common = masks.sum(axis=1), masks @ masks.T
+        union = areas[:, None] + areas[None] - common
+        ious += common / np.maximum(union, 1)
+        present += union > 0
+    iou = np.where(present > 0, ious / np.maximum(present, 1), 1.0)
+    return float(1 - iou[np.triu_indices(len(samples), 1)].mean())
+
+
+def resize_samples(samples: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear resize with half-pixel centres, antialiased where it shrinks.
+
+    f32[V, h, w, C] -> f32[V, height, width, C], `size` being (height, width). Enlarging equals the
+    original's torch `interpolate(align_corners=False)`; shrinking skips no pixels, unlike there.
+    """
+    resized = np.empty((len(samples), *size, samples.shape[-1]), np.float32)
+    for v, c in np.ndindex(len(samples), samples.shape[-1]):
+        image = Image.fromarray(np.asarray(samples[v, ..., c], np.float32))
+        resized[v, ..., c] = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    return resized
+
+
+def segment(
+    samples: np.ndarray, ensemble: str = "mean", temperature: float = 1.0, threshold: float = 0.5
+) -> Segmentation:
+    """The prediction that the samples of one image come to; the options are `config.sampler`'s.
+
+    IoU and Dice gain from a threshold under 0.5: half of the largest Dice that the probabilities
+    allow is the best one (Lipton et al. 2014, arXiv 1402.1892, theorem 1). Several classes have
+    none.
+    """
+    probability = temper(ENSEMBLES[ensemble](samples), temperature)
+    deviation = standard_deviation(samples) if len(samples) > 1 else None
+    return Segmentation(most_likely(probability, threshold), probability, deviation)
+
+
+def _probabilities(samples: Any) -> Any:
+    probabilities = ((samples + 1) / 2).clip(0, 1)
+    if samples.shape[-1] == 1:
+        return probabilities
+    xp = probabilities.__array_namespace__()
+    total = probabilities.sum(axis=-1, keepdims=True)
+    even = 1 / samples.shape[-1]
+    return xp.where(total > 0, probabilities / xp.where(total > 0, total, 1), even)
+
+
+def _with_background(probability: Any) -> Any:
+    """f32[..., C] -> f32[..., K]: with two classes, the background's probability comes first."""
+    if probability.shape[-1] > 1:
+        return probability
+    xp = probability.__array_namespace__()
+    return xp.concatenate([1 - probability, probability], axis=-1)

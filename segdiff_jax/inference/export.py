@@ -1,0 +1,141 @@
+"""A trained model as one file, which jax alone loads and runs: see docs/export.md.
+
+python -m segdiff_jax.inference.export --workdir=runs/isic --out=isic.zip
+
+Fields of sampling are set as in train.py: --config.sampler.steps=10.
+"""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from segdiff_jax.config import sampling_fields
+from segdiff_jax.inference.combine import ENSEMBLES, standard_deviation, temper
+from segdiff_jax.inference.load import Model, load
+from segdiff_jax.methods import make_method
+from segdiff_jax.methods.interface import all_views
+from segdiff_jax.runtime.command import argument_parser, run_simple
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import write_file
+
+PLATFORMS = "cpu", "cuda"
+MOST_BYTES = 2 * 10**9  # of weights; flatbuffers end at 2 GiB
+KNOWN_PLATFORMS = "cpu", "cuda", "rocm", "tpu"
+# Settings that say nothing about an exported model: where its checkpoint lay, and memory.
+LEFT_OUT = "checkpoint", "max_batch", "max_memory"
+
+
+def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
+    """The whole of sampling as one function on one device, with the weights inside.
+
+    Attention is XLA's, whatever `model.attention` says: cuDNN's runs on one platform alone.
+
+    Returns:
+        (images u8[b, S, S, 3], names u32[b], seed u32[]) -> {"samples": f32[b, V, S, S], where
+        clean masks are -1 or +1; "probability": f32[b, S, S], of lesion; "deviation": f32[b, S, S],
+        the standard deviation of the samples' probabilities}, for any b. A name is the CRC-32 of an
+        image's id: samples are those that sample.py draws for this id and seed.
+    Raises:
+        UserError: for an ensemble, windows, several classes, an unknown platform or STAPLE.
+    """
+    unknown = set(platforms) - set(KNOWN_PLATFORMS)
+    if unknown or not platforms:
+        wrong = ", ".join(sorted(unknown)) or "none"
+        raise UserError(f"platforms={wrong}: choose from {', '.join(KNOWN_PLATFORMS)}")
+    if model.members:
+        raise UserError("an ensemble cannot be exported: export its models one by one")
+    config = model.config.copy_and_resolve_references()
+    data, sampler = config.data, config.sampler
+    if data.classes:
+        raise UserError(
+            f"data.classes={tuple(data.classes)}: only models of two classes can be exported"
+        )
+    if data.full_size or sampler.native:
+        raise UserError("a model that segments in windows cannot be exported: it takes one size")
+    if sampler.ensemble == "staple":
+        raise UserError("sampler.ensemble='staple' cannot be exported: choose 'mean' or 'vote'")
+    if "attention" in config.model:
+        config.model.attention = "xla"
+    method = make_method(config)
+    variables = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.variables)
+
+    def samples_of(image: Array, name: Array, seed: Array) -> Array:
+        """u8[S, S, 3] -> f32[V, S, S, 1]."""
+        key = jax.random.fold_in(jax.random.key(seed), name)
+        numbers = np.arange(method.samples, dtype=np.uint32)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)[None]
+        return method.sample(variables, image[None], all_views(keys, len(method.views)))[:, 0]
+
+    def predict(images: Array, names: Array, seed: Array) -> dict[str, Array]:
+        # One image's program, mapped: its shapes are known, the number of images is not.
+        samples = jax.vmap(samples_of, (0, 0, None))(images, names, seed)
+        combine = lambda x: temper(ENSEMBLES[sampler.ensemble](x), sampler.temperature)
+        return {
+            "samples": samples[..., 0],
+            "probability": jax.vmap(combine)(samples)[..., 0],
+            "deviation": jax.vmap(standard_deviation)(samples),
+        }
+
+    batch, size = jax.export.symbolic_shape("b"), data.image_size
+    return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(
+        jax.ShapeDtypeStruct((*batch, size, size, 3), np.uint8),
+        jax.ShapeDtypeStruct(batch, np.uint32),
+        jax.ShapeDtypeStruct((), np.uint32),
+    )
+
+
+def export_settings(model: Model, exported: jax.export.Exported) -> dict[str, Any]:
+    """What a program needs to know beside the function, as JSON: see docs/export.md."""
+    settings = {k: v for k, v in model.settings.items() if k not in LEFT_OUT}
+    made = {"jax": jax.__version__, "platforms": list(exported.platforms)}
+    # CRC-32 and seed are words; jax does not read more than 32 bits of a seed either.
+    return settings | {"seed": model.config.seed & 0xFFFFFFFF} | made
+
+
+def write_model(
+    model: Model, path: str | os.PathLike, platforms: Sequence[str] = PLATFORMS
+) -> None:
+    """Writes a zip file, whole or not at all: function.bin, an `export_model`, and settings.json.
+
+    Raises:
+        UserError: as `export_model`, or if there are over 2 GB of weights.
+        OSError: if the file cannot be written.
+    """
+    size = sum(x.nbytes for x in jax.tree.leaves(model.variables))
+    if size > MOST_BYTES:
+        raise UserError(f"{size / 1e9:.1f} GB of weights: an exported function holds 2 GB at most")
+    exported, file = export_model(model, platforms), io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # Not compressed: weights are noise.
+        archive.writestr("function.bin", bytes(exported.serialize()))
+        archive.writestr("settings.json", json.dumps(export_settings(model, exported), indent=2))
+    write_file(Path(path), file.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command; a mistake ends it with a sentence and status 1."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
+    parser.add_argument("--out", default="segdiff.zip", help="the file to write")
+    parser.add_argument("--platforms", default=",".join(PLATFORMS), help=", ".join(KNOWN_PLATFORMS))
+    given, fields = parser.parse_known_args(arguments)
+
+    def export() -> None:
+        model = load(given.workdir, **sampling_fields(fields))
+        write_model(model, given.out, given.platforms.split(","))
+        print(f"{given.out}, {os.path.getsize(given.out) / 1e6:.2f} MB")
+
+    run_simple(export)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""Diffusion: the network denoises masks, and samples are made from noise step by step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+from ml_collections import ConfigDict
+
+from segdiff_jax.data.classes import classes_of
+from segdiff_jax.data.normalise import normalise_image
+from segdiff_jax.diffusion.process import Prediction, Process, at, make_process, q_sample
+from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, field_noise, gaussian_noise
+from segdiff_jax.diffusion.samplers import sample as sample_chain
+from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
+from segdiff_jax.methods.interface import Draw, Losses, State
+from segdiff_jax.methods.losses import Noised, find_loss, mse
+from segdiff_jax.methods.timesteps import PowerTimesteps
+from segdiff_jax.methods.views import View, from_views, make_views, to_views
+from segdiff_jax.models import make_model
+from segdiff_jax.original.timesteps import LossAwareTimesteps
+
+ROW = 2**16  # between the numbers of two pixels of a column
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Diffusion:
+    """See `interface`.
+
+    Attributes:
+        model: a network with `encode_image` and `denoise`.
+        process: the chain that is trained.
+        chain: the chain that is sampled: `process` with fewer steps, maybe clipped.
+        solver: one of `STEPS`, its options bound.
+        loss: (process, output, noised) -> {term: f32[B]}, see `losses`.
+        weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
+        timestep_sampler: which timesteps are trained; None: uniform.
+        recycling: x_t is made of the mask that the network itself predicts from pure noise, as
+            when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), which takes one more
+            forward pass.
+        image_size: S.
+        samples, views: see `interface`.
+    """
+
+    model: nn.Module
+    process: Process
+    chain: Process | None = None
+    solver: Callable[..., Array] = ddim_step
+    loss: Callable[[Process, Array, Noised], dict[str, Array]] = mse
+    weights: np.ndarray | None = None
+    timestep_sampler: Any = None
+    recycling: bool = False
+    image_size: int = 64
+    samples: int = 1
+    views: tuple[View, ...] = ((0, ()),)
+    unread = ()
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, axis_name: str | None = None) -> "Diffusion":
+        """See `make_method`."""
+        diffusion = config.diffusion
+        process = make_process(diffusion, classes_of(config.data).channels)
+        timesteps = PowerTimesteps(diffusion.num_timesteps, diffusion.timestep_power)
+        if diffusion.timestep_sampler == "loss_second_moment":
+            timesteps = LossAwareTimesteps(diffusion.num_timesteps)
+        method = cls(
+            model=make_model(config.model, axis_name),
+            process=process,
+            loss=find_loss(diffusion.loss, diffusion.variance),
+            weights=process.loss_weights(diffusion.weight),
+            timestep_sampler=timesteps,
+            recycling=diffusion.recycling,
+            image_size=config.data.image_size,
+        )
+        return method.with_sampler(config)
+
+    def with_sampler(self, config: ConfigDict) -> "Diffusion":
+        """The same network, sampled as another `config.sampler` and `diffusion.variance` say."""
+        sampler = config.sampler
+        options = {"ddim": {"eta": sampler.eta}, "ddpm": {"variance": config.diffusion.variance}}
+        spacing = SPACINGS[sampler.spacing].format(sampler.steps)
+        timesteps = space_timesteps(len(self.process.schedule), spacing)
+        schedule = respace(self.process.schedule, timesteps)
+        return dataclasses.replace(
+            self,
+            chain=dataclasses.replace(self.process, schedule=schedule, clip=sampler.clip),
+            solver=functools.partial(STEPS[sampler.name], **options.get(sampler.name, {})),
+            samples=sampler.samples,
+            views=make_views(sampler.flips, sampler.rotations)[: sampler.samples],
+        )
+
+    @property
+    def timesteps(self) -> np.ndarray:
+        """i64[N], the timestep of the training chain at each step of the sampled one."""
+        return self.chain.schedule.timesteps
+
+    def init(self, key: Array) -> dict[str, Any]:
+        """Initial variables."""
+        size, channels = self.image_size, self.process.input_channels
+        x_t, image = (jnp.zeros((1, size, size, c)) for c in (channels, 3))
+        return self.model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
+
+    def losses(self, variables: dict[str, Any], batch: dict[str, Array], keys: Array) -> Losses:
+        """The loss of each example at a timestep and with a noise drawn for it."""
+        u = jax.vmap(jax.random.uniform)(keys[:, 0])
+        sampler = self.timestep_sampler or PowerTimesteps(len(self.process.schedule))
+        t, importance = sampler.draw(u, variables.get("history"))
+        shape = batch["mask"].shape[1:]
+        eps = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1])
+        terms, batch_stats = self.loss_at(variables, batch, t, eps, keys[:, 2])
+        if self.weights is not None:
+            terms = jax.tree.map(lambda term: at(self.weights, t, 1) * term, terms)
+        seen = t, sum(terms.values())
+        return Losses(jax.tree.map(lambda x: importance * x, terms), batch_stats, seen)
+
+    def loss_at(
+        self,
+        variables: dict[str, Any],
+        batch: dict[str, Array],
+        t: Array,
+        eps: Array,
+        keys: Array | None = None,
+    ) -> tuple[dict[str, Array], Any]:
+        """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
+
+        Args:
+            variables: of the network.
+            batch: see `interface`.
+            t: i32[B], in [0, T).
+            eps: f32[B, H, W, C], standard normal.
+            keys: key[B], for dropout, recycling and self-conditioning. None: no dropout, no
+                estimate to see and, with batch norm, the averaged statistics.
+        Returns:
+            {term: f32[B]} and the statistics of this batch.
+        """
+        process, T = self.process, len(self.process.schedule)
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
+
+        def own_estimate(x_t, t):
+            output, _ = self._denoise(frozen, batch["image"], x_t, t, None, keys)
+            return process.predict(output, x_t, t).x_start
+
+        noisy = x_start = process.input_scale * batch["mask"]
+        if self.recycling:
+            draw = lambda key: jax.random.normal(key, x_start.shape[1:])
+            x_T = jax.vmap(draw)(fold(keys, 1))
+            noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
+            noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
+        x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
+        if process.self_conditioning and keys is not None:
+            known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))
+            estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
+        output, batch_stats = self._denoise(variables, batch["image"], x_t, t, estimate, keys)
+        return self.loss(process, output, Noised(batch["mask"], x_start, t, eps, x_t)), batch_stats
+
+    def _denoise(
+        self,
+        variables: dict[str, Any],
+        image: Array,
+        x_t: Array,
+        t: Array,
+        estimate: Array | None,
+        keys: Array | None,
+    ) -> tuple[Array, Any]:
+        """The network's output in training, and the statistics of the batch."""
+        x_t = self.process.network_input(x_t, t, estimate)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        if batch_stats:
+            variables, train = {"params": params, "batch_stats": batch_stats}, keys is not None
+            output, updates = self.model.apply(
+                variables, x_t, image, t, train=train, mutable=["batch_stats"]
+            )
+            return output, updates["batch_stats"]
+        variables = {"params": params}
+        if keys is None or not getattr(self.model, "dropout", 0.0):
+            return self.model.apply(variables, x_t, image, t, train=False), batch_stats
+        features = self.model.apply(variables, image, method="encode_image")
+
+        def denoise_one(key, *inputs):
+            inputs = [x[None] for x in inputs]
+            options = {"train": True, "rngs": {"dropout": key}, "method": "denoise"}
+            return self.model.apply(variables, *inputs, **options)[0]
+
+        # Only `denoise` is vmapped: under vmap, a custom gradient is taken image by image.
+        return jax.vmap(denoise_one)(keys, x_t, features, t), batch_stats
+
+    def sample(self, variables: Any, images: Array, draw: Draw) -> Array:
+        """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C]."""
+        features, steps = self.encode(variables, images), len(self.timesteps)
+        state = self.begin(features, draw)
+        state = self.advance(variables, features, draw, state, jnp.int32(steps - 1), steps)
+        return jnp.moveaxis(self.finish(state, draw), 1, 0)
+
+    def encode(self, variables: Any, images: Array) -> Array:
+        """The features of each view of u8[B, S, S, 3]: [B, F, S, S, channels]."""
+        seen = to_views(images, self.views)
+        flat = normalise_image(seen.reshape(-1, *seen.shape[2:]))
+        features = self.model.apply(variables, flat, method="encode_image")
+        return features.reshape(*seen.shape[:2], *features.shape[1:])
+
+    def begin(self, features: Array, draw: Draw) -> State:
+        """Pure noise x_T."""
+        x_T = self._noise(draw, features.shape[2:4])(START)
+        return State(x_T, jnp.zeros_like(x_T))
+
+    def advance(
+        self,
+        variables: Any,
+        features: Array,
+        draw: Draw,
+        state: State,
+        first: Array,
+        count: int,
+    ) -> State:
+        """Some steps of the chain, see `interface`."""
+        if len(self.views) > 1:  # Each sample sees the features of its view.
+            features = jax.vmap(lambda of_image, which: of_image[which])(features, draw.views)
+        features = features.reshape(-1, *features.shape[2:])
+        timesteps = jnp.asarray(self.timesteps, jnp.int32)
+
+        def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
+            inputs = self.chain.network_input(x_t, t, previous), features, timesteps[t][None]
+            output = self.model.apply(variables, *inputs, method="denoise")
+            return self.chain.predict(output, x_t, t)
+
+        x_t, x_start = sample_chain(
+            denoise_fn,
+            state.x_t,
+            self.chain.schedule,
+            self.solver,
+            self._noise(draw, state.x_t.shape[1:3]),
+            first - jnp.arange(count, dtype=jnp.int32),
+            state.x_start,
+        )
+        return State(x_t, x_start)
+
+    def finish(self, state: State, draw: Draw) -> Array:
+        """The masks as their images lie: f32[B, V, S, S, C]."""
+        masks = state.x_t / self.process.input_scale
+        return from_views(masks.reshape(*draw.keys.shape, *masks.shape[1:]), self.views, draw.views)
+
+    def _noise(self, draw: Draw, size: tuple[int, int]) -> Callable[[Array], Array]:
+        """i32[] -> f32[B * V, S, S, C]; see `samplers.gaussian_noise` and `field_noise`."""
+        keys, channels = draw.keys.reshape(-1), self.process.mask_channels
+        if draw.corners is None:
+            return gaussian_noise(keys, (*size, channels))
+        corner = (draw.corners[:, 0] * ROW + draw.corners[:, 1])[:, None, None, None]
+        pixels = jnp.asarray(pixel_numbers(size[0], self.views))[draw.views] + corner
+        return field_noise(keys, pixels.reshape(-1, *size), channels)
+
+
+def pixel_numbers(size: int, views: tuple[View, ...]) -> np.ndarray:
+    """u32[F, S, S], row * ROW + column of each pixel, as each view shows them."""
+    rows, columns = np.mgrid[:size, :size].astype(np.uint32)
+    pixels = rows * ROW + columns
+    return np.stack([np.flip(np.rot90(pixels, k), axes) for k, axes in views])

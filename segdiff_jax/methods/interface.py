@@ -1,0 +1,81 @@
+"""What every method offers. A method is what a run trains and what masks are sampled from.
+
+A method is a frozen dataclass in a file of its own, with
+
+    init(key) -> variables
+        {"params"} and, with batch norm, {"batch_stats"}: trees of f32. To be jitted.
+    losses(variables, batch, keys) -> Losses
+        batch: {"image" f32[B, H, W, 3], normalised, "mask" f32[B, H, W, C], from -1 to +1};
+        keys: key[B, 3]. In training, variables also hold "history".
+    sample(variables, images, draw) -> f32[V, B, S, S, C]
+        masks of images u8[B, S, S, 3]; clean masks are -1 or +1. Pure, for one device.
+
+`sample` is made of four parts, so that `inference.driver` can walk it part by part, show progress
+between them and measure their memory:
+
+    encode(variables, images) -> features, with a leading axis B
+    begin(features, draw) -> State
+    advance(variables, features, draw, state, first, count) -> State
+        `count` steps of the chain downwards from step `first`, i32[]
+    finish(state, draw) -> f32[B, V, S, S, C]
+
+and has the attributes
+
+    samples: V, how many samples of each image are drawn.
+    timesteps: i64[N], ascending, what the steps of the chain are; empty if there is no chain.
+    views: how samples see the image, see `views.make_views`.
+    unread: the fields of `config.sampler` that it does not read.
+    timestep_sampler: its `init`, `draw` and `update` keep the "history", see `timesteps`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+
+class Losses(NamedTuple):
+    """The losses of a batch.
+
+    Attributes:
+        terms: name -> f32[B]; their sum is minimised.
+        batch_stats: the statistics of this batch, for batch norm.
+        seen: (t i32[B], loss f32[B]) for the history of the timestep sampler; () if there is none.
+    """
+
+    terms: dict[str, Array]
+    batch_stats: Any
+    seen: tuple[Array, ...] = ()
+
+
+class Draw(NamedTuple):
+    """Which samples of a batch are drawn.
+
+    Attributes:
+        keys: key[B, V], the noise of each sample.
+        views: i32[B, V], the view that each sample sees.
+        corners: u32[B, 2], row and column of each image in a larger image whose noise it shares;
+            None: the images are whole.
+    """
+
+    keys: Array
+    views: Array
+    corners: Array | None = None
+
+
+class State(NamedTuple):
+    """Samples on their way.
+
+    Attributes:
+        x_t: f32[B * V, S, S, C].
+        x_start: f32[B * V, S, S, C], the estimate of the step before, zero at first.
+    """
+
+    x_t: Array
+    x_start: Array
+
+
+def all_views(keys: Array, num_views: int) -> Draw:
+    """The samples 0, 1, ... of whole images: each sees the next view in turn."""
+    views = jnp.arange(keys.shape[1], dtype=jnp.int32) % num_views
+    return Draw(keys, jnp.broadcast_to(views[None], keys.shape))

@@ -1,0 +1,80 @@
+"""Losses, one number per example and term: f32[B, H, W, C] in, {term: f32[B]} out.
+
+A loss is the sum of its terms. The losses of diffusion models are called as
+loss(process, output, noised).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from segdiff_jax.diffusion.process import Process
+from segdiff_jax.original import losses as original
+
+PIXELS = (1, 2, 3)
+
+
+class Noised(NamedTuple):
+    """A batch of noisy masks and what they are made of.
+
+    Attributes:
+        mask: f32[B, H, W, C], the clean mask, from -1 to +1.
+        x_start: f32[B, H, W, C], the same from -b to +b.
+        t: i32[B].
+        eps: f32[B, H, W, C], the noise.
+        x_t: f32[B, H, W, C].
+    """
+
+    mask: Array
+    x_start: Array
+    t: Array
+    eps: Array
+    x_t: Array
+
+
+def mse(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
+    """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
+    target = process.target(noised.x_start, noised.t, noised.eps)
+    return {"mse": jnp.mean(jnp.square(output - target), PIXELS)}
+
+
+def bce_dice_of_mask(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
+    """`bce_dice` of the logits of x_0."""
+    return bce_dice(output, (noised.mask + 1) / 2)
+
+
+def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
+    """Binary cross entropy plus soft Dice loss.
+
+    Where m is 0 or 1, the Dice term is 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), with the plain
+    sums of Sudre et al. 2017 and 1 added to both, so that an empty mask has a loss. Written as
+    below, it is least at p = m for any share m (DML1 of Wang et al. 2023, arXiv 2303.16296).
+
+    Args:
+        logits: f32[B, H, W, C].
+        mask: f32[B, H, W, C], from 0 to 1.
+    Returns:
+        "bce", the mean over pixels, and "dice", sum(|p - m|) / (sum(p) + sum(m) + 1): f32[B] each,
+        the mean over the channels.
+    """
+    bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
+    p = jax.nn.sigmoid(logits)
+    dice = jnp.sum(jnp.abs(p - mask), (1, 2)) / (jnp.sum(p + mask, (1, 2)) + 1)
+    return {"bce": bce, "dice": jnp.mean(dice, axis=1)}
+
+
+LOSSES: dict[str, Callable[[Process, Array, Noised], dict[str, Array]]] = {
+    "mse": mse,
+    "bce_dice": bce_dice_of_mask,
+}
+
+
+def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], Any]:
+    """The loss of `diffusion.loss`; the original's if it trains a variance or is a bound."""
+    if variance == "learned_range" or name not in LOSSES:
+        return original.bound_loss(name, variance)
+    return LOSSES[name]

@@ -1,0 +1,41 @@
+"""Views: an image turned by right angles and mirrored, so that samples see it differently."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Quarter turns, then the axes along which the image is mirrored.
+View = tuple[int, tuple[int, ...]]
+FLIPS = (), (1,), (0,), (0, 1)
+
+
+def make_views(flips: bool, rotations: bool) -> tuple[View, ...]:
+    """The views of `sampler.flips` and `sampler.rotations`; the first is the image as it is."""
+    if rotations:
+        axes = FLIPS if flips else (FLIPS[0], FLIPS[3])  # Two turns mirror both ways.
+        return tuple((turns, mirrored) for mirrored in axes for turns in (0, 1))
+    return tuple((0, mirrored) for mirrored in (FLIPS if flips else FLIPS[:1]))
+
+
+def to_views(images: Array, views: Sequence[View]) -> Array:
+    """[B, S, S, ...] -> [B, F, S, S, ...], each image as each of F views shows it."""
+    see = lambda image: [jnp.flip(jnp.rot90(image, turns), axes) for turns, axes in views]
+    return jax.vmap(lambda image: jnp.stack(see(image)))(images)
+
+
+def from_views(masks: Array, views: Sequence[View], which: Array) -> Array:
+    """The masks as their images lie.
+
+    Args:
+        masks: f32[B, V, S, S, C].
+        views: all views.
+        which: i32[B, V], the view of each mask.
+    Returns:
+        f32[B, V, S, S, C].
+    """
+    if len(views) == 1:
+        return masks
+    back = [lambda mask, k=k, a=a: jnp.rot90(jnp.flip(mask, a), -k) for k, a in views]
+    return jax.vmap(jax.vmap(lambda mask, view: jax.lax.switch(view, back, mask)))(masks, which)

@@ -1,0 +1,218 @@
+"""Faster ways to compute convolutions on CPU, where XLA is slow. All arrays are NHWC.
+
+The networks state plain equations. This file alone rewrites three of them for CPU: a convolution's
+gradient, a dense block's gradient, and an enlarged image's convolution. The results are the same
+but for rounding. Programs for GPU and TPU hold the plain equations.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array, lax
+
+Pads = Sequence[tuple[int, int]]
+NUMBERS = "NHWC", "HWIO", "NHWC"
+SAME = (1, 1), (1, 1)
+MOST_BYTES = 2**20  # of a part's gradient, which is read nine times: a core's cache holds it
+MOST_PARTS = 16  # of the images of a batch: each takes time to compile
+LEAST_GROWTH = 8  # channels: a dense block that adds fewer gains nothing
+
+same_conv = functools.partial(
+    lax.conv_general_dilated, window_strides=(1, 1), padding=SAME, dimension_numbers=NUMBERS
+)
+
+
+def on_cpu(fast: Callable[..., Array], pays: Callable[..., bool] = lambda *arrays: True) -> Any:
+    """A decorator that computes a function by another one, `fast`, on CPU.
+
+    JAX chooses when it lowers a program for a platform: the program holds one of the two alone.
+
+    Args:
+        fast: takes the same arrays (or lists of them) and gives the same result.
+        pays: takes those arrays; False keeps the decorated function on CPU, too.
+    """
+
+    def decorate(plain):
+        @functools.wraps(plain)
+        def either(*arrays):
+            if not pays(*arrays):
+                return plain(*arrays)
+            return lax.platform_dependent(*arrays, cpu=fast, default=plain)
+
+        return either
+
+    return decorate
+
+
+def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
+    """`lax.conv_general_dilated`; on CPU its kernel's gradient is `gradient_by_parts`.
+
+    Args:
+        x: f[B, H, W, C_in].
+        kernel: f[h, w, C_in, C_out].
+        strides, pads: of height and width.
+        options: as there.
+    Returns:
+        f[B, H', W', C_out].
+    """
+    conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
+    fast = lambda x, kernel: _convolve(x, kernel, strides, pads, **options)
+    return on_cpu(fast, _parts_pay)(conv)(x, kernel)
+
+
+def _parts_pay(x: Array, kernel: Array) -> bool:
+    return len(x) > 1 and min(x.shape[1:3]) >= 32 and min(kernel.shape[2:]) >= 32
+
+
+def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
+    """`convolve` on CPU."""
+    conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
+    if not _parts_pay(x, kernel):
+        return conv(x, kernel)
+
+    def backward(saved, gradient):
+        x, kernel = saved
+        (to_x,) = jax.linear_transpose(lambda x: conv(x, kernel), x)(gradient)
+        return to_x, gradient_by_parts(x, kernel, gradient, strides, pads, **options)
+
+    fast = jax.custom_vjp(conv)
+    fast.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), backward)
+    return fast(x, kernel)
+
+
+def gradient_by_parts(
+    x: Array, kernel: Array, gradient: Array, strides: Sequence[int], pads: Pads, **options: Any
+) -> Array:
+    """The gradient of a convolution's kernel: the sum of those of parts of the batch.
+
+    XLA on CPU is up to four times as slow for all images together, or for many channels of a large
+    image.
+
+    Args:
+        kernel: f[h, w, C_in, C_out]; only its shape and dtype matter.
+        gradient: f[B, H', W', C_out], of what `convolve` gives for the other arguments.
+    Returns:
+        f[h, w, C_in, C_out].
+    """
+    batch, height, width, channels = gradient.shape
+    images = -(-batch // MOST_PARTS)
+    rows, row_bytes = height, width * channels * gradient.dtype.itemsize
+    while rows % 2 == 0 and rows > height // 4 and rows * row_bytes > MOST_BYTES:
+        rows //= 2
+    x = jnp.pad(x, ((0, 0), pads[0], (0, 0), (0, 0)))
+    seen = strides[0] * (rows - 1) + kernel.shape[0]
+    total = jnp.zeros(kernel.shape, jnp.float32)
+    for i, row in itertools.product(range(0, batch, images), range(0, height, rows)):
+        of_images = slice(i, i + images)
+        part = x[of_images, strides[0] * row :][:, :seen]
+        conv = lambda kernel, part=part: lax.conv_general_dilated(
+            part, kernel, strides, ((0, 0), pads[1]), **options
+        )
+        of_part = gradient[of_images, row : row + rows]
+        total += jax.linear_transpose(conv, kernel)(of_part)[0]
+    return total.astype(kernel.dtype)
+
+
+def upsample_conv(x: Array, kernel: Array) -> Array:
+    """`convolution.upsample_conv` on CPU: four small convolutions.
+
+    Each pixel becomes four. Each of the four sees 2 x 2 pixels of the small image, so a 2 x 2
+    convolution of the small image makes it, with sums of the kernel's rows and columns. That takes
+    16 products for a pixel and a pair of channels instead of 36, and no large image in between.
+
+    Args:
+        x: dtype[B, H, W, C].
+        kernel: f32[3, 3, C, features].
+    Returns:
+        dtype[B, 2H, 2W, features].
+    """
+    batch, height, width, _ = x.shape
+    # What of the rows or columns before, at and after it sees an even pixel, and an odd one.
+    sums = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
+    kernels = jnp.einsum("yik,xjl,klcf->yxijcf", sums, sums, kernel, precision="highest")
+    kernels = kernels.astype(x.dtype)
+
+    def pixels(row, column):
+        pads = (1 - row, row), (1 - column, column)
+        return _convolve(x, kernels[row, column], (1, 1), pads, dimension_numbers=NUMBERS)
+
+    rows = [jnp.stack([pixels(row, 0), pixels(row, 1)], axis=3) for row in (0, 1)]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
+
+
+def wide_pays(x: Array, kernels: list[Array], biases: list[Array]) -> bool:
+    """Whether `dense_block` is faster than plain convolutions."""
+    return len(biases[0]) >= LEAST_GROWTH
+
+
+@jax.custom_vjp
+def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
+    """`rrdb.dense_block` on CPU, with a gradient of fewer and wider convolutions.
+
+    Several convolutions see the same features. In the gradient they become one convolution, with
+    all their kernels side by side (the convolution of a concatenation is the sum of the parts'
+    convolutions). There are as many products, and nothing to add up in between.
+
+    Args:
+        x: f[B, H, W, width].
+        kernels: five, f[3, 3, C, growth], the last f[3, 3, C, width].
+        biases: five, f[growth], the last f[width].
+    Returns:
+        f[B, H, W, width].
+    """
+    return _dense_forward(x, kernels, biases)[0]
+
+
+def _dense_forward(
+    x: Array, kernels: list[Array], biases: list[Array]
+) -> tuple[Array, tuple[Array, list[Array]]]:
+    """The result, and what the gradient needs: all that the last convolution sees, and kernels."""
+    *inner, last = [
+        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
+    features = x
+    for conv in inner:
+        grown = nn.leaky_relu(conv(features), 0.2)
+        features = jnp.concatenate([features, grown], axis=-1)
+    return 0.2 * last(features) + x, (features, kernels)
+
+
+def _dense_backward(
+    saved: tuple[Array, list[Array]], gradient: Array
+) -> tuple[Array, list[Array], list[Array]]:
+    features, kernels = saved
+    width, growth = gradient.shape[-1], kernels[0].shape[-1]
+    # What the i-th convolution adds to the features, x at first.
+    parts = [slice(0, width)]
+    parts += [slice(width + i * growth, width + (i + 1) * growth) for i in range(4)]
+
+    def to_part(i, later):
+        """The gradient of a part from those of the results of all convolutions that see it."""
+        kernel = jnp.concatenate([kernel[:, :, parts[i]] for kernel in kernels[i:]], axis=-1)
+        return same_conv(later, kernel[::-1, ::-1].swapaxes(2, 3))
+
+    later = 0.2 * gradient
+    for i in (4, 3, 2, 1):
+        grown = to_part(i, later)
+        grown = jnp.where(features[..., parts[i]] >= 0, grown, 0.2 * grown)
+        later = jnp.concatenate([grown, later], axis=-1)
+    to_kernels = [[] for _ in kernels]
+    for i in range(5):
+        seen, of_all = features[..., parts[i]], later[..., i * growth :]
+        like = jnp.zeros((3, 3, seen.shape[-1], of_all.shape[-1]), seen.dtype)
+        wide = gradient_by_parts(seen, like, of_all, (1, 1), SAME, dimension_numbers=NUMBERS)
+        edges = [k * growth for k in range(1, 5 - i)]
+        for to_kernel, own in zip(to_kernels[i:], jnp.split(wide, edges, axis=-1), strict=True):
+            to_kernel.append(own)
+    to_biases = jnp.split(later.sum((0, 1, 2)), [k * growth for k in range(1, 5)])
+    to_kernels = [jnp.concatenate(of, axis=2) for of in to_kernels]
+    return to_part(0, later) + gradient, to_kernels, to_biases
+
+
+dense_block.defvjp(_dense_forward, _dense_backward)

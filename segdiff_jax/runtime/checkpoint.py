@@ -1,0 +1,217 @@
+"""Checkpoints: the only file that names orbax.
+
+A workdir holds `checkpoints/last` (everything a run needs to resume) and `checkpoints/best` (the
+averaged variables with the best validation score). Orbax writes each save beside the one before and
+renames it when it is complete, so a run that is killed while it saves still has a checkpoint.
+
+A checkpoint holds named trees of arrays and `meta`, a JSON object. Sampling reads the trees
+"ema_params" and, for networks with batch norm, "batch_stats".
+"""
+
+import datetime
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.errors import UserError
+
+# We raise an error for a full disk; Orbax's threads would log it too, and asyncio once per array.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in str(record.msg))
+
+
+class Checkpoints:
+    """The checkpoints of one workdir."""
+
+    def __init__(self, workdir: str | Path):
+        folder = Path(workdir).absolute() / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        try:
+            if parallel.is_main():
+                for left_over in folder.glob("*/*.orbax-checkpoint-tmp*"):  # Killed while saving.
+                    shutil.rmtree(left_over)
+            parallel.wait_for_all("checkpoints are tidy")
+            self._last = ocp.CheckpointManager(folder / "last", options=options)
+            self._best = ocp.CheckpointManager(folder / "best", options=options)
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be written ({error}): choose another --workdir"
+            ) from error
+
+    def save_last(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Replaces the last checkpoint; keeps the one before if that fails.
+
+        Args:
+            step: updates done.
+            trees: name -> tree of arrays.
+            meta: what JSON can hold.
+        Raises:
+            OSError: naming the folder, if it cannot be written.
+        """
+        self._save(self._last, step, trees, meta)
+
+    def save_best(self, step: int, variables: dict[str, Any], meta: dict[str, Any]) -> None:
+        """Replaces the best checkpoint, by the averaged variables; see `save_last`."""
+        self._save(self._best, step, variable_trees(variables), meta)
+
+    def _save(self, manager, step, trees, meta):
+        # As numpy arrays: for replicated arrays, Orbax compiles a slice for every shape.
+        trees = jax.tree.map(np.asarray, trees)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        items["meta"] = ocp.args.JsonSave(meta)
+        try:
+            if step in manager.all_steps():  # A resumed run validates again.
+                manager.delete(step)
+            manager.save(step, args=ocp.args.Composite(**items), force=True)
+            manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:  # TensorStore: ValueError, full disk.
+            raise OSError(
+                f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); free "
+                "some space on the disk or choose another --workdir; the former checkpoint is kept"
+            ) from error
+
+    def last_step(self) -> int | None:
+        """Of the last checkpoint, or None if there is none."""
+        return self._last.latest_step()
+
+    def last_meta(self) -> dict[str, Any] | None:
+        """`meta` of the last checkpoint, or None if there is none."""
+        return _latest_meta(self._last)
+
+    def best_meta(self) -> dict[str, Any] | None:
+        """`meta` of the best checkpoint, or None if there is none."""
+        return _latest_meta(self._best)
+
+    def restore_last(self, like: dict[str, Any]) -> dict[str, Any]:
+        """The trees of the last checkpoint.
+
+        Args:
+            like: name -> tree of arrays or of their shapes.
+        Raises:
+            UserError: if the checkpoint holds other shapes or is damaged.
+        """
+        return _restore(self._last, self._last.latest_step(), like)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        """Ends Orbax's threads."""
+        self._last.close()
+        self._best.close()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The step folder that `path` means: a workdir (its best, else its last), a folder of steps,
+    or a step folder itself.
+
+    Raises:
+        FileNotFoundError: saying what was looked for.
+    """
+    path = Path(path).absolute()
+    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
+        steps = [p for p in folder.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()]
+        if steps:
+            return max(steps, key=lambda p: int(p.name))
+    if path.name.isdecimal() and (path / "meta").is_dir():
+        return path
+    raise FileNotFoundError(
+        f"{path}: no checkpoint there; give a workdir of train.py or a step folder such as "
+        "WORKDIR/checkpoints/best/1000"
+    )
+
+
+def load_meta(step_folder: Path) -> dict[str, Any]:
+    """`meta` of the checkpoint in a step folder, see `find_checkpoint`.
+
+    Read without Orbax, which would start jax before the processes of a run have joined.
+
+    Raises:
+        UserError: if it cannot be read, or is not of train.py.
+    """
+    try:
+        meta = json.loads((step_folder / "meta" / "metadata").read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{step_folder}: a damaged checkpoint, or none ({error})") from error
+    if "config" not in meta:
+        raise UserError(f"{step_folder}: not a checkpoint of train.py")
+    return meta
+
+
+def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
+    """The averaged variables in a step folder.
+
+    Args:
+        step_folder: see `find_checkpoint`.
+        like: the variables' structure and shapes.
+    Raises:
+        UserError: if the checkpoint holds other shapes or is damaged.
+    """
+    with _open(step_folder) as manager:
+        trees = _restore(manager, int(step_folder.name), variable_trees(like))
+    return {"params": trees.pop("ema_params"), **trees}
+
+
+def variable_trees(variables: dict[str, Any]) -> dict[str, Any]:
+    """The names of the averaged variables in a checkpoint -> the variables."""
+    trees = {"ema_params": variables["params"]}
+    return trees | {k: v for k, v in variables.items() if k == "batch_stats" and v}
+
+
+def saved_at(step_folder: Path) -> str:
+    """When a checkpoint was written or copied, to the second."""
+    seconds = (step_folder / "meta").stat().st_mtime
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _open(step_folder):
+    options = ocp.CheckpointManagerOptions(create=False)
+    return ocp.CheckpointManager(step_folder.parent, options=options)
+
+
+def _latest_meta(manager):
+    step = manager.latest_step()
+    return None if step is None else load_meta(Path(manager.directory) / str(step))
+
+
+def _restore(manager, step, trees):
+    """Restores the named trees, each like the given one."""
+    options = {
+        name: ocp.args.StandardRestore(parallel.on_one_device(like)) for name, like in trees.items()
+    }
+    try:
+        for name, like in trees.items():
+            _check_shapes(Path(manager.directory) / str(step) / name, like)
+        return dict(manager.restore(step, args=ocp.args.Composite(**options)).items())
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{manager.directory}/{step}: not a checkpoint of this network, or damaged, "
+            f"or of another version ({error})"
+        ) from error
+
+
+def _check_shapes(folder, like):
+    """Before a restore, which would leave reads behind that fail when nobody waits for them."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder).item_metadata
+    if metadata is None:
+        raise ValueError(f"{folder.name}: its list of arrays cannot be read")
+    saved, wanted = _shapes(metadata.tree), _shapes(like)
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{folder.name}.{name}: {saved.get(name, 'absent')} in the checkpoint, "
+                f"{wanted.get(name, 'absent')} in the network"
+            )
+
+
+def _shapes(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x.shape for path, x in leaves}

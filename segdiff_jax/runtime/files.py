@@ -1,0 +1,46 @@
+"""How files are written: whole or not at all, and with a sentence if that fails."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """An OSError within says that `path` cannot be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): free some space on the disk, or "
+            "choose a folder that can be written to"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`, a file or folder, that takes its place at the end.
+
+    After an error, or where nothing was written, `path` stays as it was and nothing is left over.
+
+    Raises:
+        OSError: naming `path`, if it cannot be written.
+    """
+    part = path.with_name(f".{secrets.token_hex(4)}.part")  # However long the name is.
+    with naming(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, path)
+        finally:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Writes a whole file; OSError as of `replacing`."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)

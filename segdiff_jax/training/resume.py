@@ -1,0 +1,92 @@
+"""What a run that resumes, or starts from another one's parameters, must have in common with it."""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from segdiff_jax import config as schema
+from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
+from segdiff_jax.runtime.errors import UserError
+
+
+def check_resumable(
+    checkpoints: Checkpoints, config: ConfigDict, workdir: Path, accept_changes: bool
+) -> dict[str, Any] | None:
+    """The metadata of the last checkpoint, None if there is none; prints what changed since.
+
+    Raises:
+        UserError: unless `accept_changes`, if a field changed that is fixed for a run; if the
+            workdir holds an imported checkpoint.
+    """
+    meta = checkpoints.last_meta()
+    if meta is None:
+        if "args" in (checkpoints.best_meta() or {}):
+            raise UserError(
+                f"{workdir} holds an imported checkpoint: train from it with another --workdir and "
+                f"--config=configs/saved.py:{workdir}"
+            )
+        return None
+    before = schema.saved_config(meta)
+    lines = _lines(schema.changes(before, config), "before", "now")
+    if schema.changes(before, config, (schema.RUN, schema.NETWORK)) and not accept_changes:
+        raise UserError(
+            f"{workdir} holds a run with another config; give it another --workdir, the same "
+            "config, or --accept_changes:\n  " + "\n  ".join(lines)
+        )
+    for line in lines:
+        print(line, flush=True)
+    return meta
+
+
+def check_number_of_images(
+    meta: dict[str, Any], count: int, config: ConfigDict, accept_changes: bool
+) -> None:
+    """Raises a UserError if a resumed run had another number of training images."""
+    if meta["training_images"] != count and not accept_changes:
+        raise UserError(
+            f"the run was trained on {meta['training_images']} images, and {config.data.dataset} "
+            f"now has {count}: give another --workdir, or --accept_changes"
+        )
+
+
+def check_same_network(config: ConfigDict) -> Path:
+    """The checkpoint of `train.init_from`; prints how its `config.diffusion` differs.
+
+    Raises:
+        UserError: if it holds another network.
+    """
+    path = config.train.init_from
+    checkpoint = find_checkpoint(path)
+    before = schema.saved_config(load_meta(checkpoint))
+    if other := schema.changes(before, config, (schema.NETWORK,)):
+        raise UserError(
+            f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
+            "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
+        )
+    changed = schema.changes(before, config, (schema.RUN,))
+    changed = {name: pair for name, pair in changed.items() if name.startswith("diffusion.")}
+    for line in _lines(changed, "there", "here"):
+        print(f"train.init_from: {line}", flush=True)
+    return checkpoint
+
+
+def best_score(checkpoints: Checkpoints, config: ConfigDict) -> float | None:
+    """The best validation score so far, if it was found by the same validation as now's."""
+    meta = checkpoints.best_meta()
+    score = f"validation_{config.validation.scores[0]}"
+    if meta is None or score not in meta:
+        return None
+    changed = schema.changes(schema.saved_config(meta), config)
+    free = "validation.every", "sampler.steps", "sampler.samples", "sampler.native"
+    free += "sampler.max_batch", "sampler.max_memory"
+    same = "validation.", "sampler.", "diffusion.variance"
+    if any(name.startswith(same) and name not in free for name in changed):
+        return None
+    return meta[score]
+
+
+def _lines(changed: dict[str, tuple[Any, Any]], before: str, now: str) -> list[str]:
+    return [
+        f"config.{name}: {old!r} {before}, {new!r} {now}" for name, (old, new) in changed.items()
+    ]

@@ -1,0 +1,173 @@
+"""What a run that resumes, or starts from another's parameters, must have in common with it."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from segdiff_jax.config import VERSION, default_config
+from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.training.resume import (
+    best_score,
+    check_number_of_images,
+    check_resumable,
+    check_same_network,
+)
+
+W = {"w": jnp.ones(3)}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        yield checkpoints
+
+
+def save(checkpoints, config, **more):
+    """Last and best checkpoints of a run with this config, of which fields may be missing."""
+    meta = {"config": config, "step": 1, "version": VERSION} | more
+    checkpoints.save_last(1, {"ema_params": W}, meta)
+    checkpoints.save_best(1, {"params": W}, meta)
+
+
+def settings_of(model="segdiff"):
+    return json.loads(default_config(model).to_json())
+
+
+def test_a_new_workdir_has_nothing_to_resume(checkpoints, tmp_path):
+    assert check_resumable(checkpoints, default_config(), tmp_path, False) is None
+
+
+def test_an_imported_checkpoint_is_not_resumed(checkpoints, tmp_path):
+    meta = {"config": settings_of(), "step": 1, "args": {}}
+    checkpoints.save_best(1, {"params": W}, meta)
+    message = f"{tmp_path} holds an imported checkpoint: .*--config=configs/saved.py:{tmp_path}"
+    with pytest.raises(UserError, match=message):
+        check_resumable(checkpoints, default_config(), tmp_path, False)
+
+
+def test_a_field_that_a_run_did_not_know_had_its_default(checkpoints, tmp_path, capsys):
+    settings, config = settings_of(), default_config()
+    del settings["model"]["norm_groups"], settings["model"]["remat_resolutions"]
+    del settings["model"]["attention"]
+    save(checkpoints, settings)
+    assert check_resumable(checkpoints, config, tmp_path, False)["step"] == 1
+    assert capsys.readouterr().out == ""
+    config.model.remat_resolutions, config.model.attention = (1,), "cudnn"
+    check_resumable(checkpoints, config, tmp_path, False)
+    assert capsys.readouterr().out.splitlines() == [
+        "config.model.remat_resolutions: () before, (1,) now",
+        "config.model.attention: 'xla' before, 'cudnn' now",
+    ]
+    config.model.norm_groups = 8
+    with pytest.raises(UserError, match=r"config\.model\.norm_groups: 32 before, 8 now"):
+        check_resumable(checkpoints, config, tmp_path, False)
+    check_resumable(checkpoints, config, tmp_path, True)
+    assert "config.model.norm_groups: 32 before, 8 now" in capsys.readouterr().out
+
+
+def test_fields_of_the_diffusion_are_fixed_where_something_reads_them(
+    checkpoints, tmp_path, capsys
+):
+    for model in ("unet", "segdiff"):
+        settings, config = settings_of(model), default_config(model)
+        settings["diffusion"]["timestep_power"], config.diffusion.timestep_power = 0.5, 0.1
+        save(checkpoints, settings)
+        if model == "unet":
+            check_resumable(checkpoints, config, tmp_path, False)
+            assert "timestep_power: 0.5 before, 0.1 now" in capsys.readouterr().out
+        else:
+            with pytest.raises(UserError, match=r"timestep_power: 0.5 before, 0.1 now"):
+                check_resumable(checkpoints, config, tmp_path, False)
+
+
+def test_another_network_is_refused(checkpoints, tmp_path):
+    save(checkpoints, settings_of())
+    with pytest.raises(UserError, match=r"model\.name: 'segdiff' before, 'unet' now"):
+        check_resumable(checkpoints, default_config("unet"), tmp_path, False)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("seed", 1),
+        ("method", "supervised"),
+        ("data.soft_masks", True),
+        ("data.mask_endings", ("_m",)),
+        ("model.dropout", 0.5),
+        ("diffusion.variance", "fixed_small"),
+        ("train.batch_size", 8),
+        ("train.optimizer", "muon"),
+    ],
+)
+def test_what_is_fixed_for_a_run(checkpoints, tmp_path, field, value):
+    save(checkpoints, settings_of())
+    config = default_config()
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"another config.*\n  config.{field}: .* now"):
+        check_resumable(checkpoints, config, tmp_path, False)
+
+
+def test_the_number_of_images(tmp_path):
+    config, meta = default_config(), {"training_images": 36}
+    check_number_of_images(meta, 36, config, False)
+    check_number_of_images(meta, 41, config, True)
+    with pytest.raises(UserError, match="was trained on 36 images, and isic/2016 now has 41"):
+        check_number_of_images(meta, 41, config, False)
+
+
+def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys):
+    save(checkpoints, settings_of())
+    config = default_config()
+    config.train.init_from = str(tmp_path)
+    config.model.dropout, config.train.batch_size, config.seed = 0.5, 8, 3
+    assert check_same_network(config).match("best/1")
+    assert capsys.readouterr().out == ""
+    config.diffusion.input_scale = 0.5
+    check_same_network(config)
+    said = capsys.readouterr().out
+    assert (
+        said.startswith("train.init_from: ")
+        and "diffusion.input_scale: 0.3 there, 0.5 here" in said
+    )
+    config.model.norm_groups = 0
+    message = f"train.init_from={tmp_path} holds another network.*\n  config.model.norm_groups: 32"
+    with pytest.raises(UserError, match=message):
+        check_same_network(config)
+
+
+def test_the_best_score_is_of_the_same_validation(checkpoints):
+    assert best_score(checkpoints, default_config()) is None
+    save(checkpoints, settings_of(), validation_iou=0.5)
+    same = {
+        "train.num_steps": 1,
+        "validation.every": 7,
+        "sampler.steps": 1,
+        "sampler.samples": 1,
+        "sampler.native": True,
+        "sampler.max_batch": 1,
+        "sampler.max_memory": 1.0,
+    }
+    other = {
+        "validation.num_images": 7,
+        "validation.steps": 1,
+        "validation.samples": 2,
+        "validation.scores": ("dice",),
+        "diffusion.variance": "fixed_small",
+        "sampler.name": "ddpm",
+        "sampler.spacing": "leading",
+        "sampler.eta": 1.0,
+        "sampler.clip": False,
+        "sampler.flips": True,
+        "sampler.rotations": True,
+        "sampler.ensemble": "vote",
+        "sampler.threshold": 0.4,
+        "sampler.temperature": 2.0,
+        "sampler.overlap": 0.5,
+    }
+    for fields, expected in ((same, 0.5), (other, None)):
+        for field, value in fields.items():
+            config = default_config()
+            config.update_from_flattened_dict({field: value})
+            assert best_score(checkpoints, config) == expected, field
