@@ -7,6 +7,7 @@ loss(process, output, noised).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,6 +40,7 @@ class Noised(NamedTuple):
 def mse(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
     """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
     target = process.target(noised.x_start, noised.t, noised.eps)
+    chex.assert_equal_shape([output, target])
     return {"mse": jnp.mean(jnp.square(output - target), PIXELS)}
 
 
