@@ -8,11 +8,12 @@ any training.
 
 from segdiff_jax.config import saved_config
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta
+from segdiff_jax.runtime.errors import UserError
 
 
 def get_config(workdir=""):
     if not workdir:
-        raise ValueError("write --config=configs/saved.py:WORKDIR, of a run or a checkpoint")
+        raise UserError("write --config=configs/saved.py:WORKDIR, of a run or a checkpoint")
     config = saved_config(load_meta(find_checkpoint(workdir)))
     config.train.init_from = workdir
     return config

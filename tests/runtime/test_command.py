@@ -57,7 +57,8 @@ def test_a_fault_of_the_program_keeps_its_traceback(runner):
     ],
 )
 def test_a_mistake_of_the_user_is_a_sentence(runner, name, sentence):
-    more = {"run_command": "(--verbosity=1 shows where)\n", "run_simple": ""}  # It has no such flag.
+    # run_simple has no --verbosity flag.
+    more = {"run_command": "(--verbosity=1 shows where)\n", "run_simple": ""}
     assert run(name, runner) == (1, f"error: {sentence}\n{more[runner]}")
 
 
