@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
+from segdiff_jax import models
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.supervised import Supervised
 
@@ -23,13 +23,10 @@ def make_method(config: ConfigDict, axis_name: str | None = None) -> Method:
 
 
 def init_variables(method: Method, seed: int) -> dict[str, Any]:
-    """Initial variables; to be jitted.
-
-    XLA's own generator draws them, since the default one compiles five times longer.
-    """
-    return method.init(jax.random.key(seed, impl="rbg"))
+    """Initial variables of the network; to be jitted, see `models.init_variables`."""
+    return models.init_variables(method.model, seed, method.image_size, method.input_channels)
 
 
 def variables_like(method: Method) -> dict[str, Any]:
     """Shapes and dtypes of the variables; nothing is computed."""
-    return jax.eval_shape(lambda: init_variables(method, 0))
+    return models.variables_like(method.model, method.image_size, method.input_channels)

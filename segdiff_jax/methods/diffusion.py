@@ -99,11 +99,10 @@ class Diffusion:
         """i64[N], the timestep of the training chain at each step of the sampled one."""
         return self.chain.schedule.timesteps
 
-    def init(self, key: Array) -> dict[str, Any]:
-        """Initial variables."""
-        size, channels = self.image_size, self.process.input_channels
-        x_t, image = (jnp.zeros((1, size, size, c)) for c in (channels, 3))
-        return self.model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
+    @property
+    def input_channels(self) -> int:
+        """See `Process.input_channels`."""
+        return self.process.input_channels
 
     def losses(self, variables: dict[str, Any], batch: dict[str, Array], keys: Array) -> Losses:
         """The loss of each example at a timestep and with a noise drawn for it."""

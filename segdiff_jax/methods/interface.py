@@ -2,8 +2,6 @@
 
 A method is a frozen dataclass in a file of its own, with
 
-    init(key) -> variables
-        {"params"} and, with batch norm, {"batch_stats"}: trees of f32. To be jitted.
     losses(variables, batch, keys) -> Losses
         batch: {"image" f32[B, H, W, 3], normalised, "mask" f32[B, H, W, C], from -1 to +1};
         keys: key[B, 3]. In training, variables also hold "history".
@@ -19,8 +17,11 @@ between them and measure their memory:
         `count` steps of the chain downwards from step `first`, i32[]
     finish(state, draw) -> f32[B, V, S, S, C]
 
-and has the attributes
+Variables are {"params"} and, with batch norm, {"batch_stats"}: trees of f32. The attributes are
 
+    model: the network.
+    image_size: S, the side of the images in pixels.
+    input_channels: of the noisy mask that the network sees; 0 if it sees none.
     samples: V, how many samples of each image are drawn.
     timesteps: i64[N], ascending, what the steps of the chain are; empty if there is no chain.
     views: how samples see the image, see `views.make_views`.

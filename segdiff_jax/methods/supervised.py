@@ -31,6 +31,7 @@ class Supervised:
     model: nn.Module
     image_size: int = 64
     views: tuple[View, ...] = ((0, ()),)
+    input_channels = 0
     timesteps = np.zeros(0, np.int64)
     timestep_sampler = PowerTimesteps(1)
     unread = "name", "steps", "spacing", "eta", "clip", "samples", "max_memory"
@@ -50,10 +51,6 @@ class Supervised:
     def samples(self) -> int:
         """V, one for each view."""
         return len(self.views)
-
-    def init(self, key: Array) -> dict[str, Any]:
-        """Initial variables."""
-        return self.model.init(key, jnp.zeros((1, self.image_size, self.image_size, 3)))
 
     def losses(self, variables: dict[str, Any], batch: dict[str, Array], keys: Array) -> Losses:
         """BCE + Dice of the logits."""

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import saved_config
 from segdiff_jax.diffusion.process import make_process
-from segdiff_jax.models import init_variables, make_model
+from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.original.weights import torch_from_params
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables
 from segdiff_jax.runtime.command import argument_parser, run_simple
@@ -55,8 +54,7 @@ def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str
     config = saved_config(meta)
     args = args_from_config(config)
     model, channels = make_model(config.model), make_process(config.diffusion).input_channels
-    size = config.data.image_size
-    like = jax.eval_shape(lambda: init_variables(model, 0, size, channels))
+    like = variables_like(model, config.data.image_size, channels)
     params = load_variables(checkpoint, like)["params"]
     return torch_from_params(params, config.model), args, meta
 

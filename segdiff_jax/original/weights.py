@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from segdiff_jax.models import init_variables
+from segdiff_jax.models import variables_like
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.runtime.errors import UserError
 
@@ -141,8 +141,7 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def expected_params(config: Mapping[str, Any]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Path -> shape of every parameter of `SegDiff(**config)`; nothing is computed."""
     size = 2 ** (len(config["channel_mult"]) - 1)
-    like = jax.eval_shape(lambda: init_variables(SegDiff(**config), 0, size))
-    return traverse_util.flatten_dict(like["params"])
+    return traverse_util.flatten_dict(variables_like(SegDiff(**config), size)["params"])
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
