@@ -4,18 +4,13 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from segdiff_jax.models import cpu_gradients
+from segdiff_jax.models.cpu_gradients import same_conv
 
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-same_conv = functools.partial(
-    lax.conv_general_dilated,
-    window_strides=(1, 1),
-    padding=((1, 1), (1, 1)),
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-)
 Conv = functools.partial(
     nn.Conv,
     kernel_size=(3, 3),

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import Array, lax
 
 Pads = Sequence[tuple[int, int]]
@@ -145,13 +144,12 @@ def upsample_conv(x: Array, kernel: Array) -> Array:
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
 
 
-def wide_pays(x: Array, kernels: list[Array], biases: list[Array]) -> bool:
-    """Whether `dense_block` is faster than plain convolutions."""
+def wide_gradient_pays(x: Array, kernels: list[Array], biases: list[Array]) -> bool:
+    """Whether `with_wide_gradient` is faster than plain convolutions."""
     return len(biases[0]) >= LEAST_GROWTH
 
 
-@jax.custom_vjp
-def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
+def with_wide_gradient(dense_features: Callable[..., tuple[Array, Array]]) -> Callable[..., Array]:
     """`rrdb.dense_block` on CPU, with a gradient of fewer and wider convolutions.
 
     Several convolutions see the same features. In the gradient they become one convolution, with
@@ -159,33 +157,22 @@ def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
     convolutions). There are as many products, and nothing to add up in between.
 
     Args:
-        x: f[B, H, W, width].
-        kernels: five, f[3, 3, C, growth], the last f[3, 3, C, width].
-        biases: five, f[growth], the last f[width].
-    Returns:
-        f[B, H, W, width].
+        dense_features: see `rrdb.dense_features`.
     """
-    return _dense_forward(x, kernels, biases)[0]
 
+    def forward(x, kernels, biases):
+        result, features = dense_features(x, kernels, biases)
+        return result, (features, kernels)
 
-def _dense_forward(
-    x: Array, kernels: list[Array], biases: list[Array]
-) -> tuple[Array, tuple[Array, list[Array]]]:
-    """The result, and what the gradient needs: all that the last convolution sees, and kernels."""
-    *inner, last = [
-        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
-        for kernel, bias in zip(kernels, biases, strict=True)
-    ]
-    features = x
-    for conv in inner:
-        grown = nn.leaky_relu(conv(features), 0.2)
-        features = jnp.concatenate([features, grown], axis=-1)
-    return 0.2 * last(features) + x, (features, kernels)
+    dense_block = jax.custom_vjp(lambda *arrays: dense_features(*arrays)[0])
+    dense_block.defvjp(forward, _dense_backward)
+    return dense_block
 
 
 def _dense_backward(
     saved: tuple[Array, list[Array]], gradient: Array
 ) -> tuple[Array, list[Array], list[Array]]:
+    """The gradients of x, kernels and biases from all that the last convolution sees."""
     features, kernels = saved
     width, growth = gradient.shape[-1], kernels[0].shape[-1]
     # What the i-th convolution adds to the features, x at first.
@@ -213,6 +200,3 @@ def _dense_backward(
     to_biases = jnp.split(later.sum((0, 1, 2)), [k * growth for k in range(1, 5)])
     to_kernels = [jnp.concatenate(of, axis=2) for of in to_kernels]
     return to_part(0, later) + gradient, to_kernels, to_biases
-
-
-dense_block.defvjp(_dense_forward, _dense_backward)

@@ -27,7 +27,21 @@ class Weights(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-@cpu_gradients.on_cpu(cpu_gradients.dense_block, cpu_gradients.wide_pays)
+def dense_features(x: Array, kernels: list[Array], biases: list[Array]) -> tuple[Array, Array]:
+    """`dense_block`, and all that its last convolution sees, f[B, H, W, width + 4 growth]."""
+    *inner, last = [
+        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
+        for kernel, bias in zip(kernels, biases, strict=True)
+    ]
+    features = x
+    for conv in inner:
+        features = jnp.concatenate([features, leaky_relu(conv(features))], axis=-1)
+    return 0.2 * last(features) + x, features
+
+
+@cpu_gradients.on_cpu(
+    cpu_gradients.with_wide_gradient(dense_features), cpu_gradients.wide_gradient_pays
+)
 def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
     """Five 3x3 convolutions, each of all before it; 0.2 of the last is added to the input.
 
@@ -38,14 +52,7 @@ def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
     Returns:
         f[B, H, W, width].
     """
-    *inner, last = [
-        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
-        for kernel, bias in zip(kernels, biases, strict=True)
-    ]
-    features = x
-    for conv in inner:
-        features = jnp.concatenate([features, leaky_relu(conv(features))], axis=-1)
-    return 0.2 * last(features) + x
+    return dense_features(x, kernels, biases)[0]
 
 
 class DenseBlock(nn.Module):
