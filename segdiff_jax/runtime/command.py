@@ -63,7 +63,7 @@ def run_simple(command: Callable[[], None]) -> None:
         keep_compiled_programs()
         command()
     except Exception as error:
-        sys.exit(describe(error).removesuffix("\n(--verbosity=1 shows where)"))
+        sys.exit(describe(error, hint=""))
 
 
 def argument_parser(doc: str) -> argparse.ArgumentParser:
@@ -73,8 +73,11 @@ def argument_parser(doc: str) -> argparse.ArgumentParser:
     )
 
 
-def describe(error: Exception) -> str:
-    """What a user is told: a sentence for a mistake, a traceback for a fault of the program."""
+def describe(error: Exception, hint: str = "\n(--verbosity=1 shows where)") -> str:
+    """What a user is told: a sentence for a mistake, a traceback for a fault of the program.
+
+    `hint` follows the sentence, unless --verbosity=1 is given: then the traceback does.
+    """
     jax_failed = isinstance(error, jax.errors.JaxRuntimeError)
     if jax_failed and "RESOURCE_EXHAUSTED" in str(error):
         sentence = (
@@ -91,8 +94,8 @@ def describe(error: Exception) -> str:
         sentence = str(error)
     else:
         return traceback.format_exc()
-    more = traceback.format_exc() if logging.level_debug() else "(--verbosity=1 shows where)"
-    return f"error: {sentence}\n{more}"
+    more = f"\n{traceback.format_exc()}" if logging.level_debug() else hint
+    return f"error: {sentence}{more}"
 
 
 def _end(message: str, status: int) -> None:
