@@ -10,7 +10,7 @@ from jax import Array
 
 from segdiff_jax.inference.windows import Windows
 from segdiff_jax.methods import Method
-from segdiff_jax.methods.interface import Draw, State
+from segdiff_jax.methods.interface import Draw, State, make_draw
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
 
@@ -142,8 +142,7 @@ class Driver:
     ) -> Draw:
         """The samples of these numbers, on all devices."""
         keys = example_keys(seed, ids, numbers)
-        views = np.broadcast_to(np.int32(numbers % len(self.method.views)), keys.shape)
-        return parallel.shard(Draw(keys, views, corners))
+        return parallel.shard(make_draw(keys, numbers, len(self.method.views), corners))
 
     def _show(self, trace: Trace | None, left: int, state: State, size: int) -> None:
         """Shows `trace`, if there is one, the first samples `left` steps before the end."""
@@ -195,6 +194,11 @@ def even_part(total: int, most: int) -> int:
 def example_keys(seed: int, ids: Sequence[str], numbers: Sequence[int]) -> Array:
     """key[B, V] for images and samples, so that order and batching do not change a sample."""
     names = np.array([zlib.crc32(name.encode()) for name in ids], np.uint32)
+    return sample_keys(seed, names, np.array(numbers, np.uint32))
+
+
+def sample_keys(seed: int | Array, names: Array, numbers: Array) -> Array:
+    """`example_keys` of names u32[B], the CRC-32 of ids, and numbers u32[V]."""
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     of_images = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), names)
-    return fold(of_images, np.array(numbers, np.uint32))
+    return fold(of_images, numbers)

@@ -21,9 +21,10 @@ from jax import Array
 
 from segdiff_jax.config import sampling_fields
 from segdiff_jax.inference.combine import ENSEMBLES, standard_deviation, temper
+from segdiff_jax.inference.driver import sample_keys
 from segdiff_jax.inference.load import Model, load
 from segdiff_jax.methods import make_method
-from segdiff_jax.methods.interface import all_views
+from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import write_file
@@ -71,10 +72,10 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
 
     def samples_of(image: Array, name: Array, seed: Array) -> Array:
         """u8[S, S, 3] -> f32[V, S, S, 1]."""
-        key = jax.random.fold_in(jax.random.key(seed), name)
         numbers = np.arange(method.samples, dtype=np.uint32)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)[None]
-        return method.sample(variables, image[None], all_views(keys, len(method.views)))[:, 0]
+        keys = sample_keys(seed, name[None], numbers)
+        draw = make_draw(keys, numbers, len(method.views))
+        return sample_masks(method, variables, image[None], draw)[:, 0]
 
     def predict(images: Array, names: Array, seed: Array) -> dict[str, Array]:
         # One image's program, mapped: its shapes are known, the number of images is not.

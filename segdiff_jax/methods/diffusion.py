@@ -21,7 +21,7 @@ from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
 from segdiff_jax.methods.interface import Draw, Losses, State
 from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.timesteps import PowerTimesteps
-from segdiff_jax.methods.views import View, from_views, make_views, to_views
+from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
 from segdiff_jax.models import make_model
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
@@ -189,13 +189,6 @@ class Diffusion:
         # Only `denoise` is vmapped: under vmap, a custom gradient is taken image by image.
         return jax.vmap(denoise_one)(keys, x_t, features, t), batch_stats
 
-    def sample(self, variables: Any, images: Array, draw: Draw) -> Array:
-        """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C]."""
-        features, steps = self.encode(variables, images), len(self.timesteps)
-        state = self.begin(features, draw)
-        state = self.advance(variables, features, draw, state, jnp.int32(steps - 1), steps)
-        return jnp.moveaxis(self.finish(state, draw), 1, 0)
-
     def encode(self, variables: Any, images: Array) -> Array:
         """The features of each view of u8[B, S, S, 3]: [B, F, S, S, channels]."""
         seen = to_views(images, self.views)
@@ -219,7 +212,7 @@ class Diffusion:
     ) -> State:
         """Some steps of the chain, see `interface`."""
         if len(self.views) > 1:  # Each sample sees the features of its view.
-            features = jax.vmap(lambda of_image, which: of_image[which])(features, draw.views)
+            features = of_samples(features, draw.views)
         features = features.reshape(-1, *features.shape[2:])
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
 

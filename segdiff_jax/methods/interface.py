@@ -5,16 +5,14 @@ A method is a frozen dataclass in a file of its own, with
     losses(variables, batch, keys) -> Losses
         batch: {"image" f32[B, H, W, 3], normalised, "mask" f32[B, H, W, C], from -1 to +1};
         keys: key[B, 3]. In training, variables also hold "history".
-    sample(variables, images, draw) -> f32[V, B, S, S, C]
-        masks of images u8[B, S, S, 3]; clean masks are -1 or +1. Pure, for one device.
 
-`sample` is made of four parts, so that `inference.driver` can walk it part by part, show progress
-between them and measure their memory:
+and four parts of which `sample_masks` is made, so that `inference.driver` can walk it part by part,
+show progress between them and measure their memory:
 
     encode(variables, images) -> features, with a leading axis B
     begin(features, draw) -> State
     advance(variables, features, draw, state, first, count) -> State
-        `count` steps of the chain downwards from step `first`, i32[]
+        `count` steps of the chain downwards from step `first`, i32[]; only where there is a chain
     finish(state, draw) -> f32[B, V, S, S, C]
 
 Variables are {"params"} and, with batch norm, {"batch_stats"}: trees of f32. The attributes are
@@ -32,6 +30,7 @@ Variables are {"params"} and, with batch norm, {"batch_stats"}: trees of f32. Th
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -76,7 +75,21 @@ class State(NamedTuple):
     x_start: Array
 
 
-def all_views(keys: Array, num_views: int) -> Draw:
-    """The samples 0, 1, ... of whole images: each sees the next view in turn."""
-    views = jnp.arange(keys.shape[1], dtype=jnp.int32) % num_views
-    return Draw(keys, jnp.broadcast_to(views[None], keys.shape))
+def make_draw(
+    keys: Array, numbers: np.ndarray, num_views: int, corners: np.ndarray | None = None
+) -> Draw:
+    """The samples of these numbers, i64[V]: each sees the next view in turn."""
+    views = np.broadcast_to(np.int32(numbers % num_views), keys.shape)
+    return Draw(keys, views, corners)
+
+
+def sample_masks(method: Any, variables: Any, images: Array, draw: Draw) -> Array:
+    """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C], where clean masks are -1 or +1.
+
+    Pure, for one device.
+    """
+    features, steps = method.encode(variables, images), len(method.timesteps)
+    state = method.begin(features, draw)
+    if steps:
+        state = method.advance(variables, features, draw, state, jnp.int32(steps - 1), steps)
+    return jnp.moveaxis(method.finish(state, draw), 1, 0)

@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -14,7 +13,7 @@ from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.methods.interface import Draw, Losses, State
 from segdiff_jax.methods.losses import bce_dice
 from segdiff_jax.methods.timesteps import PowerTimesteps
-from segdiff_jax.methods.views import View, from_views, make_views, to_views
+from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
 from segdiff_jax.models import make_model
 
 
@@ -62,11 +61,6 @@ class Supervised:
         terms = bce_dice(logits, (batch["mask"] + 1) / 2)
         return Losses(terms, updates.get("batch_stats", batch_stats))
 
-    def sample(self, variables: Any, images: Array, draw: Draw) -> Array:
-        """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C]."""
-        state = self.begin(self.encode(variables, images), draw)
-        return jnp.moveaxis(self.finish(state, draw), 1, 0)
-
     def encode(self, variables: Any, images: Array) -> Array:
         """The mask in each view, 2 p - 1 = tanh(logits / 2): f32[B, F, S, S, C]."""
         seen = to_views(images, self.views)
@@ -76,15 +70,9 @@ class Supervised:
 
     def begin(self, features: Array, draw: Draw) -> State:
         """The mask that each sample sees."""
-        masks = jax.vmap(lambda of_image, which: of_image[which])(features, draw.views)
+        masks = of_samples(features, draw.views)
         masks = masks.reshape(-1, *masks.shape[2:])
         return State(masks, jnp.zeros_like(masks))
-
-    def advance(
-        self, variables: Any, features: Array, draw: Draw, state: State, first: Array, count: int
-    ) -> State:
-        """There is nothing to advance."""
-        return state
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""

@@ -25,6 +25,11 @@ def to_views(images: Array, views: Sequence[View]) -> Array:
     return jax.vmap(lambda image: jnp.stack(see(image)))(images)
 
 
+def of_samples(features: Array, which: Array) -> Array:
+    """[B, F, ...] of each view and i32[B, V], the view of each sample -> [B, V, ...]."""
+    return jax.vmap(lambda of_image, views: of_image[views])(features, which)
+
+
 def from_views(masks: Array, views: Sequence[View], which: Array) -> Array:
     """The masks as their images lie.
 

@@ -1,5 +1,7 @@
 """The networks are closed forms, so that what the sampler must give is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from segdiff_jax.inference import driver as module
 from segdiff_jax.inference.combine import temper
 from segdiff_jax.inference.driver import example_keys
 from segdiff_jax.inference.load import Model, make_ensemble
-from segdiff_jax.methods.interface import all_views
+from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.methods.views import from_views, make_views, to_views
 from segdiff_jax.runtime import parallel
 from tests.drivers import Sampled, config_of, driver_of
@@ -489,16 +491,17 @@ def test_the_driver_gives_what_sample_gives_at_once(name, flips, rotations):
     config = config_of(name=name, steps=10, samples=6, max_batch=4, **options)
     driver = driver_of(Noisy(), Process(SCHEDULE), config)
     keys = example_keys(3, NAMES[:4], range(6))
-    draw = all_views(keys, len(driver.method.views))
-    samples = jax.jit(driver.method.sample)({}, jnp.asarray(images), draw)
+    draw = make_draw(keys, np.arange(6), len(driver.method.views))
+    samples = jax.jit(functools.partial(sample_masks, driver.method))({}, jnp.asarray(images), draw)
     np.testing.assert_allclose(driver({}, images, NAMES[:4], 3), samples, rtol=1e-5, atol=1e-4)
 
 
 def test_the_driver_gives_what_a_supervised_method_samples():
     variables, images = {"params": {"slope": jnp.float32(0.5)}}, images_of(4)
     driver = driver_of(Left(), None, config_of(flips=True, rotations=True))
-    draw = all_views(example_keys(0, NAMES[:4], range(8)), 8)
-    samples = jax.jit(driver.method.sample)(variables, jnp.asarray(images), draw)
+    draw = make_draw(example_keys(0, NAMES[:4], range(8)), np.arange(8), 8)
+    sample_all = jax.jit(functools.partial(sample_masks, driver.method))
+    samples = sample_all(variables, jnp.asarray(images), draw)
     np.testing.assert_allclose(driver(variables, images, NAMES[:4]), samples, atol=1e-6)
 
 
