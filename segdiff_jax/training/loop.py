@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,9 @@ from segdiff_jax.runtime.files import write_file
 from segdiff_jax.runtime.lock import locked
 from segdiff_jax.runtime.stop import Stopped, told_to_stop
 from segdiff_jax.training import resume
+from segdiff_jax.training.clock import Clock, is_validation_due
 from segdiff_jax.training.logs import Logs, has_validation
-from segdiff_jax.training.optimizer import learning_rate, make_optimizer, progress
+from segdiff_jax.training.optimizer import learning_rate, make_optimizer
 from segdiff_jax.training.state import TrainState, create_state
 from segdiff_jax.training.steps import make_train_step
 from segdiff_jax.training.tracking import check_trackers
@@ -146,48 +146,6 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         print(f"trained: {summary(clock, best, config, workdir)}", flush=True)
 
 
-class Clock:
-    """Where a run is: steps and seconds of training.
-
-    Attributes:
-        step: updates done.
-        seconds: of training done.
-    """
-
-    def __init__(self, train: ConfigDict, step: int, seconds: float):
-        self._train, self.step, self.seconds = train, step, seconds
-        self._begin = None
-
-    def start(self) -> None:
-        """Notes the time before a step; the clock stands still between `__init__` and the first."""
-        self._start = time.monotonic()
-        if self._begin is None:
-            self._begin = self._start - self.seconds
-
-    def since_start(self) -> float:
-        """Seconds since `start`."""
-        return time.monotonic() - self._start
-
-    def tick(self) -> None:
-        """Counts a step."""
-        self.step += 1
-        self.seconds = time.monotonic() - self._begin
-
-    @property
-    def minutes(self) -> float:
-        """Of training done."""
-        return self.seconds / 60
-
-    def ended(self) -> bool:
-        """Whether `train.num_steps` or `train.max_minutes` are reached."""
-        limit = self._train.max_minutes
-        return self.step >= self._train.num_steps or (bool(limit) and self.minutes >= limit)
-
-    def is_half_size(self) -> bool:
-        """Whether the next step trains at half the size."""
-        return progress(self._train, self.step, self.minutes) < self._train.half_size_share
-
-
 def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     """A copy whose folders of images and masks are found from wherever a command is given."""
     config = config.copy_and_resolve_references()
@@ -300,12 +258,6 @@ def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
         sampler.flips = sampler.rotations = False
     windows = make_windows(config.data, sampler)
     return Driver(method.with_sampler(config), sampler.max_batch, sampler.max_memory, windows)
-
-
-def is_validation_due(config: ConfigDict, clock: Clock) -> bool:
-    """After every so many steps, and before the first one if the parameters are not new."""
-    every, begun = config.validation.every, clock.step or config.train.init_from
-    return bool(every and begun and (clock.ended() or clock.step % every == 0))
 
 
 def is_better(scores: dict[str, float], best: float | None) -> bool:
