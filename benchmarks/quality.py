@@ -24,9 +24,9 @@ from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.validate import batch_size
 from segdiff_jax.inference.combine import resize_samples
 from segdiff_jax.inference.load import Model, load
+from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.command import run_simple
 from tools.runs import table
 
@@ -34,7 +34,8 @@ from tools.runs import table
 def ious(model: Model, counts: list[int], examples: list[dict]) -> dict[int, float]:
     """Mean IoU at native size, by the number of samples."""
     scores = {count: [] for count in counts}
-    for group, valid in padded_batches(iter(examples), batch_size(model.batch_size, len(examples))):
+    batch_size = parallel.batch_size(model.batch_size, len(examples))
+    for group, valid in padded_batches(iter(examples), batch_size):
         images = np.stack([example["input"] for example in group])
         samples = model.sample(images, [example["id"] for example in group])
         for i in np.flatnonzero(valid):

@@ -19,7 +19,6 @@ from segdiff_jax.evaluation.outputs import BadName, OutputFolder
 from segdiff_jax.evaluation.report import Case, Page, Strip, make_case, make_strip, write_report
 from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_metrics
 from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_pair
-from segdiff_jax.evaluation.validate import batch_size
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
@@ -143,7 +142,8 @@ def _segment_share(
         tqdm(total=len(share), desc="sampling", unit="image", smoothing=0) as progress,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for group, valid in padded_batches(readable(), batch_size(model.batch_size, len(share))):
+        batch_size = parallel.batch_size(model.batch_size, len(share))
+        for group, valid in padded_batches(readable(), batch_size):
             images = np.stack([example["input"] for example in group])
             show = lambda part: progress.set_postfix_str(f"batch {part:.0%}")
             ids = [example["id"] for example in group]

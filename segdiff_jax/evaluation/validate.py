@@ -35,7 +35,8 @@ def validate(
     names = config.validation.scores
     share, rows, pictures = parallel.share(len(source)), np.zeros((len(source), len(names))), []
     examples = ({"number": i, **source[i]} for i in share)
-    for group, valid in padded_batches(examples, batch_size(driver.batch_size, len(share))):
+    batch_size = parallel.batch_size(driver.batch_size, len(share))
+    for group, valid in padded_batches(examples, batch_size):
         images = np.stack([example["image"] for example in group])
         truth = most_likely(np.stack([example["mask"] for example in group]), 127)
         ids = [str(example["number"]) for example in group]
@@ -51,8 +52,3 @@ def validate(
             pictures = [images[valid], *of_labels]
     means = parallel.merge(rows).mean(axis=0)
     return dict(zip(names, means.tolist(), strict=True)), pictures
-
-
-def batch_size(most: int, total: int) -> int:
-    """Images of one call, fewer than `most` where there are not as many in all."""
-    return min(most, parallel.round_up(total))

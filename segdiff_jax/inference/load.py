@@ -154,7 +154,7 @@ class Model:
             {"id": id, "input": correct(resize_image(x, self.input_size)), "size": x.shape[:2]}
             for id, x in zip(ids, images, strict=True)
         )
-        count = min(self.batch_size, parallel.round_up(max(1, len(images))))
+        count = parallel.batch_size(self.batch_size, len(images))
         for group, valid in padded_batches(inputs, count):
             batch = np.stack([example["input"] for example in group])
             made = self.sample(batch, [example["id"] for example in group], seed=key)

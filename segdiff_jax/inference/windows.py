@@ -45,7 +45,7 @@ class Windows:
         starts = (window_starts(length, size, self.overlap) for length in (height, width))
         windows = list(itertools.product(range(len(images)), *starts))
         if not self.native:  # Else each number of windows would be compiled.
-            count = min(count, parallel.round_up(len(windows)))
+            count = parallel.batch_size(count, len(windows))
         weight, total, done = window_weight(size)[..., None], None, 0
         weights = np.zeros((height, width, 1), np.float32)
         for group, valid in padded_batches(iter(windows), count):

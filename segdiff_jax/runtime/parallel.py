@@ -143,6 +143,11 @@ def round_up(batch_size: int) -> int:
     return -(-batch_size // devices) * devices
 
 
+def batch_size(most: int, total: int) -> int:
+    """Images of one call, fewer than `most` where there are not as many in all."""
+    return min(most, round_up(total))
+
+
 def replicate(tree: Any) -> Any:
     """Copies every leaf to this process's devices, as a training step returns it.
 

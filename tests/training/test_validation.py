@@ -6,7 +6,8 @@ import pytest
 from configs import default
 from segdiff_jax.evaluation import metrics
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.validate import batch_size, validate
+from segdiff_jax.evaluation.validate import validate
+from segdiff_jax.runtime import parallel
 
 
 class Thirds:
@@ -66,4 +67,4 @@ def test_scores_that_are_not_named_are_not_computed(source, monkeypatch):
 
 def test_a_batch_is_no_larger_than_what_there_is():
     """A multiple of the four devices."""
-    assert [batch_size(32, total) for total in (1, 4, 5, 40)] == [4, 4, 8, 32]
+    assert [parallel.batch_size(32, total) for total in (1, 4, 5, 40)] == [4, 4, 8, 32]
