@@ -1,4 +1,4 @@
-"""CVC-ClinicDB at 64 px, small enough for a CPU: the network and the recipe of isic2016_64.py.
+"""CVC-ClinicDB at 64 px, small enough for a CPU: all as in kvasir_seg.py but the data.
 
 python train.py --config=configs/cvc_clinicdb.py --workdir=runs/cvc_clinicdb \
     --config.data.manual_dir=FOLDER
@@ -8,12 +8,10 @@ publishes no score for it.
 Machine: not trained yet; one or two CPU cores are enough. Time: 30 minutes. Score: not measured.
 """
 
-from configs import isic2016_64
+from configs import kvasir_seg
 
 
 def get_config():
-    config = isic2016_64.get_config()
+    config = kvasir_seg.get_config()
     config.data.dataset = "cvc_clinicdb"
-    config.augment.vignette = 0.0
-    config.augment.frame = 0.0
     return config

@@ -20,11 +20,8 @@ def get_config():
     config.data.full_size = 512
     config.model.image_mean, config.model.image_std = COLOURS["monuseg"]
     config.model.rrdb_blocks = 12
-    config.train.batch_size = 8
-    config.train.learning_rate = 1e-4
     config.validation.num_images = 8
 
-    config.augment.flip = True
     config.augment.right_angles = False
     config.augment.rotation = 22.0
     config.augment.scale = 0.25

@@ -19,13 +19,9 @@ def get_config():
     config = isic2016.get_config()
     config.data.dataset = "vaihingen"
     config.model.image_mean, config.model.image_std = COLOURS["vaihingen"]
-    config.model.rrdb_blocks = 6
     config.model.dropout = 0.1
-    config.train.batch_size = 8
-    config.train.learning_rate = 1e-4
     config.validation.num_images = 16
 
-    config.augment.flip = True
     config.augment.right_angles = False
     config.augment.rotation = 180.0
     config.augment.scale = 0.4

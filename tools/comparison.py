@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -47,7 +46,7 @@ class Row:
 
     label: str
     models: tuple[str, ...]
-    sampler: Mapping[str, Any] = MappingProxyType({})
+    sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -55,9 +54,9 @@ class Row:
         return re.sub(r"\W+", "-", self.label.lower()).strip("-")
 
 
-MIRRORED = MappingProxyType({"flips": True, "steps": 1, "samples": 4})
-ONCE = MappingProxyType({"flips": False, "steps": 1, "samples": 1})
-PLAIN = MappingProxyType({"flips": False})
+MIRRORED = {"flips": True, "steps": 1, "samples": 4}
+ONCE = {"flips": False, "steps": 1, "samples": 1}
+PLAIN = {"flips": False}
 MAIN = (
     Row("U-Net", ("unet",), PLAIN),
     Row("U-Net, mirrored", ("unet",)),
@@ -70,8 +69,8 @@ MAIN = (
     Row("SegDiff + U-Net", ("segdiff", "unet"), MIRRORED),
 )
 MORE = (
-    Row("SegDiff, 5 steps", ("segdiff",), MappingProxyType({"steps": 5})),
-    Row("SegDiff, 9 samples, not mirrored", ("segdiff",), MappingProxyType({**ONCE, "samples": 9})),
+    Row("SegDiff, 5 steps", ("segdiff",), {"steps": 5}),
+    Row("SegDiff, 9 samples, not mirrored", ("segdiff",), {**ONCE, "samples": 9}),
     Row("U-Net + U-Net", ("unet", "unet")),
 )
 BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]

@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -161,7 +160,7 @@ class Page:
 
     title: str
     settings: Mapping[str, Any]
-    failures: Mapping[str, str] = MappingProxyType({})
+    failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[dict[str, float | None]] = ()
     classes: Classes = TWO
 
