@@ -2,24 +2,44 @@
 
 import ast
 import dataclasses
+import functools
+import re
+import subprocess
+import sys
 
 import pytest
 
-from segdiff_jax import config as schema
+from segdiff_jax import schema
+from segdiff_jax.config import (
+    VERSION,
+    changes,
+    check,
+    default_config,
+    parse_fields,
+    sampling_fields,
+    saved_config,
+    set_fields,
+    upgrade,
+)
 from segdiff_jax.data.artefacts import ARTEFACTS
+from segdiff_jax.data.augment import Augmentation
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.diffusion import process
 from segdiff_jax.diffusion.samplers import STEPS
 from segdiff_jax.diffusion.schedule import BETAS, SPACINGS
+from segdiff_jax.evaluation.metrics import SCORES
 from segdiff_jax.inference.combine import ENSEMBLES
 from segdiff_jax.methods import METHODS
 from segdiff_jax.methods.losses import LOSSES
 from segdiff_jax.models import MODELS
 from segdiff_jax.models.baselines import medt, unet
 from segdiff_jax.original.import_torch import SCHEDULE_SAMPLERS
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import FREE, NETWORK, RUN, above, all_above, at_least, fields, within
 from segdiff_jax.training.trackers import TRACKERS
+from tests.conftest import ROOT
 
-FIELDS = schema.fields("segdiff")
+FIELDS = fields("segdiff")
 
 
 def choices(field):
@@ -60,6 +80,7 @@ def test_choices_of_the_models_are_what_the_code_has():
 
 def test_trackers_and_artefacts_are_what_the_code_has():
     assert choices(FIELDS["train.trackers"]) == sorted(TRACKERS)
+    assert FIELDS["validation.scores"].default[0] in SCORES
     assert FIELDS["train.trackers"].wrong(tuple(TRACKERS)) is None
     of_pixels = [
         name
@@ -78,19 +99,19 @@ def test_fields_of_a_model_are_its_networks(name):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_defaults_are_right(model):
-    config = schema.default_config(model)
-    schema.check(config)
+    config = default_config(model)
+    check(config)
     assert config.model.name == model
     with pytest.raises(AttributeError):
         config.model.other = 1
 
 
 def test_several_wrong_fields_are_named_at_once():
-    config = schema.default_config()
+    config = default_config()
     config.train.batch_size, config.sampler.eta, config.seed = 0, 1.5, -1
     config.diffusion.schedule = "sine"
-    with pytest.raises(schema.UserError) as error:
-        schema.check(config)
+    with pytest.raises(UserError) as error:
+        check(config)
     assert str(error.value).splitlines() == [
         "seed=-1 must be at least 0",
         "diffusion.schedule='sine' is unknown: choose one of ('linear', 'cosine')",
@@ -100,120 +121,235 @@ def test_several_wrong_fields_are_named_at_once():
 
 
 def test_an_unknown_model_is_named():
-    with pytest.raises(schema.UserError, match="model.name='unet2' is unknown: choose one of"):
-        schema.default_config("unet2")
+    with pytest.raises(UserError, match="model.name='unet2' is unknown: choose one of"):
+        default_config("unet2")
 
 
 @pytest.mark.parametrize(
     "name, fixed",
     [
-        ("diffusion.variance", schema.RUN),
-        ("diffusion.input_scale", schema.RUN),
-        ("train.batch_size", schema.RUN),
-        ("model.dropout", schema.RUN),
-        ("model.channels", schema.NETWORK),
-        ("model.attention", schema.FREE),
-        ("train.num_steps", schema.FREE),
-        ("sampler.steps", schema.FREE),
+        ("diffusion.variance", RUN),
+        ("diffusion.input_scale", RUN),
+        ("train.batch_size", RUN),
+        ("model.dropout", RUN),
+        ("model.channels", NETWORK),
+        ("model.attention", FREE),
+        ("train.num_steps", FREE),
+        ("sampler.steps", FREE),
     ],
 )
 def test_what_is_fixed(name, fixed):
     assert FIELDS[name].fixed == fixed
 
 
-def test_changes_of_a_kind():
-    before, now = schema.default_config(), schema.default_config()
-    now.sampler.steps, now.diffusion.variance, now.model.channels = 3, "fixed_small", 64
-    assert schema.changes(before, now) == {
-        "model.channels": (32, 64),
-        "diffusion.variance": ("fixed_large", "fixed_small"),
-        "sampler.steps": (10, 3),
-    }
-    assert list(schema.changes(before, now, (schema.RUN,))) == ["diffusion.variance"]
-    # Nothing reads the diffusion of a supervised run.
-    before, now = schema.default_config("unet"), schema.default_config("unet")
+def test_the_diffusion_of_a_supervised_run_may_change():
+    before, now = default_config("unet"), default_config("unet")
     now.diffusion.variance = "fixed_small"
-    assert not schema.changes(before, now, (schema.RUN, schema.NETWORK))
+    assert not changes(before, now, (RUN, NETWORK))
+    before, now = default_config(), default_config()
+    now.diffusion.variance = "fixed_small"
+    assert list(changes(before, now, (RUN, NETWORK))) == ["diffusion.variance"]
 
 
-FORMER = {
+def test_all_fields_are_listed_with_defaults_and_meanings():
+    command = [sys.executable, "-m", "segdiff_jax.config"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for model, note in (("segdiff", ""), ("unet", " (unet)"), ("medt", " (medt)")):
+        for name, field in fields(model).items():
+            if not note or name.startswith("model."):
+                assert f"{name}{note} = {field.default!r}\n    {field.meaning}\n" in f"{said}\n"
+
+
+class WithoutProse(ast.NodeTransformer):
+    """Empties docstrings and messages, which name fields without reading them."""
+
+    def visit_JoinedStr(self, node):
+        return ast.Constant("")
+
+    def visit_Constant(self, node):
+        prose = isinstance(node.value, str) and (" " in node.value or "=" in node.value)
+        return ast.Constant("") if prose else node
+
+
+@functools.cache
+def code(path):
+    return ast.unparse(WithoutProse().visit(ast.parse(path.read_text())))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_is_explained_and_read(field):
+    section, _, name = field.rpartition(".")
+    assert FIELDS[field].meaning and FIELDS[field].fixed in (FREE, RUN, NETWORK)
+    if section == "augment":  # Passed on whole; see data/test_augment.py.
+        assert name in Augmentation.__dataclass_fields__.keys() | ARTEFACTS.keys()
+        return
+    if section == "model" and name != "name":
+        return  # Those of each network are compared above.
+    files = [*(ROOT / "segdiff_jax").rglob("*.py"), ROOT / "sample.py"]
+    source = "".join(code(path) for path in files if path.name != "schema.py")
+    owner = section or "config"
+    read = rf"\b{owner}\.{name}\b(?! = |\\.)|\b{owner}\['{name}'\]|fields\.pop\('{name}'\)"
+    assert re.search(read, source), field
+
+
+@pytest.mark.parametrize(
+    "field, right, wrong, message",
+    [
+        (at_least(1), 1, 0, "must be at least 1"),
+        (above(0), 0.1, 0, "must be above 0"),
+        (within(0, 1), 1, 1.5, "must be from 0 to 1"),
+        (within(0, 1), 0, -0.5, "must be from 0 to 1"),
+        (within(0, 1), 0.5, float("nan"), "must be from 0 to 1"),
+        (within(0, 1, "[)"), 0, 1, "must be from 0 to below 1"),
+        (within(0, 1, "(]"), 1, 0, "must be above 0 to 1"),
+        (within(0, 1, "()"), 0.5, 0, "must be above 0 to below 1"),
+        (all_above(0), (2, 1), (1, 0), "must all be above 0"),
+    ],
+)
+def test_limits(field, right, wrong, message):
+    assert field(wrong) == message and field(right) is None
+
+
+def test_changes_are_those_of_a_kind():
+    before, now = default_config(), default_config()
+    now.seed, now.model.channels, now.train.num_steps = 1, 64, 7
+    everything = {"seed": (0, 1), "model.channels": (32, 64), "train.num_steps": (10_000, 7)}
+    assert changes(before, now) == everything
+    for kind, name in ((RUN, "seed"), (NETWORK, "model.channels"), (FREE, "train.num_steps")):
+        assert changes(before, now, (kind,)) == {name: everything[name]}
+    other = changes(before, default_config("unet"), (NETWORK,))
+    assert other["model.name"] == ("segdiff", "unet") and other["model.norm"] == (None, "batch")
+
+
+OLD = {
+    "seed": 3,
     "objective": "diffusion",
-    "data": {"cache": True, "image_size": 48},
-    "model": {"name": "segdiff", "channels": 16, "rrdb_scan": False, "remat": True},
-    "diffusion": {"loss": "mse"},
-    "train": {"ema_warmup": True, "frozen_gate_epochs": 3.0},
+    "data": {"dataset": "isic/2017", "cache": True},
+    "model": {"name": "segdiff", "remat": True, "rrdb_scan": False, "channel_mult": [1, 2]},
+    "diffusion": {"loss": "mse", "recycling": False},
+    "train": {"ema_warmup": True, "frozen_gate_epochs": 4.0},
     "validation": {"votes": 2},
     "sampler": {"votes": 7, "variance": "fixed_small"},
 }
 
 
-def test_a_config_of_version_1_is_read():
-    config = schema.saved_config({"config": FORMER})  # No version: the first.
-    schema.check(config)
-    # What it does not have is as by default; what is gone is left out.
-    expected = schema.default_config()
-    expected.data.image_size, expected.model.channels = 48, 16
+def test_a_config_of_the_version_before_is_read():
+    config = saved_config({"config": OLD})
+    expected = default_config()
+    expected.seed, expected.data.dataset, expected.model.channel_mult = 3, "isic/2017", (1, 2)
     expected.diffusion.update(loss="mse", variance="fixed_small")
-    expected.sampler.samples, expected.validation.samples = 7, 2
-    assert config.to_dict() == expected.to_dict()
-    assert FORMER["sampler"] == {"votes": 7, "variance": "fixed_small"}  # It stays as it is.
-    assert schema.complete(config.to_dict()).to_dict() == config.to_dict()
+    expected.validation.samples, expected.sampler.samples = 2, 7
+    assert config == expected and config.is_locked
+    assert OLD["sampler"] == {"votes": 7, "variance": "fixed_small"}  # It stays as it was.
+    medt = {"config": OLD | {"model": {"name": "medt"}, "objective": "supervised"}}
+    config = saved_config(medt)
+    assert (config.method, config.model.frozen_gate_epochs) == ("supervised", 4.0)
+    assert "frozen_gate_epochs" not in config.train
+    assert saved_config({"config": {"model": {"name": "segdiff"}}}) == default_config()
 
 
 def test_fields_of_version_1_have_other_names_now():
-    now = schema.upgrade(FORMER | {"objective": "supervised"}, 1)
+    now = upgrade(OLD | {"objective": "supervised"}, 1)
     assert now == {
+        "seed": 3,
         "method": "supervised",
-        "data": {"image_size": 48},
-        "model": {"name": "segdiff", "channels": 16},
-        "diffusion": {"loss": "mse", "variance": "fixed_small"},
+        "data": {"dataset": "isic/2017"},
+        "model": {"name": "segdiff", "channel_mult": [1, 2]},
+        "diffusion": {"loss": "mse", "recycling": False, "variance": "fixed_small"},
         "train": {},
         "validation": {"samples": 2},
         "sampler": {"samples": 7},
     }
-    assert schema.upgrade(now, schema.VERSION) == now
-    without = {name: section for name, section in FORMER.items() if name != "objective"}
-    assert schema.upgrade(without, 1)["method"] == "diffusion"
-
-
-def test_frozen_gates_of_version_1_belong_to_medt():
-    former = FORMER | {"objective": "supervised", "model": {"name": "medt"}}
-    config = schema.saved_config({"config": former})
-    assert config.method == "supervised" and config.model.frozen_gate_epochs == 3.0
-    assert "frozen_gate_epochs" not in config.train
+    assert upgrade(now, VERSION) == now
+    without = {name: section for name, section in OLD.items() if name != "objective"}
+    assert upgrade(without, 1)["method"] == "diffusion"
 
 
 @pytest.mark.parametrize(
-    "config, version, message",
+    "meta, message",
     [
-        (FORMER | {"model": {"name": "segdiff", "rrdb_scan": True}}, 1, "model.rrdb_scan"),
-        (FORMER | {"train": {"ema_warmup": False}}, 1, "train.ema_warmup=False"),
-        (FORMER, 3, "the config has version 3, this package reads up to 2: update it"),
-        (FORMER | {"model": {"name": "segdiff", "more": 1}}, 1, "model.more=1: there is no such"),
+        ({"version": VERSION + 1}, f"config has version {VERSION + 1}, .* up to {VERSION}: update"),
+        ({"config": OLD | {"train": {"ema_warmup": False}}}, "train.ema_warmup=False, which are g"),
+        (
+            {"config": OLD | {"model": {"name": "segdiff", "rrdb_scan": True}}},
+            "model.rrdb_scan or .* use the version of the package that trained it",
+        ),
+        ({"config": {"model": {"name": "x"}}}, "model.name='x' is unknown: choose one of"),
+        (
+            {"config": {"model": {"name": "unet", "norm": "batch", "nosuch": 1}}},
+            "model.nosuch=1: there is no such field; there are channels, dtype",
+        ),
     ],
 )
-def test_configs_that_cannot_be_read_are_named(config, version, message):
-    with pytest.raises(schema.UserError, match=message):
-        schema.complete(config, version)
+def test_a_config_that_cannot_be_read_is_named(meta, message):
+    with pytest.raises(UserError, match=message):
+        saved_config({"config": OLD} | meta)
 
 
-def test_fields_of_sampling_from_a_command():
-    given = ["--config.sampler.steps=3", "--config.sampler.flips=true", "--config.seed=5"]
-    given += ["--config.sampler.eta=1e-1", "--config.diffusion.variance=fixed_small"]
-    expected = {"steps": 3, "flips": True, "seed": 5, "eta": 0.1, "variance": "fixed_small"}
-    assert schema.sampling_fields(given) == expected
-    for wrong, message in {
-        "--config.sampler.steps=many": "sampler.steps='many' must be of type int",
-        "--config.sampler.flips=yes": "sampler.flips='yes' must be of type bool",
-        "--config.model.channels=3": "model.channels=3: the run decides this",
-        "--config.sampler.votes=3": "there is no field sampler.votes",
-        "--config.sampler.steps": "write --config.FIELD=VALUE",
-    }.items():
-        with pytest.raises(schema.UserError, match=message):
-            schema.sampling_fields([wrong])
+def test_fields_are_set_by_name():
+    config = default_config()
+    set_fields(config, {"seed": 4, "sampler.steps": 3, "model.channel_mult": [1, 1]})
+    assert (config.seed, config.sampler.steps, config.model.channel_mult) == (4, 3, (1, 1))
+    for field, value, message in (
+        ("nosuch", 1, "nosuch=1: there is no such field; there are augment, data, diff"),
+        ("sampler.vote", 3, "sampler.vote=3: there is no such field; there are clip, ensemble"),
+        ("nosuch.steps", 3, "nosuch.steps=3: there is no such field"),
+        ("sampler.steps", "many", "sampler.steps='many' must be of type int"),
+    ):
+        with pytest.raises(UserError, match=message):
+            set_fields(config, {field: value})
+    assert config.sampler.steps == 3
 
 
-def test_every_field_is_described():
-    text = schema.describe()
-    assert all(f"{name} = " in text for name in FIELDS)
-    assert "model.padding (unet) = 'same'" in text
+def test_arguments_of_sampling():
+    arguments = ["threshold=0.4", "eta=1e-1", "clip=false", "samples=9", "name=ddpm", "native=True"]
+    found = sampling_fields([f"--config.sampler.{argument}" for argument in arguments])
+    expected = {
+        "threshold": 0.4,
+        "eta": 0.1,
+        "clip": False,
+        "samples": 9,
+        "name": "ddpm",
+        "native": True,
+    }
+    assert found == expected
+    found = sampling_fields(["--config.seed=5", "--config.diffusion.variance=fixed_small"])
+    assert found == {"seed": 5, "variance": "fixed_small"}
+
+
+def test_an_argument_has_the_type_of_its_field():
+    found = parse_fields(["--config.model.channel_mult=(1, 2)", "--config.train.optimizer=muon"])
+    assert found == {"model.channel_mult": (1, 2), "train.optimizer": "muon"}
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("sampler.vote=3", "--config.sampler.vote=3: there is no field sampler.vote"),
+        ("train.batch_size=3", "train.batch_size=3: the run decides this; sampling has sampler"),
+        ("sampler.samples=many", "sampler.samples='many' must be of type int"),
+        ("sampler.samples=", "sampler.samples='' must be of type int"),
+        ("sampler.samples={", "sampler.samples='{' must be of type int"),
+        ("model.channel_mult=wide", "model.channel_mult='wide' must be of type tuple"),
+        ("sampler.samples", "--config.sampler.samples: write --config.FIELD=VALUE"),
+        ("sampler.clip=maybe", "sampler.clip='maybe' must be of type bool"),
+        ("sampler.flips=yes", "sampler.flips='yes' must be of type bool"),
+        ("model.channels=3", "model.channels=3: the run decides this"),
+        ("sampler.eta=0,5", "sampler.eta='0,5' must be of type float"),
+    ],
+)
+def test_a_wrong_argument_of_sampling_is_named(argument, message):
+    with pytest.raises(UserError, match=message):
+        sampling_fields([f"--config.{argument}"])
+
+
+def test_one_step_that_takes_noise_for_the_mask_is_named_where_it_is_taken():
+    config = default_config()
+    config.sampler.spacing, config.sampler.steps, config.validation.steps = "uniform", 10, 1
+    with pytest.raises(UserError, match="^validation.steps=1 with sampler.spacing='uniform' would"):
+        check(config)
+    config.validation.every = 0
+    check(config)
+    config.sampler.steps = 1
+    with pytest.raises(UserError, match="^sampler.steps=1 with sampler.spacing='uniform' would"):
+        check(config)

@@ -17,6 +17,7 @@ LAYERS = [
     "diffusion",
     "models",
     "data",
+    "schema",
     "config",
     "original",
     "methods",

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from configs import compare, isic2016_64
-from segdiff_jax.config import MODELS
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.pipeline import resize_image, resize_labels
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.inference.combine import segment
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.methods import init_variables, make_method
+from segdiff_jax.schema import MODELS
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import create_state
 from segdiff_jax.training.steps import make_train_step

@@ -13,9 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
-from segdiff_jax.config import NETWORK, RUN, changes, default_config
+from segdiff_jax.config import changes, default_config
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.stop import Stopped
+from segdiff_jax.schema import NETWORK, RUN
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.trackers import TRACKERS

@@ -1,0 +1,227 @@
+"""The schema of a config: every field once, with its default, meaning and limits.
+
+`python -m segdiff_jax.config` lists all fields. The files in configs/ change some of them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from segdiff_jax.data.artefacts import ARTEFACTS
+from segdiff_jax.diffusion.schedule import SPACINGS
+from segdiff_jax.runtime.errors import UserError
+
+# What may change when a run resumes (first) and when another run starts from its parameters.
+FREE = ""  # may always change
+RUN = "run"  # fixed when a run resumes
+NETWORK = "network"  # also fixed for runs that start from the parameters
+
+Wrong = Callable[[Any], str | None]  # value -> what is wrong with it, if anything
+
+
+class Field(NamedTuple):
+    """One field; the type of the default is its type. `fixed` is FREE, RUN or NETWORK."""
+
+    default: Any
+    fixed: str
+    wrong: Wrong
+    meaning: str
+
+
+def anything(value: Any) -> None:
+    return None
+
+
+def at_least(least: float) -> Wrong:
+    return lambda value: None if value >= least else f"must be at least {least}"
+
+
+def above(limit: float) -> Wrong:
+    return lambda value: None if value > limit else f"must be above {limit}"
+
+
+def within(low: float, high: float, ends: str = "[]") -> Wrong:
+    """`ends` says whether an end itself is allowed, as in mathematics."""
+    above_low = (lambda x: x >= low) if ends[0] == "[" else (lambda x: x > low)
+    below_high = (lambda x: x <= high) if ends[1] == "]" else (lambda x: x < high)
+    first, last = {"[": "from", "(": "above"}[ends[0]], {"]": "to", ")": "to below"}[ends[1]]
+    words = f"must be {first} {low} {last} {high}"
+    return lambda value: None if above_low(value) and below_high(value) else words
+
+
+def one_of(*choices: str) -> Wrong:
+    return lambda value: None if value in choices else f"is unknown: choose one of {choices}"
+
+
+def some_of(*choices: str) -> Wrong:
+    return lambda value: None if set(value) <= set(choices) else f"must be some of {choices}"
+
+
+def all_above(limit: float) -> Wrong:
+    return lambda value: None if all(x > limit for x in value) else f"must all be above {limit}"
+
+
+# fmt: off
+TOP = {
+    "seed": Field(0, RUN, at_least(0), "of the first parameters, the data order, noise and samples"),
+    "method": Field("diffusion", RUN, one_of("diffusion", "supervised"), "what the network learns: to denoise masks, or to make them from the image alone"),
+}
+
+DATA = {
+    "dataset": Field("isic/2016", RUN, anything, "see docs/data.md; paired_folder is your own images and masks"),
+    "extra_datasets": Field((), RUN, anything, "data sets whose training images are added, without ids that `dataset` has"),
+    "image_size": Field(64, RUN, at_least(1), "side in pixels of the square that the network sees"),
+    "full_size": Field(0, RUN, at_least(0), "resize to this size instead and train on patches of image_size; 0: off"),
+    "colour_constancy": Field("none", RUN, one_of("none", "shades_of_gray"), "corrects the colour of the light"),
+    "soft_masks": Field(False, RUN, anything, "train on each pixel's share of lesion, not on whether it is over one half"),
+    "dir": Field("data", FREE, anything, "folder for the built data set and its resized images"),
+    "manual_dir": Field("", FREE, anything, "folder of the official archives; empty: download them"),
+    "images": Field("", RUN, anything, "paired_folder: a folder of images, searched with its subfolders"),
+    "masks": Field("", RUN, anything, "paired_folder: a folder of their masks"),
+    "mask_endings": Field(("_Segmentation", "_mask", ""), RUN, anything, "what may follow the image's name in the mask's name"),
+    "classes": Field((), RUN, anything, "paired_folder: names of the classes, the background first; empty: lesion or not"),
+    "mask_values": Field((), RUN, anything, "the values of the classes in mask files; empty: 0, 1, 2, ..."),
+    "num_threads": Field(2, FREE, at_least(0), "threads that read ahead of the training step"),
+}
+
+AUGMENT = {
+    "flip": Field(True, FREE, anything, "mirror left-right and up-down"),
+    "right_angles": Field(True, FREE, anything, "turn by 0, 90, 180 or 270 degrees"),
+    "rotation": Field(0.0, FREE, at_least(0), "turn by up to this many degrees either way"),
+    "scale": Field(0.0, FREE, within(0, 1, "[)"), "zoom by a factor of 1 +- this"),
+    "shift": Field(0.0, FREE, at_least(0), "move by up to this share of the side"),
+    "brightness": Field(0.0, FREE, at_least(0), "add up to this much, where the image spans [0, 1]"),
+    "contrast": Field(0.0, FREE, within(0, 1, "[)"), "multiply by 1 +- this"),
+    "saturation": Field(0.0, FREE, within(0, 1, "[)"), "multiply by 1 +- this"),
+    "hue": Field(0.0, FREE, at_least(0), "turn the hue by up to this share of the circle"),
+    **{name: Field(0.0, FREE, within(0, 1), f"share of the images with: {artefact.meaning}") for name, artefact in ARTEFACTS.items()},
+}
+
+_SEGDIFF = {
+    "channels": Field(32, NETWORK, at_least(1), "width of the first level, a multiple of norm_groups"),
+    "channel_mult": Field((1, 2, 2, 4), NETWORK, all_above(0), "width of each level in units of channels; each level halves the size"),
+    "num_res_blocks": Field(1, NETWORK, at_least(1), "residual blocks per level"),
+    "attention_resolutions": Field((4, 8), NETWORK, anything, "downsampling factors of the levels with attention"),
+    "num_heads": Field(4, NETWORK, at_least(1), "heads of the attention"),
+    "dropout": Field(0.0, RUN, within(0, 1, "[)"), "in the residual blocks"),
+    "scale_shift_norm": Field(False, NETWORK, anything, "the timestep scales and shifts instead of being added"),
+    "norm_groups": Field(32, NETWORK, at_least(0), "groups of each GroupNorm; 0: batch norm"),
+    "out_channels": Field(1, NETWORK, at_least(1), "1, the number of data.classes, or 2 for a learned variance"),
+    "rrdb_blocks": Field(1, NETWORK, at_least(1), "blocks of the image encoder G"),
+    "rrdb_width": Field(32, NETWORK, at_least(1), "channels of G"),
+    "rrdb_growth": Field(16, NETWORK, at_least(1), "channels that each convolution of G adds"),
+    "rrdb_remat": Field(False, FREE, anything, "compute G again in the backward pass, to save memory"),
+    "remat_resolutions": Field((), FREE, anything, "compute the levels of these factors again in the backward pass, to save memory"),
+    "attention": Field("xla", FREE, one_of("xla", "cudnn"), "implementation; cudnn needs bfloat16 and is xla except on GPUs"),
+    "image_mean": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 0; empty: it sees -1 to +1"),
+    "image_std": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 1"),
+    "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "of the computation; parameters stay float32"),
+}
+_MASKS = {"out_channels": Field(1, NETWORK, at_least(1), "1, or the number of data.classes")}
+MODELS = {
+    "segdiff": _SEGDIFF,
+    "medsegdiff": _SEGDIFF,
+    "unet": {
+        "channels": Field((16, 32, 64, 128, 256), NETWORK, all_above(0), "width of each level; the paper's are 64 to 1024"),
+        "padding": Field("same", NETWORK, one_of("same", "valid"), "valid is the paper's"),
+        "norm": Field("batch", NETWORK, one_of("batch", "group", "none"), "none is the paper's"),
+        "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "of the computation; parameters stay float32"),
+        **_MASKS,
+    },
+    "medt": {
+        "variant": Field("medt", NETWORK, one_of("axial", "gated", "logo", "medt"), "see segdiff_jax/models/baselines/medt.py"),
+        "channels": Field(8, NETWORK, at_least(1), "of the stem, a multiple of groups"),
+        "blocks": Field((1, 2, 4, 1), NETWORK, all_above(0), "blocks of each level"),
+        "groups": Field(8, NETWORK, at_least(1), "heads of the attention"),
+        "frozen_gate_epochs": Field(10.0, FREE, at_least(0), "passes over the data before the gates move"),
+        **_MASKS,
+    },
+}
+DENOISERS = "segdiff", "medsegdiff"
+
+DIFFUSION = {
+    "schedule": Field("linear", RUN, one_of("linear", "cosine"), "of the noise"),
+    "num_timesteps": Field(100, RUN, at_least(1), "T, the length of the chain"),
+    "prediction": Field("x0", RUN, one_of("eps", "x0", "v"), "what the network predicts"),
+    "loss": Field("bce_dice", RUN, one_of("mse", "bce_dice", "rescaled_mse", "kl", "rescaled_kl"), "bce_dice is on the logits of x0"),
+    "variance": Field("fixed_large", RUN, one_of("fixed_large", "fixed_small", "learned_range"), "of DDPM's steps and of the losses kl"),
+    "weight": Field("simple", RUN, one_of("simple", "min_snr"), "of the loss at each timestep"),
+    "timestep_power": Field(1.0, RUN, above(0), "draws t = T u^this, u uniform; below 1 trains more at the noisy end"),
+    "timestep_sampler": Field("uniform", RUN, one_of("uniform", "loss_second_moment"), "how timesteps are drawn; the second by their losses"),
+    "recycling": Field(False, RUN, anything, "train on x_t made of the network's own mask (x0 only)"),
+    "self_conditioning": Field(False, RUN, anything, "the network sees its estimate of the step before"),
+    "input_scale": Field(0.3, RUN, above(0), "b; clean masks are -b or +b"),
+    "normalise_input": Field(True, RUN, anything, "the network sees x_t at unit variance"),
+}
+
+TRAIN = {
+    "num_steps": Field(10_000, FREE, at_least(1), "updates"),
+    "init_from": Field("", FREE, anything, "a workdir or checkpoint whose averaged parameters a new run starts from"),
+    "max_minutes": Field(0.0, FREE, at_least(0), "end after this many minutes of training; 0: off"),
+    "batch_size": Field(16, RUN, at_least(1), "images of all devices together"),
+    "half_size_share": Field(0.0, FREE, within(0, 1), "share of the training, at its start, at half of image_size"),
+    "microbatches": Field(1, FREE, at_least(1), "average gradients over this many parts of the batch, to save memory"),
+    "optimizer": Field("adamw", RUN, one_of("adamw", "muon"), "muon is for the kernels: see segdiff_jax/training/optimizer.py"),
+    "learning_rate": Field(1e-3, FREE, above(0), "at its peak"),
+    "schedule": Field("constant", FREE, one_of("constant", "cosine"), "of the learning rate; cosine falls to 0 at the end"),
+    "warmup_steps": Field(100, FREE, at_least(0), "updates in which the learning rate grows to its peak"),
+    "weight_decay": Field(0.0, FREE, at_least(0), "decoupled"),
+    "clip_norm": Field(1.0, FREE, at_least(0), "largest norm of the gradient; 0: off"),
+    "max_skipped": Field(0, FREE, at_least(0), "updates in a row that may be skipped for a NaN or infinite gradient"),
+    "ema_decay": Field(0.999, FREE, within(0, 1, "[)"), "of the averaged parameters, which are evaluated and sampled"),
+    "log_every": Field(20, FREE, at_least(1), "steps between rows of metrics.csv"),
+    "trackers": Field(("tensorboard",), FREE, some_of("tensorboard", "wandb", "mlflow"), "where the numbers are shown as well"),
+    "checkpoint_every": Field(500, FREE, at_least(1), "steps between checkpoints; there is one at the end too"),
+}
+
+VALIDATION = {
+    "every": Field(500, FREE, at_least(0), "steps; 0: off, then sample.py takes the last checkpoint"),
+    "num_images": Field(64, FREE, at_least(1), "the first images of the validation split"),
+    "steps": Field(5, FREE, at_least(1), "of the sampler, whose other fields hold"),
+    "samples": Field(1, FREE, at_least(1), "samples of each image"),
+    "scores": Field(("iou",), FREE, anything, "see segdiff_jax/evaluation/metrics.py; the first chooses the best checkpoint"),
+}
+
+SAMPLER = {
+    "name": Field("ddim", FREE, one_of("ddim", "ddpm", "dpm_solver_pp_2m"), "the solver"),
+    "steps": Field(10, FREE, at_least(1), "evaluations of the network per sample"),
+    "spacing": Field("trailing", FREE, one_of(*SPACINGS), "of the steps: trailing ends at T - 1, leading and ddim begin at 0, uniform has both ends"),
+    "eta": Field(0.0, FREE, within(0, 1), "ddim: 0 is deterministic, 1 as noisy as DDPM"),
+    "clip": Field(True, FREE, anything, "keep the predicted clean mask in its range"),
+    "samples": Field(5, FREE, at_least(1), "samples of each image"),
+    "flips": Field(False, FREE, anything, "the samples see the image mirrored in turn: not, left-right, up-down, both"),
+    "rotations": Field(False, FREE, anything, "the samples see the image turned by right angles in turn"),
+    "ensemble": Field("mean", FREE, one_of("mean", "vote", "staple"), "how samples are combined: mean probability, majority, STAPLE"),
+    "temperature": Field(1.0, FREE, above(0), "divides the logits of the probability"),
+    "threshold": Field(0.5, FREE, within(0, 1, "()"), "a pixel is lesion if its probability is above it"),
+    "native": Field(False, FREE, anything, "segment windows of images at their own size"),
+    "overlap": Field(0.25, FREE, within(0, 1, "[)"), "of neighbouring windows, as a share of their side"),
+    "max_batch": Field(32, FREE, at_least(1), "most samples (images x samples) computed together on a device"),
+    "max_memory": Field(0.0, FREE, at_least(0), "GiB of a device that sampling may take; 0: what is free"),
+}
+# fmt: on
+
+
+def sections(model: str) -> dict[str, dict[str, Field]]:
+    """Section -> field -> `Field`, for configs with this `model.name`; "" is the top level."""
+    name = Field(model, NETWORK, one_of(*MODELS), "the network")
+    if reason := name.wrong(model):
+        raise UserError(f"model.name={model!r} {reason}")
+    return {
+        "": TOP,
+        "data": DATA,
+        "augment": AUGMENT,
+        "model": {"name": name} | MODELS[model],
+        "diffusion": DIFFUSION,
+        "train": TRAIN,
+        "validation": VALIDATION,
+        "sampler": SAMPLER,
+    }
+
+
+def fields(model: str) -> dict[str, Field]:
+    """The same, flat: "data.image_size" -> `Field`."""
+    return {
+        f"{section}.{name}".lstrip("."): field
+        for section, of_section in sections(model).items()
+        for name, field in of_section.items()
+    }
