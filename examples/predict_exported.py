@@ -22,9 +22,9 @@ if settings["colour constancy"] == "shades_of_gray":
     pixels = np.uint8(np.rint(np.minimum(values * gains, 255)))
 name = np.uint32([zlib.crc32(Path(photo).stem.encode())])  # With the seed, it makes the noise.
 samples = np.asarray(predict(pixels[None], name, np.uint32(settings["seed"]))["samples"][0])
-votes = [Image.fromarray(x).resize(image.size, Image.Resampling.BILINEAR) for x in samples]
-votes = np.clip((np.stack(votes) + 1) / 2, 0, 1)
-probability = np.float32(votes > 0.5 if settings["ensemble"] == "vote" else votes).mean(0)
+sized = [Image.fromarray(x).resize(image.size, Image.Resampling.BILINEAR) for x in samples]
+shares = np.clip((np.stack(sized) + 1) / 2, 0, 1)
+probability = np.float32(shares > 0.5 if settings["ensemble"] == "vote" else shares).mean(0)
 if (t := settings["temperature"]) != 1:
     probability = 1 / (1 + (1 / np.clip(probability, 1 / 510, 509 / 510) - 1) ** (1 / t))
 Image.fromarray(probability > settings["threshold"]).convert("L").save(out)
