@@ -140,9 +140,11 @@ def test_processes_that_do_not_run_the_same_are_told(command, alone, tmp_path):
 
 
 def test_processes_that_cannot_be_joined_get_a_sentence():
-    for flags in (["--num_processes=2"], ["--coordinator=localhost:1", "--process_id=0"]):
-        _, err = finish(start("sample.py", "--workdir=x", *flags), 1)
+    alone = start("sample.py", "--workdir=/nowhere", "--num_processes=1")
+    wrong = ["--num_processes=2"], ["--coordinator=localhost:1", "--process_id=0"]
+    for process in [start("sample.py", "--workdir=x", *flags) for flags in wrong]:
+        _, err = finish(process, 1)
         assert "the processes of the run cannot be joined" in err and "Traceback" not in err
         assert "give all of --coordinator, --num_processes and --process_id" in err
-    _, err = finish(start("sample.py", "--workdir=/nowhere", "--num_processes=1"), 1)
+    _, err = finish(alone, 1)
     assert "/nowhere: no checkpoint there" in err

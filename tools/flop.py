@@ -4,9 +4,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from ml_collections import ConfigDict
 
-from segdiff_jax.methods import Method, make_method, variables_like
+from segdiff_jax.methods import Method, make_method
+from segdiff_jax.models import variables_like
 
 
 def passes(method: Method) -> dict[str, int]:
@@ -18,17 +20,22 @@ def passes(method: Method) -> dict[str, int]:
 
 def gflop_of_passes(method: Method) -> dict[str, float]:
     """GFLOP of one pass over one image, by the method of the network."""
-    variables, size = variables_like(method), method.image_size
+    return _gflop_of_passes(method.model, method.image_size, method.input_channels)
+
+
+@functools.cache  # Tracing a network takes seconds.
+def _gflop_of_passes(model: nn.Module, size: int, mask_channels: int) -> dict[str, float]:
+    variables = variables_like(model, size, mask_channels)
     image = jnp.zeros((1, size, size, 3))
     inputs = {"__call__": (image,)}
-    if len(method.timesteps):
-        encode = functools.partial(method.model.apply, method="encode_image")
+    if mask_channels:
+        encode = functools.partial(model.apply, method="encode_image")
         features = jax.eval_shape(encode, variables, image)
-        x_t = jnp.zeros((1, size, size, method.process.input_channels))
+        x_t = jnp.zeros((1, size, size, mask_channels))
         inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
     gflop = {}
     for name, args in inputs.items():
-        program = jax.jit(functools.partial(method.model.apply, method=name))
+        program = jax.jit(functools.partial(model.apply, method=name))
         gflop[name] = program.lower(variables, *args).cost_analysis()["flops"] / 1e9
     return gflop
 

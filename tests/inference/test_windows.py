@@ -149,6 +149,7 @@ def test_patches_are_of_the_image_and_its_mask():
         np.testing.assert_array_equal(patch, image[0, row : row + 8, column : column + 8])
 
 
+@pytest.mark.slow
 def test_a_run_of_patches_validates_and_samples_in_windows(tiny_config, tmp_path):
     config = tiny_config()
     config.data.full_size = 24

@@ -51,6 +51,7 @@ def check_plain(params, text):
     assert all(x[0] == 4 and (y[:2] == (3, 3) or y[0] == 4) for x, y in found)
 
 
+@pytest.mark.slow
 def test_the_papers_network(monkeypatch):
     """Two levels and some blocks short of the paper's, to trace faster; with cuDNN's attention."""
     # To trace it, jax asks for the version of cuDNN, which this machine may lack.
