@@ -1,4 +1,9 @@
-"""The skin around the lesion, and the light on it."""
+"""The skin around the lesion, and the light on it.
+
+`rng` is a numpy Generator, and `size` is in pixels a side.
+"""
+
+import functools
 
 import numpy as np
 
@@ -6,44 +11,30 @@ from segdiff_jax.data.builders.synthetic_lesions import fields
 
 # Fitzpatrick types I to VI as a dermatoscope shows them, in sRGB, and how often each is drawn:
 # public dermoscopy archives show mostly types I to III.
-_TONES = np.array(
-    [
-        (238, 219, 212),
-        (220, 196, 186),
-        (204, 176, 160),
-        (184, 146, 118),
-        (142, 102, 78),
-        (98, 70, 56),
-    ]
+_TONES = (
+    (238, 219, 212),
+    (220, 196, 186),
+    (204, 176, 160),
+    (184, 146, 118),
+    (142, 102, 78),
+    (98, 70, 56),
 )
 _TONE_PROBABILITIES = (0.30, 0.33, 0.23, 0.08, 0.04, 0.02)
 
 
 def draw_skin(rng, size):
-    """Draws bare skin.
-
-    Args:
-      rng: numpy Generator.
-      size: int, pixels a side.
-
-    Returns:
-      f32[size, size, 3], sRGB in about [0, 255].
-    """
-    tone = rng.choice(len(_TONES), p=_TONE_PROBABILITIES)
-    colour = _TONES[tone] * np.exp(0.07 * rng.standard_normal())
+    """Draws bare skin -> f32[size, size, 3], sRGB in about [0, 255]."""
+    colour = rng.choice(_TONES, p=_TONE_PROBABILITIES) * np.exp(0.07 * rng.standard_normal())
     colour = colour * np.exp(rng.uniform(-0.04, 0.04, 3))
-    blood = rng.uniform(0.2, 1.0) * _mottle(rng, size)
-    pigment = 0.015 * fields.smooth_noise(rng, size, 8) + 0.02 * fields.smooth_noise(rng, size, 44)
+    noise = functools.partial(fields.smooth_noise, rng, size)
+    # Superficial vessels are unevenly red.
+    blood = rng.uniform(0.2, 1.0) * (0.025 * noise(5) + 0.015 * noise(20))
+    pigment = 0.015 * noise(8) + 0.02 * noise(44)
     pigment = pigment + 0.06 * rng.uniform(0.0, 1.0) ** 2 * _furrows(rng, size)
     pigment = pigment + _freckles(rng, size)
     absorbance = pigment[..., None] * (0.5, 0.9, 1.1) + blood[..., None] * (0.15, 1.0, 0.8)
     light = _illumination(rng, size)
     return (colour * np.exp(-absorbance) * light[..., None]).astype(np.float32)
-
-
-def _mottle(rng, size):
-    """Uneven redness of superficial vessels."""
-    return 0.025 * fields.smooth_noise(rng, size, 5) + 0.015 * fields.smooth_noise(rng, size, 20)
 
 
 def _furrows(rng, size):
