@@ -12,7 +12,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
-from segdiff_jax.runtime.errors import UserError
 
 CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
 _SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
@@ -22,12 +21,7 @@ _LISTED = 5
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CityscapesConfig(tfds.core.BuilderConfig):
-    """One class.
-
-    Attributes:
-      label: the class.
-      expansion: share of its width and height that is added to a bounding box.
-    """
+    """One class, `label`; for `expansion` see `crop`."""
 
     label: str
     expansion: float = 0.0
@@ -58,13 +52,8 @@ class Builder(pairs.PairsBuilder):
         return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
 
     def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
-        try:
-            import h5py
-            import pycocotools.mask  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"{self.info.full_name} needs {error.name}: pip install -r requirements-data.txt"
-            ) from error
+        h5py = pairs.imported("h5py", self.info.full_name)
+        pairs.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
         images, splits = h5py.File(root / _IMAGES), {}  # Stays open as long as pairs read from it.
         for split, part in _SPLITS.items():
             path, splits[split] = root / part / _FILE, {}
@@ -102,17 +91,12 @@ class Builder(pairs.PairsBuilder):
         return found
 
 
-def crop(
-    bbox: Sequence[float], height: int, width: int, expansion: float = 0.0
-) -> tuple[slice, slice]:
-    """The rows and columns of a box in an image.
+def crop(bbox: Sequence[float], height: int, width: int, expansion: float) -> tuple[slice, slice]:
+    """The rows and columns of a box in an image of this height and width.
 
-    Args:
-      bbox: x, y, width and height in pixels, rounded down, or 0 if they are negative.
-      height: height of the image.
-      width: width of the image.
-      expansion: share of its width and height that is added to the box, half of it at each end; the
-        box never leaves the image.
+    The x, y, width and height in `bbox` are in pixels. They are rounded down, or 0 if negative. The
+    box grows by the share `expansion` of its width and height, half of it at each end, but never
+    leaves the image.
     """
     x, y, across, down = (max(0, int(value)) for value in bbox)
     both = []
@@ -138,9 +122,8 @@ def mask_of(segmentation: list | dict, height: int, width: int) -> np.ndarray:
 
 
 def _pair(name: str, image: Any, item: dict, size: tuple[int, int], box: tuple) -> pairs.Pair:
+    mask = lambda: mask_of(item["segmentation"], *size)[box]
     return pairs.Pair(
         pairs.File(name, lambda: pairs.encode_png(image[box])),
-        pairs.File(
-            f"mask of {name}", lambda: pairs.encode_png(mask_of(item["segmentation"], *size)[box])
-        ),
+        pairs.File(f"mask of {name}", lambda: pairs.encode_png(mask())),
     )

@@ -4,8 +4,6 @@ Hair, rulers and dark corners are artefacts that augmentation draws, too. `rng` 
 Generator, and images are f32[H, W, 3], sRGB in about [0, 255].
 """
 
-import functools
-
 import jax
 import numpy as np
 
@@ -67,9 +65,4 @@ def _draw(rng, name):
 
 
 def _add(name, draws, image):
-    return 255 * np.asarray(_jitted(name, draws, image / 255))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted(name, draws, image):
-    return ARTEFACTS[name].function(draws, image)
+    return 255 * np.asarray(jax.jit(ARTEFACTS[name].function)(draws, image / 255))

@@ -30,10 +30,22 @@ def draw_skin(rng, size):
     # Superficial vessels are unevenly red.
     blood = rng.uniform(0.2, 1.0) * (0.025 * noise(5) + 0.015 * noise(20))
     pigment = 0.015 * noise(8) + 0.02 * noise(44)
-    pigment = pigment + 0.06 * rng.uniform(0.0, 1.0) ** 2 * _furrows(rng, size)
-    pigment = pigment + _freckles(rng, size)
-    absorbance = pigment[..., None] * (0.5, 0.9, 1.1) + blood[..., None] * (0.15, 1.0, 0.8)
-    light = _illumination(rng, size)
+    pigment = pigment + 0.06 * rng.random() ** 2 * _furrows(rng, size)
+    # A few small brown spots, in some images.
+    f1, _ = fields.cell_distances(rng, size, 9, jitter=1.0, warp=0.2)
+    sparse = fields.sigmoid(8 * (noise(9) - rng.uniform(0.9, 1.6)))
+    freckles = (
+        rng.uniform(0.0, 0.3) * (rng.random() < 0.4) * sparse * fields.sigmoid(16 * (0.22 - f1))
+    )
+    absorbance = (pigment + freckles)[..., None] * (0.5, 0.9, 1.1) + blood[..., None] * (
+        0.15,
+        1.0,
+        0.8,
+    )
+    # The light leans to one side and falls off towards the corners.
+    y, x = (axis - 0.5 for axis in fields.frame(size))
+    slope_y, slope_x = 0.09 * rng.standard_normal(2)
+    light = np.exp(slope_y * y + slope_x * x - rng.uniform(0.0, 0.45) * (y**2 + x**2))
     return (colour * np.exp(-absorbance) * light[..., None]).astype(np.float32)
 
 
@@ -41,18 +53,3 @@ def _furrows(rng, size):
     """The polygonal lines of the skin's surface, with pores where they meet."""
     f1, f2 = fields.cell_distances(rng, size, rng.integers(18, 34), jitter=0.9, warp=0.5)
     return np.exp(-(((f2 - f1) / 0.25) ** 2)) + 1.5 * np.exp(-((f1 / 0.12) ** 2))
-
-
-def _freckles(rng, size):
-    """A few small brown spots, in some images."""
-    f1, _ = fields.cell_distances(rng, size, 9, jitter=1.0, warp=0.2)
-    sparse = fields.sigmoid(8 * (fields.smooth_noise(rng, size, 9) - rng.uniform(0.9, 1.6)))
-    return rng.uniform(0.0, 0.3) * (rng.random() < 0.4) * sparse * fields.sigmoid(16 * (0.22 - f1))
-
-
-def _illumination(rng, size):
-    """Light that leans to one side and falls off towards the corners."""
-    y, x = (axis - 0.5 for axis in fields.frame(size))
-    slope_y, slope_x = 0.09 * rng.standard_normal(2)
-    falloff = rng.uniform(0.0, 0.45)
-    return np.exp(slope_y * y + slope_x * x - falloff * (y**2 + x**2))
