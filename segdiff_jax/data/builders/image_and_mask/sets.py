@@ -15,8 +15,6 @@ from absl import logging
 from segdiff_jax.data import pairs
 from segdiff_jax.data.splits import hashed_split, hold_out
 
-_FRAMES = {"train": range(1, 448), "validation": range(448, 504), "test": range(504, 613)}
-
 
 class PlainSet(NamedTuple):
     """Where the files of a data set lie, and how they are split.
@@ -42,11 +40,9 @@ def _by_hash(ids: Collection[str]) -> dict[str, list[str]]:
 
 def _by_frame(ids: Collection[str]) -> dict[str, list[str]]:
     """Splits numbers of frames into stretches, because neighbouring frames look the same."""
-    numbers = {id: int(id) for id in ids if id.isdecimal()}
-    return {
-        split: [id for id, number in numbers.items() if number in frames]
-        for split, frames in _FRAMES.items()
-    }
+    frames = {"train": range(1, 448), "validation": range(448, 504), "test": range(504, 613)}
+    number = lambda id: int(id) if id.isdecimal() else 0
+    return {split: [id for id in ids if number(id) in frames[split]] for split in frames}
 
 
 SETS = {
@@ -144,9 +140,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
     return Builder
 
 
-def _match(
-    root: Path, images: str, masks: str, above: int, problems: defaultdict
-) -> dict[str, pairs.Pair]:
+def _match(root: Path, images: str, masks: str, above: int, problems: defaultdict) -> dict:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
     if "{id}" not in images:
         return pairs.match_folders(root / images, root / masks, above, problems)

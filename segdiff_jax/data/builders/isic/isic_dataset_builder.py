@@ -40,23 +40,14 @@ class Part(NamedTuple):
     official: int
 
 
-class IsicConfig(tfds.core.BuilderConfig):
-    """The challenge of a year, which is its name."""
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """{"training" or the name of a split: archives}."""
-        split_of = {"Training": "training", "Validation": "official_validation"}
-        images, masks = _NAMES[self.name]
-        return {
-            split_of.get(word, "test"): Part(images.format(word), masks.format(word), count)
-            for word, count in _COUNTS[self.name].items()
-        }
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all archives."""
-        return [name for part in self.parts.values() for name in (part.images, part.masks)]
+def parts_of(year: str) -> dict[str, Part]:
+    """{"training" or the name of a split: archives} of a challenge."""
+    split_of = {"Training": "training", "Validation": "official_validation"}
+    images, masks = _NAMES[year]
+    return {
+        split_of.get(word, "test"): Part(images.format(word), masks.format(word), count)
+        for word, count in _COUNTS[year].items()
+    }
 
 
 class Builder(pairs.PairsBuilder):
@@ -65,13 +56,18 @@ class Builder(pairs.PairsBuilder):
     HOMEPAGE = "https://challenge.isic-archive.com/data"
     IMAGE_FORMAT = "jpeg"
     BUILDER_CONFIGS: ClassVar = [
-        IsicConfig(name=year, description=f"ISIC {year} segmentation.") for year in _NAMES
+        tfds.core.BuilderConfig(name=year, description=f"ISIC {year} segmentation.")
+        for year in _NAMES
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Optional: manual_dir, or a folder in it, may hold the official archives of the challenge from
     https://challenge.isic-archive.com/data, or the folders into which they were unpacked, under
     their official names. If there are none, they are downloaded.
     """
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for part in parts_of(self.builder_config.name).values() for name in part[:2]]
 
     def manual_sources(self, manual_dir: str | Path) -> dict[str, int]:
         """{file name: bytes of an archive, or number of files in a folder} that a build reads."""
@@ -83,11 +79,11 @@ class Builder(pairs.PairsBuilder):
             sources = self._find(Path(dl_manager.manual_dir))
         if not sources:
             logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
-            sources = {n: self._download(dl_manager, n) for n in self.builder_config.names}
+            sources = {n: self._download(dl_manager, n) for n in self._names}
         self.info.metadata["sources"] = _sizes(sources)
 
         problems, splits = defaultdict(list), {}
-        for name, part in self.builder_config.parts.items():
+        for name, part in parts_of(self.builder_config.name).items():
             splits |= self._open_part(name, part, sources, problems)
         pairs.raise_problems(self, problems)
         return splits
@@ -128,14 +124,11 @@ class Builder(pairs.PairsBuilder):
 
         An archive goes before the folder into which it was unpacked.
         """
-        top, found = manual_dir.expanduser(), {}
+        top = manual_dir.expanduser()
         folders = [*sorted(top.glob("*/")), top]
         entries = {path.name.lower(): path for folder in folders for path in folder.iterdir()}
-        for name in self.builder_config.names:
-            path = entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
-            if path:
-                found[name] = path
-        return found
+        path_of = lambda name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
+        return {name: path_of(name) for name in self._names if path_of(name)}
 
     def _download(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
         """Downloads an archive from the first host that has it."""
@@ -160,7 +153,7 @@ class Builder(pairs.PairsBuilder):
             f"{name}.zip could not be downloaded:\n"
             + "\n".join(failures)
             + f"\nPut the archives of {self.name}/{self.builder_config.name} into a folder and set"
-            " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self.builder_config.names)
+            " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self._names)
         )
 
 

@@ -1,1 +1,0 @@
-"""Drawn dermoscopy-like pictures with exact masks."""

@@ -4,12 +4,13 @@ Everything comes from one numpy Generator. Each part of the scene (skin, shape, 
 has its own stream, so that adding hair moves no pixel of the lesion.
 """
 
+import functools
+
 import numpy as np
 from scipy import ndimage
 
-from segdiff_jax.data.builders.synthetic_lesions import occluders
+from segdiff_jax.data.builders.synthetic_lesions import fields, occluders
 from segdiff_jax.data.builders.synthetic_lesions.lesion import draw_pigment, draw_shape
-from segdiff_jax.data.builders.synthetic_lesions.skin import draw_skin
 
 # How often each condition is drawn, independently of the others.
 CONDITION_PROBABILITIES = {
@@ -20,6 +21,18 @@ CONDITION_PROBABILITIES = {
     "ruler": 0.15,  # tick marks of a scale along one side
 }
 CONDITIONS = tuple(sorted(CONDITION_PROBABILITIES))
+
+# Fitzpatrick types I to VI as a dermatoscope shows them, in sRGB, and how often each is drawn:
+# public dermoscopy archives show mostly types I to III.
+_TONES = (
+    (238, 219, 212),
+    (220, 196, 186),
+    (204, 176, 160),
+    (184, 146, 118),
+    (142, 102, 78),
+    (98, 70, 56),
+)
+_TONE_PROBABILITIES = (0.30, 0.33, 0.23, 0.08, 0.04, 0.02)
 
 # Gains of red, green and blue.
 _CASTS = (
@@ -38,27 +51,22 @@ def draw(seed, size, conditions=None):
     change its random streams, and another processor or JAX release may round a pixel differently.)
 
     Args:
-      seed: anything `numpy.random.default_rng` takes: an int, a tuple of ints such as (seed,
-        index), or a Generator, which is advanced.
-      size: int, pixels a side.
+      seed: anything that `numpy.random.default_rng` takes; a Generator is advanced.
+      size: pixels a side.
       conditions: which of CONDITIONS to draw; None draws them from CONDITION_PROBABILITIES. Lesion
         shape, mask and skin are the same whatever the conditions. ValueError if one is unknown.
-
     Returns:
-      image: u8[size, size, 3], sRGB.
-      mask: u8[size, size], 255 where the pigment is over half its presence and 0 elsewhere;
-        occluders do not change it.
-      conditions: sorted tuple of str, those drawn.
+      The image u8[size, size, 3], sRGB; the mask u8[size, size], 255 where the pigment is over half
+      its presence and 0 elsewhere, which occluders do not change; the sorted names of conditions.
     """
     # One stream for each part. A new part comes last, so that the others keep their streams.
     seeds = np.random.default_rng(seed).integers(2**63, size=10)
-    choice, skin, shape, pigment, bubbles, hair, ruler, cast, corners, camera = map(
-        np.random.default_rng, seeds
-    )
+    streams = map(np.random.default_rng, seeds)
+    choice, skin, shape, pigment, bubbles, hair, ruler, cast, corners, camera = streams
     conditions = _choose_conditions(choice, conditions)
     mask, depth = draw_shape(shape, size)
     absorbance = draw_pigment(pigment, depth, faint="faint" in conditions)
-    image = draw_skin(skin, size) * np.exp(-absorbance)
+    image = _draw_skin(skin, size) * np.exp(-absorbance)
     if bubbles.random() < 0.15:
         image = occluders.add_bubbles(bubbles, image)
     if "hair" in conditions:
@@ -84,3 +92,29 @@ def _choose_conditions(rng, conditions):
     if unknown:
         raise ValueError(f"conditions: {unknown} not among {CONDITIONS}.")
     return tuple(sorted(set(conditions)))
+
+
+def _draw_skin(rng, size):
+    """Draws bare skin -> f32[size, size, 3], sRGB in about [0, 255]."""
+    colour = rng.choice(_TONES, p=_TONE_PROBABILITIES) * np.exp(0.07 * rng.standard_normal())
+    colour = colour * np.exp(rng.uniform(-0.04, 0.04, 3))
+    noise = functools.partial(fields.smooth_noise, rng, size)
+    # Superficial vessels are unevenly red.
+    blood = rng.uniform(0.2, 1.0) * (0.025 * noise(5) + 0.015 * noise(20))
+    pigment = 0.015 * noise(8) + 0.02 * noise(44)
+    # The polygonal furrows of the skin's surface, with pores where they meet.
+    strength = 0.06 * rng.random() ** 2
+    f1, f2 = fields.cell_distances(rng, size, rng.integers(18, 34), jitter=0.9, warp=0.5)
+    furrows = np.exp(-(((f2 - f1) / 0.25) ** 2)) + 1.5 * np.exp(-((f1 / 0.12) ** 2))
+    pigment = pigment + strength * furrows
+    # A few small brown spots, in some images.
+    f1, _ = fields.cell_distances(rng, size, 9, jitter=1.0, warp=0.2)
+    sparse = fields.sigmoid(8 * (noise(9) - rng.uniform(0.9, 1.6)))
+    strength = rng.uniform(0.0, 0.3) * (rng.random() < 0.4)
+    pigment = pigment + strength * sparse * fields.sigmoid(16 * (0.22 - f1))
+    absorbance = pigment[..., None] * (0.5, 0.9, 1.1) + blood[..., None] * (0.15, 1.0, 0.8)
+    # The light leans to one side and falls off towards the corners.
+    y, x = (axis - 0.5 for axis in fields.frame(size))
+    slope_y, slope_x = 0.09 * rng.standard_normal(2)
+    light = np.exp(slope_y * y + slope_x * x - rng.uniform(0.0, 0.45) * (y**2 + x**2))
+    return (colour * np.exp(-absorbance) * light[..., None]).astype(np.float32)

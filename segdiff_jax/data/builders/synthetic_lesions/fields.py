@@ -34,10 +34,7 @@ def _bspline_weights(cells, size):
 
 
 def smooth_noise(rng, size, cells):
-    """Smooth Gaussian noise f32[size, size] of mean 0 and variance 1 over draws.
-
-    It is a cubic B-spline surface over normal control points.
-    """
+    """A cubic B-spline over normal points: f32[size, size] of mean 0 and variance 1 over draws."""
     points = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
     weights = _bspline_weights(cells, size)
     return weights @ points @ weights.T / np.float32(_BSPLINE_STD)

@@ -21,7 +21,7 @@ def draw_shape(rng, size):
     """Draws one irregular closed shape without holes -> (mask, depth).
 
     A Fourier series gives the radius, and smooth noise frays the outline. A quantile of the field
-    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average.
+    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. The
     `mask` bool[size, size] is the lesion. `depth` f32[size, size] is the signed distance to its
     outline in frame sides, positive inside.
     """
@@ -55,9 +55,8 @@ def _one_piece(mask):
     if count > 1:
         mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     mask = ndimage.binary_fill_holes(mask)
-    inside = ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask)
-    depth = np.where(mask, inside - 0.5, 0.5 - outside) / len(mask)
+    distance = ndimage.distance_transform_edt
+    depth = np.where(mask, distance(mask) - 0.5, 0.5 - distance(~mask)) / len(mask)
     return mask, depth.astype(np.float32)
 
 
@@ -79,9 +78,7 @@ def draw_pigment(rng, depth, faint):
     presence of pigment. `depth` is from `draw_shape`. A `faint` lesion has a colour close to the
     skin's; the draws from `rng` are the same for both.
     """
-    size = len(depth)
-    presence = draw_presence(rng, depth)
-
+    size, presence = len(depth), draw_presence(rng, depth)
     density = np.clip(0.78 * np.exp(0.45 * rng.standard_normal()), 0.35, 2.0)
     faint_density = rng.uniform(0.13, 0.22)
     relative = np.clip(depth / depth.max(), 0, 1)
@@ -136,8 +133,7 @@ def _blotches(rng, size, relative):
 def _patch(rng, size, probability):
     """One or a few soft patches in [0, 1], or none."""
     noise = fields.smooth_noise(rng, size, 4) + 0.35 * fields.smooth_noise(rng, size, 16)
-    present = rng.random() < probability
-    return fields.sigmoid(5 * (noise - 0.3)) * present
+    return fields.sigmoid(5 * (noise - 0.3)) * (rng.random() < probability)
 
 
 def _mix(first, second, weight):

@@ -36,8 +36,7 @@ def add_bubbles(rng, image):
         radius = rng.uniform(0.008, 0.035)
         towards = rng.uniform(0, 2 * np.pi)
         dy, dx = y - centre_y, x - centre_x
-        distance = np.hypot(dy, dx)
-        ring = np.exp(-(((distance - radius) / 0.005) ** 2))
+        ring = np.exp(-(((np.hypot(dy, dx) - radius) / 0.005) ** 2))
         facing = np.cos(np.arctan2(dy, dx) - towards)
         light = light + ring * (8 + 30 * facing)
     return image + light[..., None]

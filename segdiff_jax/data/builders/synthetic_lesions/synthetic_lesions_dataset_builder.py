@@ -52,16 +52,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self):
-        text = tfds.features.Text
         png = functools.partial(tfds.features.Image, encoding_format="png")
         features = {
-            "id": text(doc="Such as synthetic_train_00012."),
+            "id": tfds.features.Text(doc="Such as synthetic_train_00012."),
             "image": png(shape=(None, None, 3)),
             "mask": png(shape=(None, None, 1), doc="255 on the lesion, or 0."),
             "height": np.int32,
             "width": np.int32,
             "conditions": tfds.features.Sequence(
-                text(), doc="Sorted nuisances; see drawing.CONDITIONS."
+                tfds.features.Text(), doc="Sorted nuisances; see drawing.CONDITIONS."
             ),
         }
         return self.dataset_info_from_configs(

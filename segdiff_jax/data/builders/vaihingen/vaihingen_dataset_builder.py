@@ -41,7 +41,12 @@ class Builder(pairs.PairsBuilder):
         if "training" in files:
             parts = {part: _hdf5_pairs(path, problems) for part, path in files.items()}
         else:
-            parts = _raw_parts(root, problems)
+            images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
+            masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
+            found = pairs.match(images, masks, problems)
+            ids = sorted(found, key="{}.tif".format)
+            ids = {"training": ids[:_TRAINING], "test": ids[_TRAINING:]}
+            parts = pairs.by_split(found, ids)
         splits = pairs.by_split(parts["training"], hold_out(parts["training"]))
         if parts.get("test"):
             splits["test"] = parts["test"]
@@ -53,15 +58,6 @@ class Builder(pairs.PairsBuilder):
 def _id(name: str) -> str:
     """The name building_N of an image or of its mask building_mask_N."""
     return name.replace("_mask_", "_")
-
-
-def _raw_parts(root: Path, problems: defaultdict) -> pairs.Splits:
-    """{part: {id: pair}} of TIFF files."""
-    images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
-    masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
-    found = pairs.match(images, masks, problems)
-    ids = sorted(found, key="{}.tif".format)
-    return pairs.by_split(found, {"training": ids[:_TRAINING], "test": ids[_TRAINING:]})
 
 
 def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
