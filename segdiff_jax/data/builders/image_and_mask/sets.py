@@ -29,7 +29,7 @@ class PlainSet(NamedTuple):
     masks: str
     split: Callable[[Collection[str]], dict[str, list[str]]]  # ids -> {split: ids}
     above: int = 0  # A pixel of a mask is foreground if its value is above this one.
-    test: tuple[str, str] | tuple[()] = ()  # `images` and `masks` of a test split, if they exist.
+    test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
     outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
 
 

@@ -90,7 +90,7 @@ class Builder(pairs.PairsBuilder):
 
     def _open_part(self, name: str, part: Part, sources: dict, problems: defaultdict) -> dict:
         """Checks the archives of a part -> {split: examples}."""
-        absent = [archive for archive in (part.images, part.masks) if archive not in sources]
+        absent = [archive for archive in part[:2] if archive not in sources]
         if len(absent) == 2:
             logging.warning("%s: no %s archives; skipped.", self.info.full_name, name)
             return {}
@@ -114,9 +114,7 @@ class Builder(pairs.PairsBuilder):
                 splits["validation" if is_validation(id) else "train"][id] = pair
         for split, some in splits.items():
             if not some:
-                problems["empty split"].append(
-                    f"{split} (of the {len(found)} ids of {part.images})"
-                )
+                problems["empty split"] += [f"{split} (of the {len(found)} ids of {part.images})"]
         return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
