@@ -16,7 +16,7 @@ from jax import Array
 
 HAIRS = 16  # at most, in one image
 # Optical densities of melanin, haemoglobin and shade in R, G and B; the first two are those of the
-# drawn skin, see synthetic_lesions/skin.py.
+# drawn skin, see synthetic_lesions/drawing.py.
 _DENSITIES = np.array([[0.5, 0.9, 1.1], [0.15, 1.0, 0.8], [1.0, 1.0, 1.0]], np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Quantisation of luma (ITU-T T.81, table K.1).

@@ -3,12 +3,13 @@
 import contextlib
 import functools
 import hashlib
+import importlib
 import inspect
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -236,6 +237,15 @@ def encode_png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def imported(package: str, reader: str) -> Any:
+    """A package that few users have; if it is absent, a UserError says that `reader` needs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        how = "pip install -r requirements-data.txt"
+        raise UserError(f"{reader} needs {error.name}: {how}") from error
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data.builders.isic import archives
-from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder
+from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder, parts_of
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import is_validation
 
@@ -324,16 +324,16 @@ def test_builder_describes_itself(tmp_path):
     assert "ISIC challenges" in builder.info.description
     assert "gutman2016skin" in builder.info.citation
     official = {
-        year: {name: part.official for name, part in config.parts.items()}
-        for year, config in Builder.builder_configs.items()
+        year: {name: part.official for name, part in parts_of(year).items()}
+        for year in Builder.builder_configs
     }
     assert official == {
         "2016": {"training": 900, "test": 379},
         "2017": {"training": 2000, "official_validation": 150, "test": 600},
         "2018": {"training": 2594, "official_validation": 100, "test": 1000},
     }
-    for year, config in Builder.builder_configs.items():
-        assert tuple((part.images, part.masks) for part in config.parts.values()) == YEARS[year]
+    for year in Builder.builder_configs:
+        assert tuple((part.images, part.masks) for part in parts_of(year).values()) == YEARS[year]
 
 
 def test_validation_is_a_fixed_tenth():

@@ -233,7 +233,7 @@ def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
 
 def test_the_builder_describes_itself(mine, tmp_path):
     load_mine(mine)
-    (name,) = (n for n, c in Builder.builder_configs.items() if c.images == mine.images)
+    (name,) = (n for n, c in Builder.builder_configs.items() if c.folder.images == mine.images)
     builder = Builder(config=name, data_dir=tmp_path / "data")
     assert "two folders" in builder.info.description
     assert builder.info.metadata["sources"]["images"]["files"] == 6

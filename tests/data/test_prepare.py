@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from segdiff_jax.data import prepare
-from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder
+from segdiff_jax.data.builders.isic import isic_dataset_builder
 from segdiff_jax.data.prepare import load_source, load_training_source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 def test_downloads_fall_back_to_the_older_host(tmp_path, server, monkeypatch):
     hosts = (f"{server}/new", f"{server}/old")
-    monkeypatch.setattr(Builder.builder_configs["2016"], "hosts", hosts)
+    monkeypatch.setattr(isic_dataset_builder, "HOSTS", hosts)
     write_2016(tmp_path / "www/old/2016")
     (tmp_path / "www/new/2016").mkdir(parents=True)
     archives = {path.name: path for path in (tmp_path / "www/old/2016").iterdir()}
@@ -87,7 +87,7 @@ def test_downloads_fall_back_to_the_older_host(tmp_path, server, monkeypatch):
 
 def test_failed_downloads_say_what_to_put_where(tmp_path, server, monkeypatch):
     hosts = (f"{server}/new", f"{server}/old")
-    monkeypatch.setattr(Builder.builder_configs["2016"], "hosts", hosts)
+    monkeypatch.setattr(isic_dataset_builder, "HOSTS", hosts)
     (tmp_path / "www").mkdir()
     with pytest.raises(ValueError, match="manual_dir") as error:
         ISIC_2016("train", tmp_path / "data")

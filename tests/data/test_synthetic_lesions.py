@@ -11,8 +11,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from segdiff_jax.data.builders import synthetic_lesions
 from segdiff_jax.data.builders.synthetic_lesions import drawing, fields, lesion, occluders
+from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import (
+    Builder,
+    SyntheticLesionsConfig,
+)
 
 _SIZE = 64
 
@@ -217,18 +220,19 @@ def test_cell_distances_match_brute_force():
 
 def test_config_refuses_an_empty_split():
     with pytest.raises(ValueError, match="num_test"):
-        synthetic_lesions.SyntheticLesionsConfig(name="none", num_test=0)
+        SyntheticLesionsConfig(name="none", num_test=0)
 
 
 _BUILD = """
 import sys
-from segdiff_jax.data.builders import synthetic_lesions
+from segdiff_jax.data.builders.synthetic_lesions import drawing
 assert "tensorflow_datasets" not in sys.modules
 import tensorflow_datasets as tfds
-config = synthetic_lesions.SyntheticLesionsConfig(
+from segdiff_jax.data.builders.synthetic_lesions import synthetic_lesions_dataset_builder
+config = synthetic_lesions_dataset_builder.SyntheticLesionsConfig(
     name="tiny", size=24, num_train=5, num_validation=2, num_test=3, seed=7
 )
-builder = synthetic_lesions.Builder(
+builder = synthetic_lesions_dataset_builder.Builder(
     data_dir=sys.argv[1], file_format="array_record", config=config
 )
 builder.download_and_prepare()
@@ -259,7 +263,7 @@ def test_builder_round_trip(built):
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "2.0.0")
-    assert synthetic_lesions.Builder.name == "synthetic_lesions"
+    assert Builder.name == "synthetic_lesions"
     raw = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
     for number, (split, count) in enumerate((("train", 5), ("validation", 2), ("test", 3))):
         examples = {

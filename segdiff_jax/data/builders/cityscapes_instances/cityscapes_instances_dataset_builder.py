@@ -1,10 +1,11 @@
 """Single objects of Cityscapes, cut out by their bounding boxes, with PolyRNN++'s splits."""
 
 import dataclasses
+import functools
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,22 +13,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
-from segdiff_jax.runtime.errors import UserError
 
 CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
 _SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
 _FILE, _IMAGES = "all_classes_instances.json", "all_images.hdf5"
-_LISTED = 5
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class CityscapesConfig(tfds.core.BuilderConfig):
-    """One class.
-
-    Attributes:
-      label: the class.
-      expansion: share of its width and height that is added to a bounding box.
-    """
+    """One class, `label`; for `expansion` see `crop`."""
 
     label: str
     expansion: float = 0.0
@@ -58,61 +52,46 @@ class Builder(pairs.PairsBuilder):
         return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
 
     def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
-        try:
-            import h5py
-            import pycocotools.mask  # noqa: F401
-        except ImportError as error:
-            raise UserError(
-                f"{self.info.full_name} needs {error.name}: pip install -r requirements-data.txt"
-            ) from error
+        h5py = pairs.imported("h5py", self.info.full_name)
+        pairs.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
         images, splits = h5py.File(root / _IMAGES), {}  # Stays open as long as pairs read from it.
         for split, part in _SPLITS.items():
-            path, splits[split] = root / part / _FILE, {}
+            path, objects = root / part / _FILE, []
             try:
                 objects = json.loads(path.read_text())["data"].get(self.builder_config.label, [])
             except (OSError, ValueError, KeyError) as error:
                 problems["missing or broken file of objects"].append(f"{path}: {error}")
-                continue
             splits[split] = self._objects(objects, images, path, problems)
         return splits
 
-    def _objects(
-        self, objects: Sequence[dict], images: Mapping[str, Any], path: Path, problems: defaultdict
-    ) -> dict[str, pairs.Pair]:
+    def _objects(self, objects: list, images: Mapping, path: Path, problems: defaultdict) -> dict:
         """{id: pair} of one class and split; objects with an empty box are only printed."""
         found, empty = {}, []
         for number, item in enumerate(objects):
-            file = item["img"]["file_name"]
+            file, size = item["img"]["file_name"], (item["img"]["height"], item["img"]["width"])
             name = f"{path.parent.name}, {self.builder_config.label} {number} of {file}"
+            box = crop(item["bbox"], *size, self.builder_config.expansion)
             if file not in images:
                 problems[f"image not in {_IMAGES}"].append(name)
-                continue
-            image, size = images[file], (item["img"]["height"], item["img"]["width"])
-            if image.shape != (*size, 3):
+            elif images[file].shape != (*size, 3):
                 problems["image of another size than annotated"].append(name)
-                continue
-            box = crop(item["bbox"], *size, self.builder_config.expansion)
-            if any(part.stop <= part.start for part in box):
+            elif any(part.stop <= part.start for part in box):
                 empty.append(name)
-                continue
-            found[f"{Path(file).stem}_{number:05d}"] = _pair(name, image, item, size, box)
+            else:
+                mask = functools.partial(mask_of, item["segmentation"], *size)
+                found[f"{Path(file).stem}_{number:05d}"] = _pair(name, images[file], mask, box)
         if empty:
-            some = "; ".join(empty[:_LISTED]) + "; ..." * (len(empty) > _LISTED)
+            some = "; ".join(empty[:5]) + "; ..." * (len(empty) > 5)
             print(f"{len(empty)} objects have an empty box and are left out: {some}", flush=True)
         return found
 
 
-def crop(
-    bbox: Sequence[float], height: int, width: int, expansion: float = 0.0
-) -> tuple[slice, slice]:
-    """The rows and columns of a box in an image.
+def crop(bbox: Sequence[float], height: int, width: int, expansion: float) -> tuple[slice, slice]:
+    """The rows and columns of a box in an image of this height and width.
 
-    Args:
-      bbox: x, y, width and height in pixels, rounded down, or 0 if they are negative.
-      height: height of the image.
-      width: width of the image.
-      expansion: share of its width and height that is added to the box, half of it at each end; the
-        box never leaves the image.
+    The x, y, width and height in `bbox` are in pixels. They are rounded down, or 0 if negative. The
+    box grows by the share `expansion` of its width and height, half of it at each end, but never
+    leaves the image.
     """
     x, y, across, down = (max(0, int(value)) for value in bbox)
     both = []
@@ -137,10 +116,8 @@ def mask_of(segmentation: list | dict, height: int, width: int) -> np.ndarray:
         return np.where(mask.decode(runs), 255, 0).astype(np.uint8)
 
 
-def _pair(name: str, image: Any, item: dict, size: tuple[int, int], box: tuple) -> pairs.Pair:
+def _pair(name: str, image: Any, mask: Callable[[], np.ndarray], box: tuple) -> pairs.Pair:
     return pairs.Pair(
         pairs.File(name, lambda: pairs.encode_png(image[box])),
-        pairs.File(
-            f"mask of {name}", lambda: pairs.encode_png(mask_of(item["segmentation"], *size)[box])
-        ),
+        pairs.File(f"mask of {name}", lambda: pairs.encode_png(mask()[box])),
     )

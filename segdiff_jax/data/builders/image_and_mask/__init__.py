@@ -1,1 +1,0 @@
-"""Plain data sets: images and masks that are files in folders."""

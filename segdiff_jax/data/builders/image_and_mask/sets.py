@@ -4,61 +4,45 @@ A folder here with the name of an entry may hold its README.md, CITATIONS.bib an
 TFDS reads.
 """
 
-import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.splits import hashed_split, hold_out
 
-_FRAMES = {"train": range(1, 448), "validation": range(448, 504), "test": range(504, 613)}
 
-
-@dataclasses.dataclass(frozen=True)
-class PlainSet:
+class PlainSet(NamedTuple):
     """Where the files of a data set lie, and how they are split.
 
-    Attributes:
-      homepage: where the data set comes from.
-      instructions: how to get it and where its files must lie; a message shows this.
-      images: the folder of the images. If each image lies in a folder of its own: the path of an
-        image, in which "{id}" stands for the name of that folder.
-      masks: the same for the masks.
-      split: ids -> {split: ids}.
-      above: a pixel of a mask is foreground if its value is above this one.
-      test: images and masks of the official test split, if it lies in folders of its own. The
-        split is left out if they are not there.
-      outside: the kind of problem if `split` leaves an id out.
+    `images` and `masks` are folders. If each file lies in a folder of its own, they are paths of a
+    file, in which "{id}" stands for the name of that folder.
     """
 
     homepage: str
-    instructions: str
+    instructions: str  # How to get it and where its files must lie: a message shows this.
     images: str
     masks: str
-    split: Callable[[Iterable[str]], dict[str, list[str]]]
-    above: int = 0
-    test: tuple[str, str] | tuple[()] = ()
-    outside: str = "file of no split"
+    split: Callable[[Collection[str]], dict[str, list[str]]]  # ids -> {split: ids}
+    above: int = 0  # A pixel of a mask is foreground if its value is above this one.
+    test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
+    outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
 
 
-def _by_hash(ids: Iterable[str]) -> dict[str, list[str]]:
-    splits = {"train": [], "validation": [], "test": []}
-    for id in ids:
-        splits[hashed_split(id)].append(id)
-    return splits
+def _by_hash(ids: Collection[str]) -> dict[str, list[str]]:
+    splits = ("train", "validation", "test")
+    return {split: [id for id in ids if hashed_split(id) == split] for split in splits}
 
 
-def _by_frame(ids: Iterable[str]) -> dict[str, list[str]]:
+def _by_frame(ids: Collection[str]) -> dict[str, list[str]]:
     """Splits numbers of frames into stretches, because neighbouring frames look the same."""
-    numbers = {id: int(id) for id in ids if id.isdecimal()}
-    return {
-        split: [id for id, number in numbers.items() if number in frames]
-        for split, frames in _FRAMES.items()
-    }
+    frames = {"train": range(1, 448), "validation": range(448, 504), "test": range(504, 613)}
+    number = lambda id: int(id) if id.isdecimal() else 0
+    return {split: [id for id in ids if number(id) in frames[split]] for split in frames}
 
 
 SETS = {
@@ -156,9 +140,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
     return Builder
 
 
-def _match(
-    root: Path, images: str, masks: str, above: int, problems: defaultdict
-) -> dict[str, pairs.Pair]:
+def _match(root: Path, images: str, masks: str, above: int, problems: defaultdict) -> dict:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
     if "{id}" not in images:
         return pairs.match_folders(root / images, root / masks, above, problems)

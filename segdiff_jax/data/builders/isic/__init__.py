@@ -1,1 +1,0 @@
-"""The ISIC challenges: lesion segmentation."""

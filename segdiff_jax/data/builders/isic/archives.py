@@ -15,36 +15,27 @@ MASK = re.compile(r"(.+)_segmentation\.png", re.IGNORECASE)
 
 
 def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) -> dict[str, File]:
-    """The images or masks of one official archive; nothing is ever unpacked to disk.
+    """{id: file} of the images or masks of one archive; nothing is ever unpacked to disk.
 
-    Args:
-      name: the official name, without `.zip`.
-      path: the zip file, or the folder into which it was unpacked.
-      pattern: IMAGE or MASK; files of other names are ignored.
-      problems: {kind: files}; what is wrong is added here.
-    Returns:
-      {id: file}. Reading a file of more than `MOST_BYTES` raises a UserError.
+    `path` is the zip file, or the folder into which it was unpacked, and `name` its official name,
+    without `.zip`. `pattern` is IMAGE or MASK; files of other names are ignored. What is wrong is
+    added to `problems`, {kind: files}. To read a file of more than `MOST_BYTES` is a UserError.
     """
-    files, archive = {}, None
+    files = {}
     try:
-        if not path.is_dir():
-            archive = zipfile.ZipFile(path)
+        archive = None if path.is_dir() else zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError) as error:
         problems["corrupt archive"].append(f"{name}: {error}")
         return {}
     for member in archive.infolist() if archive else visible_files(path):
         file = PurePath(member.filename if archive else member)
         match = pattern.fullmatch(file.name)
-        if not match:
-            continue
-        if archive and leads_outside(member.filename):
+        if match and archive and leads_outside(member.filename):
             problems["path that leads out of its archive"].append(f"{name}: {member.filename}")
-            continue
-        if archive and is_hidden(file):
-            continue
-        if match[1] in files:
-            problems["duplicate id"].append(f"{name}: {match[1]}")
-        files[match[1]] = File(f"{name}/{file.name}", functools.partial(_read, archive, member))
+        elif match and not (archive and is_hidden(file)):
+            if match[1] in files:
+                problems["duplicate id"].append(f"{name}: {match[1]}")
+            files[match[1]] = File(f"{name}/{file.name}", functools.partial(_read, archive, member))
     if not files:
         problems["no file of the expected name"].append(name)
     return files

@@ -1,7 +1,6 @@
 """ISIC 2016, 2017 and 2018 lesion segmentation, from official archives."""
 
 import contextlib
-import dataclasses
 import shutil
 import zipfile
 from collections import defaultdict
@@ -17,10 +16,20 @@ from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of, visib
 from segdiff_jax.data.splits import is_validation
 from segdiff_jax.runtime.errors import UserError
 
-_HOSTS = (
+HOSTS = (  # They are tried in this order. An archive is at HOST/YEAR/NAME.zip.
     "https://isic-archive.s3.amazonaws.com/challenges",
     "https://isic-challenge-data.s3.amazonaws.com",
 )
+_NAMES = {  # of the archives of images and of masks, without `.zip`
+    "2016": ("ISBI2016_ISIC_Part1_{}_Data", "ISBI2016_ISIC_Part1_{}_GroundTruth"),
+    "2017": ("ISIC-2017_{}_Data", "ISIC-2017_{}_Part1_GroundTruth"),
+    "2018": ("ISIC2018_Task1-2_{}_Input", "ISIC2018_Task1_{}_GroundTruth"),
+}
+_COUNTS = {  # Which archives there are, and the number of images that they officially hold.
+    "2016": {"Training": 900, "Test": 379},
+    "2017": {"Training": 2000, "Validation": 150, "Test_v2": 600},
+    "2018": {"Training": 2594, "Validation": 100, "Test": 1000},
+}
 
 
 class Part(NamedTuple):
@@ -31,32 +40,14 @@ class Part(NamedTuple):
     official: int
 
 
-@dataclasses.dataclass(eq=False, kw_only=True)
-class IsicConfig(tfds.core.BuilderConfig):
-    """One challenge.
-
-    Attributes:
-      parts: {"training" or the name of a split: archives}.
-      hosts: URLs that are tried in this order; an archive is at HOST/YEAR/NAME.zip.
-    """
-
-    parts: dict[str, Part]
-    hosts: tuple[str, ...] = _HOSTS
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all archives."""
-        return [name for part in self.parts.values() for name in (part.images, part.masks)]
-
-
-def _config(year: str, images: str, masks: str, counts: dict[str, int]) -> IsicConfig:
-    """The config of a year from the patterns of its names and {word in the names: images}."""
+def parts_of(year: str) -> dict[str, Part]:
+    """{"training" or the name of a split: archives} of a challenge."""
     split_of = {"Training": "training", "Validation": "official_validation"}
-    parts = {
+    images, masks = _NAMES[year]
+    return {
         split_of.get(word, "test"): Part(images.format(word), masks.format(word), count)
-        for word, count in counts.items()
+        for word, count in _COUNTS[year].items()
     }
-    return IsicConfig(name=year, description=f"ISIC {year} segmentation.", parts=parts)
 
 
 class Builder(pairs.PairsBuilder):
@@ -65,30 +56,18 @@ class Builder(pairs.PairsBuilder):
     HOMEPAGE = "https://challenge.isic-archive.com/data"
     IMAGE_FORMAT = "jpeg"
     BUILDER_CONFIGS: ClassVar = [
-        _config(
-            "2016",
-            "ISBI2016_ISIC_Part1_{}_Data",
-            "ISBI2016_ISIC_Part1_{}_GroundTruth",
-            {"Training": 900, "Test": 379},
-        ),
-        _config(
-            "2017",
-            "ISIC-2017_{}_Data",
-            "ISIC-2017_{}_Part1_GroundTruth",
-            {"Training": 2000, "Validation": 150, "Test_v2": 600},
-        ),
-        _config(
-            "2018",
-            "ISIC2018_Task1-2_{}_Input",
-            "ISIC2018_Task1_{}_GroundTruth",
-            {"Training": 2594, "Validation": 100, "Test": 1000},
-        ),
+        tfds.core.BuilderConfig(name=year, description=f"ISIC {year} segmentation.")
+        for year in _NAMES
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Optional: manual_dir, or a folder in it, may hold the official archives of the challenge from
     https://challenge.isic-archive.com/data, or the folders into which they were unpacked, under
     their official names. If there are none, they are downloaded.
     """
+
+    @property
+    def _names(self) -> list[str]:
+        return [name for part in parts_of(self.builder_config.name).values() for name in part[:2]]
 
     def manual_sources(self, manual_dir: str | Path) -> dict[str, int]:
         """{file name: bytes of an archive, or number of files in a folder} that a build reads."""
@@ -100,18 +79,18 @@ class Builder(pairs.PairsBuilder):
             sources = self._find(Path(dl_manager.manual_dir))
         if not sources:
             logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
-            sources = {n: self._download(dl_manager, n) for n in self.builder_config.names}
+            sources = {n: self._download(dl_manager, n) for n in self._names}
         self.info.metadata["sources"] = _sizes(sources)
 
         problems, splits = defaultdict(list), {}
-        for name, part in self.builder_config.parts.items():
+        for name, part in parts_of(self.builder_config.name).items():
             splits |= self._open_part(name, part, sources, problems)
         pairs.raise_problems(self, problems)
         return splits
 
     def _open_part(self, name: str, part: Part, sources: dict, problems: defaultdict) -> dict:
         """Checks the archives of a part -> {split: examples}."""
-        absent = [archive for archive in (part.images, part.masks) if archive not in sources]
+        absent = [archive for archive in part[:2] if archive not in sources]
         if len(absent) == 2:
             logging.warning("%s: no %s archives; skipped.", self.info.full_name, name)
             return {}
@@ -125,40 +104,34 @@ class Builder(pairs.PairsBuilder):
             return {}
         found = pairs.match(images, masks, problems)
         sizes = pairs.check(found, problems, part.images)
-        ids = list(found)
-        if len(ids) < part.official:
+        if len(found) < part.official:
             subset = "%s: %s: %d of %d images (a subset of the official archive)"
-            logging.warning(subset, self.info.full_name, name, len(ids), part.official)
-        splits = {name: ids}
+            logging.warning(subset, self.info.full_name, name, len(found), part.official)
+        splits = {name: found}
         if name == "training":
-            held = list(filter(is_validation, ids))
-            splits = {"train": sorted(set(ids) - set(held)), "validation": held}
-        for split, members in splits.items():
-            if not members:
-                problems["empty split"].append(f"{split} (of the {len(ids)} ids of {part.images})")
-        splits = pairs.by_split(found, splits)
+            splits = {"train": {}, "validation": {}}
+            for id, pair in found.items():
+                splits["validation" if is_validation(id) else "train"][id] = pair
+        for split, some in splits.items():
+            if not some:
+                problems["empty split"] += [f"{split} (of the {len(found)} ids of {part.images})"]
         return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
         """{name: path} of the archives that lie in a folder, or else in the folders in it.
 
-        If there is both an archive and its unpacked folder, it is the archive.
+        An archive goes before the folder into which it was unpacked.
         """
-        manual_dir = manual_dir.expanduser()
-        inner = sorted(path for path in manual_dir.iterdir() if path.is_dir())
-        entries = {
-            path.name.lower(): path for folder in (*inner, manual_dir) for path in folder.iterdir()
-        }
-        found = {
-            name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
-            for name in self.builder_config.names
-        }
-        return {name: path for name, path in found.items() if path}
+        top = manual_dir.expanduser()
+        folders = [*sorted(top.glob("*/")), top]
+        entries = {path.name.lower(): path for folder in folders for path in folder.iterdir()}
+        path_of = lambda name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
+        return {name: path_of(name) for name in self._names if path_of(name)}
 
     def _download(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
         """Downloads an archive from the first host that has it."""
         failures = []
-        for index, host in enumerate(self.builder_config.hosts):
+        for index, host in enumerate(HOSTS):
             url = f"{host}/{self.builder_config.name}/{name}.zip"
             folder = Path(dl_manager.download_dir) / self.name / name / str(index)
             resource = tfds.download.Resource(url=url, relative_download_dir=f"{name}/{index}")
@@ -178,7 +151,7 @@ class Builder(pairs.PairsBuilder):
             f"{name}.zip could not be downloaded:\n"
             + "\n".join(failures)
             + f"\nPut the archives of {self.name}/{self.builder_config.name} into a folder and set"
-            " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self.builder_config.names)
+            " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self._names)
         )
 
 

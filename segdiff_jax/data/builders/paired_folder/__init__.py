@@ -1,1 +1,0 @@
-"""The images and masks of a user."""

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -13,7 +12,7 @@ import tensorflow_datasets as tfds
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
-from segdiff_jax.data.folder import MASK_ENDINGS, Folder, FolderSource, files_by_name
+from segdiff_jax.data.folder import Folder, FolderSource, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError
@@ -21,12 +20,9 @@ from segdiff_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FolderConfig(tfds.core.BuilderConfig):
-    """Two folders; see `Folder`."""
+    """Two folders. Their paths are absolute, and their classes are not None."""
 
-    images: str
-    masks: str
-    mask_endings: Sequence[str] = MASK_ENDINGS
-    classes: Classes = TWO
+    folder: Folder
 
 
 class Builder(pairs.PairsBuilder):
@@ -34,10 +30,9 @@ class Builder(pairs.PairsBuilder):
 
     @classmethod
     def config_of(cls, folder: Folder) -> str:
-        """The name of the config for two folders; the same paths and classes have the same name.
+        """The name of the config for two folders; UserError if one is not given.
 
-        Raises:
-          UserError: if a folder is not given.
+        The same paths, endings and classes have the same name.
         """
         for field in ("images", "masks"):
             if not getattr(folder, field):
@@ -51,15 +46,13 @@ class Builder(pairs.PairsBuilder):
         digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
-        config = FolderConfig(
-            name=name, images=images, masks=masks, mask_endings=endings, classes=classes
-        )
+        config = FolderConfig(name=name, folder=Folder(images, masks, endings, classes))
         cls.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
         return name
 
     def manual_sources(self, manual_dir: str) -> dict:
         """The `sources` of both folders, which the config names; `manual_dir` is not read."""
-        images, masks = self.builder_config.images, self.builder_config.masks
+        images, masks = self.builder_config.folder[:2]
         paths = lambda named: [path for paths in named.values() for path in paths]
         return {
             "images": pairs.sources(Path(images), paths(files_by_name(images, masks)), times=True),
@@ -67,20 +60,25 @@ class Builder(pairs.PairsBuilder):
         }
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        config, problems = self.builder_config, defaultdict(list)
-        sources = self.manual_sources(config.images)
-        source = FolderSource(config.images, config.masks, config.mask_endings)
+        folder, problems = self.builder_config.folder, defaultdict(list)
+        sources = self.manual_sources(folder.images)
+        source = FolderSource(*folder[:3])
         for file, reason in source.failures.items():
             problems["image without a mask of its own"].append(f"{file}: {reason}")
         for mask in source.unused:
             problems["mask without image"].append(str(mask))
 
-        classes, foreground = config.classes, {}
+        classes, foreground = folder.classes, {}
         statistics = Statistics(classes.names if classes.several else ())
         found = {id: _pair(*source.paths(id), foreground, classes) for id in source.ids}
         decode = functools.partial(decode_labels, classes=classes)
-        sizes = pairs.check(found, problems, config.images, statistics.add, decode)
-        _check_classes(foreground, problems)
+        sizes = pairs.check(found, problems, folder.images, statistics.add, decode)
+        # The foreground of a mask may be another class if its value is not the most common one.
+        common = Counter(foreground.values()).most_common(1)
+        kind = "mask of another value than most; to use several classes, name them in data.classes"
+        for mask, value in foreground.items():
+            if value != common[0][0]:
+                problems[kind].append(f"{mask}: {value}, not {common[0][0]}")
         if len(found) < 2 and not problems:
             problems["too few pairs, one to train on and one to validate on are needed"] += found
         pairs.raise_problems(self, problems)
@@ -105,12 +103,3 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
         return pairs.encode_png(binary)
 
     return pairs.Pair(pairs.image_file(image), pairs.File(name, read))
-
-
-def _check_classes(foreground: dict[str, int], problems: defaultdict) -> None:
-    """Adds masks whose foreground is not the most common value; it may be another class."""
-    common = Counter(foreground.values()).most_common(1)
-    kind = "mask of another value than most; to use several classes, name them in data.classes"
-    for mask, value in foreground.items():
-        if value != common[0][0]:
-            problems[kind].append(f"{mask}: {value}, not {common[0][0]}")

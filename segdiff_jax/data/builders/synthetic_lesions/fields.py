@@ -1,7 +1,7 @@
 """Random fields over the unit frame: the raw material of every drawn texture.
 
-Frequencies are given in cells per frame side, never in pixels, so that a seed draws the same scene
-at every size (per-pixel sensor noise apart).
+`rng` is a numpy Generator, and `size` is in pixels a side. Frequencies are in cells per frame side,
+never in pixels, so that a seed draws the same scene at every size (per-pixel sensor noise apart).
 """
 
 import functools
@@ -14,14 +14,7 @@ _BSPLINE_STD = 151 / 315
 
 
 def frame(size):
-    """Pixel centres of a square frame.
-
-    Args:
-      size: int, pixels a side.
-
-    Returns:
-      (y, x), each f32[size, size] in (0, 1).
-    """
+    """The pixel centres (y, x), each f32[size, size] in (0, 1)."""
     centres = (np.arange(size, dtype=np.float32) + 0.5) / size
     return np.meshgrid(centres, centres, indexing="ij")
 
@@ -32,12 +25,7 @@ def _bspline_weights(cells, size):
     position = (np.arange(size) + 0.5) / size * cells
     cell = np.floor(position).astype(int)
     t = position - cell
-    basis = [
-        (1 - t) ** 3,
-        3 * t**3 - 6 * t**2 + 4,
-        -3 * t**3 + 3 * t**2 + 3 * t + 1,
-        t**3,
-    ]
+    basis = (1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3
     weights = np.zeros((size, cells + 3), np.float32)
     for offset, value in enumerate(basis):
         weights[np.arange(size), cell + offset] = value / 6
@@ -46,36 +34,18 @@ def _bspline_weights(cells, size):
 
 
 def smooth_noise(rng, size, cells):
-    """Smooth Gaussian noise: a cubic B-spline surface over normal control points.
-
-    Args:
-      rng: numpy Generator.
-      size: int, pixels a side.
-      cells: int, or (rows, columns): control cells per frame side; more is finer.
-
-    Returns:
-      f32[size, size] of mean 0 and variance 1 over draws.
-    """
-    rows, columns = (cells, cells) if np.isscalar(cells) else cells
-    points = rng.standard_normal((rows + 3, columns + 3), dtype=np.float32)
-    surface = _bspline_weights(rows, size) @ points @ _bspline_weights(columns, size).T
-    return surface / np.float32(_BSPLINE_STD)
+    """A cubic B-spline over normal points: f32[size, size] of mean 0 and variance 1 over draws."""
+    points = rng.standard_normal((cells + 3, cells + 3), dtype=np.float32)
+    weights = _bspline_weights(cells, size)
+    return weights @ points @ weights.T / np.float32(_BSPLINE_STD)
 
 
-def cell_distances(rng, size, cells, jitter=0.8, warp=0.0):
+def cell_distances(rng, size, cells, jitter, warp=0.0):
     """Distances to the two nearest of a jittered grid of points (Worley 1996, F1 and F2).
 
-    `f2 - f1` is small on the honeycomb of borders; `f1` is small at the points.
-
-    Args:
-      rng: numpy Generator.
-      size: int, pixels a side.
-      cells: int, points per frame side.
-      jitter: 0 is a square grid; 1 is anywhere in the cell.
-      warp: displacement of the frame by smooth noise, in cells.
-
-    Returns:
-      (f1, f2), each f32[size, size], in cells.
+    `jitter` 0 is a square grid, and 1 is anywhere in the cell. Smooth noise displaces the frame by
+    `warp` cells. Returns (f1, f2), each f32[size, size], in cells. `f2 - f1` is small on the
+    honeycomb of borders; `f1` is small at the points.
     """
     grid = cells + 4
     points = rng.uniform(0.5 - jitter / 2, 0.5 + jitter / 2, (2, grid, grid)).astype(np.float32)

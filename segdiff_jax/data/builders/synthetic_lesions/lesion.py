@@ -1,4 +1,7 @@
-"""The lesion: an irregular closed shape, and the pigment in it."""
+"""The lesion: an irregular closed shape, and the pigment in it.
+
+`rng` is a numpy Generator, and `size` is in pixels a side.
+"""
 
 import numpy as np
 from scipy import ndimage
@@ -15,18 +18,12 @@ _BLUE_GREY = (0.88, 0.76, 0.60)
 
 
 def draw_shape(rng, size):
-    """Draws one irregular closed shape without holes.
+    """Draws one irregular closed shape without holes -> (mask, depth).
 
-    A Fourier series gives the radius, smooth noise frays the outline, and a quantile of the
-    resulting field makes the area what was drawn: 2% to 70% of the frame, 27% on average.
-
-    Args:
-      rng: numpy Generator.
-      size: int, pixels a side.
-
-    Returns:
-      mask: bool[size, size], the lesion.
-      depth: f32[size, size], signed distance to the outline in frame sides; positive inside.
+    A Fourier series gives the radius, and smooth noise frays the outline. A quantile of the field
+    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. `mask` is
+    bool[size, size]. `depth` f32[size, size] is the signed distance to its outline in frame sides,
+    positive inside.
     """
     area = 0.022 + 0.678 * rng.beta(1.15, 2.0)
     centre_y, centre_x = 0.5 + np.clip(0.05 * rng.standard_normal(2), -0.12, 0.12)
@@ -58,45 +55,30 @@ def _one_piece(mask):
     if count > 1:
         mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
     mask = ndimage.binary_fill_holes(mask)
-    inside = ndimage.distance_transform_edt(mask)
-    outside = ndimage.distance_transform_edt(~mask)
-    depth = np.where(mask, inside - 0.5, 0.5 - outside) / len(mask)
+    distance = ndimage.distance_transform_edt
+    depth = np.where(mask, distance(mask) - 0.5, 0.5 - distance(~mask)) / len(mask)
     return mask, depth.astype(np.float32)
 
 
 def draw_presence(rng, depth):
     """Draws how pigment fades across the outline: sharply in some lesions, slowly in others.
 
-    Args:
-      rng: numpy Generator.
-      depth: f32[H, W] from `draw_shape`.
-
-    Returns:
-      f32[H, W] in [0, 1]; one half on the outline, more inside and less outside.
+    Returns f32[H, W] in [0, 1]: one half on the outline, more inside and less outside.
     """
     size = len(depth)
-    width = 0.012 + 0.2 * depth.max() * rng.uniform(0.0, 1.0) ** 2
+    width = 0.012 + 0.2 * depth.max() * rng.random() ** 2
     width = width * np.exp(0.5 * fields.smooth_noise(rng, size, 4))
     return fields.sigmoid(2 * depth / np.maximum(width, 0.5 / size))
 
 
 def draw_pigment(rng, depth, faint):
-    """Draws the light that a lesion takes away.
+    """Draws the absorbance f32[H, W, 3] of a lesion: the image is skin * exp(-absorbance).
 
     What varies inside (network, globules, blotches, regression, blue-grey areas) multiplies the
-    presence of pigment.
-
-    Args:
-      rng: numpy Generator; `faint` changes nothing in what is drawn from it.
-      depth: f32[H, W] from `draw_shape`.
-      faint: bool, a colour close to the skin's.
-
-    Returns:
-      f32[H, W, 3], absorbance: the image is skin * exp(-absorbance).
+    presence of pigment. `depth` is from `draw_shape`. A `faint` lesion has a colour close to the
+    skin's; the draws from `rng` are the same for both.
     """
-    size = len(depth)
-    presence = draw_presence(rng, depth)
-
+    size, presence = len(depth), draw_presence(rng, depth)
     density = np.clip(0.78 * np.exp(0.45 * rng.standard_normal()), 0.35, 2.0)
     faint_density = rng.uniform(0.13, 0.22)
     relative = np.clip(depth / depth.max(), 0, 1)
@@ -116,9 +98,8 @@ def draw_pigment(rng, depth, faint):
     redness = rng.uniform(0.0, 0.12) if rng.random() < 0.9 else rng.uniform(0.4, 1.0)
     colour = _mix(colour, _RED, redness)
     blue = 0.8 * _patch(rng, size, probability=0.2) * fields.sigmoid(12 * (relative - 0.3))
-    colour = _mix(colour, np.asarray(_BLUE_GREY), blue[..., None])
-    scale = faint_density if faint else density
-    return (scale * amount)[..., None].astype(np.float32) * colour
+    colour = _mix(colour, _BLUE_GREY, blue[..., None])
+    return ((faint_density if faint else density) * amount)[..., None].astype(np.float32) * colour
 
 
 def _network(rng, size, relative):
@@ -146,14 +127,13 @@ def _blotches(rng, size, relative):
     """Large dark areas of no structure."""
     noise = fields.smooth_noise(rng, size, rng.integers(4, 8))
     noise = noise + 0.3 * fields.smooth_noise(rng, size, 20)
-    return 1.0 * fields.sigmoid(6 * (noise - 0.6)) * fields.sigmoid(14 * (relative - 0.15))
+    return fields.sigmoid(6 * (noise - 0.6)) * fields.sigmoid(14 * (relative - 0.15))
 
 
 def _patch(rng, size, probability):
     """One or a few soft patches in [0, 1], or none."""
     noise = fields.smooth_noise(rng, size, 4) + 0.35 * fields.smooth_noise(rng, size, 16)
-    present = rng.random() < probability
-    return fields.sigmoid(5 * (noise - 0.3)) * present
+    return fields.sigmoid(5 * (noise - 0.3)) * (rng.random() < probability)
 
 
 def _mix(first, second, weight):

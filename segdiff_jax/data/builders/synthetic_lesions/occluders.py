@@ -1,9 +1,8 @@
 """What lies between the skin and the viewer: hair, rulers, bubbles, and the edge of the optics.
 
-Hair, rulers and dark corners are artefacts that augmentation draws, too.
+Hair, rulers and dark corners are artefacts that augmentation draws, too. `rng` is a numpy
+Generator, and images are f32[H, W, 3], sRGB in about [0, 255].
 """
-
-import functools
 
 import jax
 import numpy as np
@@ -13,15 +12,7 @@ from segdiff_jax.data.builders.synthetic_lesions import fields
 
 
 def add_hair(rng, image):
-    """Draws dark curved hairs over lesion and skin.
-
-    Args:
-      rng: numpy Generator.
-      image: f32[H, W, 3], sRGB.
-
-    Returns:
-      f32[H, W, 3].
-    """
+    """Draws dark curved hairs over lesion and skin."""
     draws = _draw(rng, "hair")
     draws[0] = np.sqrt(0.2 + 0.8 * draws[0])  # 4 to 16 hairs
     draws[4] *= 0.8  # never pale
@@ -29,15 +20,7 @@ def add_hair(rng, image):
 
 
 def add_ruler(rng, image):
-    """Draws a row of tick marks along one side.
-
-    Args:
-      rng: numpy Generator.
-      image: f32[H, W, 3], sRGB.
-
-    Returns:
-      f32[H, W, 3].
-    """
+    """Draws a row of tick marks along one side."""
     draws = _draw(rng, "ruler")
     draws[0] = (rng.integers(4) + 0.2 * (draws[0] - 0.5)) / 4  # within 9 degrees of one side
     draws[1] *= 0.7  # not so close to it that the ticks leave the picture
@@ -45,15 +28,7 @@ def add_ruler(rng, image):
 
 
 def add_bubbles(rng, image):
-    """Draws air bubbles of the immersion fluid: thin rings, bright on one side; and glints.
-
-    Args:
-      rng: numpy Generator.
-      image: f32[H, W, 3], sRGB.
-
-    Returns:
-      f32[H, W, 3].
-    """
+    """Draws air bubbles of the immersion fluid: thin rings, bright on one side; and glints."""
     y, x = fields.frame(len(image))
     light = np.zeros_like(y)
     for _ in range(rng.integers(2, 9)):
@@ -61,8 +36,7 @@ def add_bubbles(rng, image):
         radius = rng.uniform(0.008, 0.035)
         towards = rng.uniform(0, 2 * np.pi)
         dy, dx = y - centre_y, x - centre_x
-        distance = np.hypot(dy, dx)
-        ring = np.exp(-(((distance - radius) / 0.005) ** 2))
+        ring = np.exp(-(((np.hypot(dy, dx) - radius) / 0.005) ** 2))
         facing = np.cos(np.arctan2(dy, dx) - towards)
         light = light + ring * (8 + 30 * facing)
     return image + light[..., None]
@@ -71,15 +45,8 @@ def add_bubbles(rng, image):
 def add_dark_corners(rng, image, mask):
     """Darkens what lies outside a round field of view.
 
-    The field is widened until at least three quarters of the lesion keep half their light.
-
-    Args:
-      rng: numpy Generator.
-      image: f32[H, W, 3], sRGB.
-      mask: bool[H, W], the lesion.
-
-    Returns:
-      f32[H, W, 3].
+    The field is widened until at least three quarters of the lesion, `mask` bool[H, W], keep half
+    their light.
     """
     draws = _draw(rng, "vignette")
     draws[[2, 4, 5]] *= 0.6  # a small field with a sharp edge, and dark corners
@@ -97,9 +64,4 @@ def _draw(rng, name):
 
 
 def _add(name, draws, image):
-    return 255 * np.asarray(_jitted(name, draws, image / 255))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _jitted(name, draws, image):
-    return ARTEFACTS[name].function(draws, image)
+    return 255 * np.asarray(jax.jit(ARTEFACTS[name].function)(draws, image / 255))

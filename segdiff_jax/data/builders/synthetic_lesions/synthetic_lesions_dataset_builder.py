@@ -1,6 +1,7 @@
 """TFDS builder of the drawn dermoscopy-like data set; needs no download and no TensorFlow."""
 
 import dataclasses
+import functools
 from typing import ClassVar
 
 import numpy as np
@@ -14,21 +15,13 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class SyntheticLesionsConfig(tfds.core.BuilderConfig):
-    """What to draw. Give every setting a `name` of its own: TFDS reuses a data set by its name.
+    """What to draw. Give every setting a `name` of its own: TFDS reuses a data set by its name."""
 
-    Attributes:
-      size: pixels a side, at least 16.
-      num_train: pictures in the split `train`.
-      num_validation: pictures in the split `validation`.
-      num_test: pictures in the split `test`.
-      seed: 0 or more; another seed draws other pictures.
-    """
-
-    size: int = 128
-    num_train: int = 2400
+    size: int = 128  # pixels a side, at least 16
+    num_train: int = 2400  # pictures in this split, at least 1
     num_validation: int = 60
     num_test: int = 60
-    seed: int = 0
+    seed: int = 0  # at least 0
 
     def __post_init__(self):
         smallest = {"size": 16, "num_train": 1, "num_validation": 1, "num_test": 1, "seed": 0}
@@ -59,47 +52,30 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     ]
 
     def _info(self):
-        return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(doc="Such as synthetic_train_00012."),
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "mask": tfds.features.Image(
-                        shape=(None, None, 1), encoding_format="png", doc="255 on the lesion, or 0."
-                    ),
-                    "height": np.int32,
-                    "width": np.int32,
-                    "conditions": tfds.features.Sequence(
-                        tfds.features.Text(), doc="Sorted nuisances; see drawing.CONDITIONS."
-                    ),
-                }
+        png = functools.partial(tfds.features.Image, encoding_format="png")
+        features = {
+            "id": tfds.features.Text(doc="Such as synthetic_train_00012."),
+            "image": png(shape=(None, None, 3)),
+            "mask": png(shape=(None, None, 1), doc="255 on the lesion, or 0."),
+            "height": np.int32,
+            "width": np.int32,
+            "conditions": tfds.features.Sequence(
+                tfds.features.Text(), doc="Sorted nuisances; see drawing.CONDITIONS."
             ),
-            supervised_keys=("image", "mask"),
+        }
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "mask")
         )
 
     def _split_generators(self, dl_manager):
-        del dl_manager
-        config = self.builder_config
-        counts = (config.num_train, config.num_validation, config.num_test)
-        return {
-            split: self._generate_examples(split, count)
-            for split, count in zip(_SPLITS, counts, strict=True)
-        }
+        return {split: self._generate_examples(split) for split in _SPLITS}
 
-    def _generate_examples(self, split, count):
+    def _generate_examples(self, split):
         config = self.builder_config
-        for index in range(count):
+        for index in range(getattr(config, f"num_{split}")):
             seed = (config.seed, _SPLITS.index(split), index)
             image, mask, conditions = drawing.draw(seed, config.size)
-            identifier = f"synthetic_{split}_{index:05d}"
-            yield (
-                identifier,
-                {
-                    "id": identifier,
-                    "image": pairs.encode_png(image),
-                    "mask": pairs.encode_png(mask),
-                    "height": image.shape[0],
-                    "width": image.shape[1],
-                    "conditions": list(conditions),
-                },
-            )
+            id = f"synthetic_{split}_{index:05d}"
+            example = {"id": id, "image": pairs.encode_png(image), "mask": pairs.encode_png(mask)}
+            size = {"height": config.size, "width": config.size}
+            yield id, example | size | {"conditions": list(conditions)}

@@ -1,1 +1,0 @@
-"""Buildings of Vaihingen."""

@@ -10,7 +10,6 @@ from absl import logging
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.splits import hold_out
-from segdiff_jax.runtime.errors import UserError
 
 _HDF5 = {"training": "full_training_vaih.hdf5", "test": "full_test_vaih.hdf5"}
 _RAW, _RAW_MASKS = "building_[0-9]*.tif", "building_mask_[0-9]*.tif"
@@ -38,14 +37,16 @@ class Builder(pairs.PairsBuilder):
         return files or list(root.glob("building_*.tif"))
 
     def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
-        if (root / _HDF5["training"]).is_file():
-            parts = {
-                part: _hdf5_pairs(root / name, problems)
-                for part, name in _HDF5.items()
-                if (root / name).is_file()
-            }
+        files = {part: root / name for part, name in _HDF5.items() if (root / name).is_file()}
+        if "training" in files:
+            parts = {part: _hdf5_pairs(path, problems) for part, path in files.items()}
         else:
-            parts = _raw_parts(root, problems)
+            images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
+            masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
+            found = pairs.match(images, masks, problems)
+            ids = sorted(found, key="{}.tif".format)
+            ids = {"training": ids[:_TRAINING], "test": ids[_TRAINING:]}
+            parts = pairs.by_split(found, ids)
         splits = pairs.by_split(parts["training"], hold_out(parts["training"]))
         if parts.get("test"):
             splits["test"] = parts["test"]
@@ -59,21 +60,9 @@ def _id(name: str) -> str:
     return name.replace("_mask_", "_")
 
 
-def _raw_parts(root: Path, problems: defaultdict) -> pairs.Splits:
-    """{part: {id: pair}} of TIFF files."""
-    images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
-    masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
-    found = pairs.match(images, masks, problems)
-    ids = sorted(found, key="{}.tif".format)
-    return pairs.by_split(found, {"training": ids[:_TRAINING], "test": ids[_TRAINING:]})
-
-
 def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
     """{id: pair} of an HDF5 file."""
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"{path} needs h5py: pip install -r requirements-data.txt") from error
+    h5py = pairs.imported("h5py", str(path))
     try:
         file = h5py.File(path)  # Stays open as long as pairs read from it.
         images = {_id(name): _file(data, pairs.encode_png) for name, data in file["imgs"].items()}
