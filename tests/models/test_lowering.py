@@ -5,6 +5,7 @@ import re
 import jax
 import jax.export
 import jax.numpy as jnp
+import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from configs import isic2016, isic2016_64
