@@ -147,7 +147,7 @@ def test_the_gallery_holds_every_image_the_worst_first(tmp_path):
     assert "0.5: standard deviation of the samples" in page(html)
     assert "with the lowest IoU" not in page(html)
     assert page(html).count('<option value="worst">') == 1
-    assert re.findall(r'class="filter" data-tag="(\w+)"', page(html)) == ["hair"]
+    assert re.findall(r'class="filter" data-condition="(\w+)"', page(html)) == ["hair"]
 
 
 def test_more_than_400_images(tmp_path):
@@ -234,7 +234,7 @@ def test_scores_that_are_no_numbers_are_null_in_the_data(tmp_path):
 def test_conditions(tmp_path):
     html = page(render(tmp_path, [case("a", 8)])).split("<h2>By condition</h2>")[1]
     rows = re.findall(
-        r'data-tag="(\w+)" data-value="(\w+)".*?<td>(\d+)</td>\s*<td.*?>([\d.]+)</td>',
+        r'data-condition="(\w+)" data-value="(\w+)".*?<td>(\d+)</td>\s*<td.*?>([\d.]+)</td>',
         html,
         re.DOTALL,
     )
