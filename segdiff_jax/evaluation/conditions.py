@@ -51,9 +51,7 @@ def measure_conditions(image: np.ndarray, truth: np.ndarray) -> dict[str, str]:
     }
 
 
-def scores_by_condition(
-    scores: list[dict[str, float]], conditions: list[dict[str, str]]
-) -> dict[str, dict[str, dict[str, float]]]:
+def scores_by_condition(scores: list[dict[str, float]], conditions: list[dict[str, str]]) -> dict:
     """Mean of every score over the images with each value of each condition.
 
     {score: value} and {condition: value} of each image, in one order -> {condition: {value:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.evaluation.metrics import class_scores, macro_scores
+from segdiff_jax.evaluation.metrics import class_scores
 from segdiff_jax.evaluation.outputs import BadName, OutputFolder
 from segdiff_jax.evaluation.report import Page, make_case, make_strip, write_report
 from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_metrics
@@ -29,14 +29,10 @@ STRIPS = 4  # images whose denoising the report shows
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What became of the images.
+    """What became of the images: how many have a mask now, and how many of them had it before.
 
-    Attributes:
-        num_images: that have a mask now.
-        num_before: of them, had it before.
-        failures: id or file -> why it has none.
-        metrics: the contents of metrics.json; None where no image has a true mask, and in other
-            processes than the main one.
+    `failures` is id or file -> why it has none; `metrics` is the contents of metrics.json, None if
+    no image has a true mask, and in other processes than the main one.
     """
 
     num_images: int
@@ -61,11 +57,9 @@ def evaluate(
     processes share the images, and the folder.
 
     Args:
-        model: samples the masks and combines them.
-        examples: the images.
+        model, examples: the images, and what segments them.
         out: the folder to write to; see `OutputFolder` for its layout.
-        settings: what the report and metrics.json say about the run; other settings make the
-            folder anew.
+        settings: what the report and metrics.json say about the run.
         title: of the report.
         resume: False makes again what the folder holds.
         workers: threads that combine, score and write; each holds an image with all its samples.
@@ -85,11 +79,10 @@ def evaluate(
             folder.begin(settings, resume)
         parallel.wait_for_all("output folder is tidy")
         shares = parallel.gather(_segment_share(model, examples, folder, workers))
-        done = sorted(id for ids, _, _ in shares for id in ids)
-        before = sum(count for _, count, _ in shares)
-        failures = dict(examples.failures)
-        for *_, failed in shares:
-            failures |= failed
+        before, done, failures = 0, [], dict(examples.failures)
+        for had, made, failed in shares:
+            before, done, failures = before + len(had), done + had + made, failures | failed
+        done.sort()
         metrics = None
         if parallel.is_main():
             page = Page(title, settings, failures, model.history, model.classes)
@@ -99,10 +92,10 @@ def evaluate(
 
 def _segment_share(
     model: Model, examples: NativeExamples, folder: OutputFolder, workers: int
-) -> tuple[list[str], int, dict[str, str]]:
-    """Segments this process's images: ids, how many were done before, and failures, id -> why."""
+) -> tuple[list[str], list[str], dict[str, str]]:
+    """Ids of this process's images that had a mask before, have one now, and id -> why not."""
     share = parallel.share(len(examples))
-    done, before, failures, chain, trace = [], [], {}, [], True
+    before, done, failures, chain, trace = [], [], {}, [], True
     pending: deque[tuple[str, Any]] = deque()
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -147,34 +140,26 @@ def _segment_share(
             chain.clear()
         while pending:
             finish()
-    return before + done, len(before), failures
+    return before, done, failures
 
 
 def _finish(
-    model: Model,
-    folder: OutputFolder,
-    example: dict[str, Any],
-    samples: np.ndarray,
-    frames: list[tuple[int, np.ndarray, np.ndarray]],
+    model: Model, folder: OutputFolder, example: dict, samples: np.ndarray, frames: list
 ) -> None:
-    """Combines the samples of one image at native size, scores it and writes its files.
-
-    Its result holds the row of `write_metrics` and what the report shows of it.
-    """
+    """Combines the samples of one image at native size, scores it and writes its files."""
     truth, classes, scores = example["truth"], model.classes, None
     found = model.segment(samples, example["image"].shape[:2])
-    row = {"id": example["id"], "area": (found.labels > 0).mean()}
-    row["disagreement"] = found.uncertainty
+    area, disagreement = (found.labels > 0).mean(), found.uncertainty
+    row = {"id": example["id"], "area": area, "disagreement": disagreement}
     if truth is not None:
-        of_classes = class_scores(found.labels, truth, classes.count)
-        scores = macro_scores(of_classes, truth.shape)
+        scores, of_classes = class_scores(found.labels, truth, classes.count)
         pair = calibration_pair(found.probabilities, found.labels, truth)
         row |= {"scores": scores, "conditions": example["conditions"]}
-        row |= {"levels": calibration_levels(*pair)}
+        row["levels"] = calibration_levels(*pair)
         if classes.several:
             row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
-    case = make_case(example, found, scores, classes)
-    result = {"row": row, "case": case, "content": example["content"]}
+    result = {"row": row, "case": make_case(example, found, scores, classes)}
+    result["content"] = example["content"]
     result["strip"] = make_strip(example["id"], frames) if frames else None
     folder.write(example, found, result)
 

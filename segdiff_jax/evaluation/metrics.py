@@ -9,22 +9,18 @@ from scipy.spatial import cKDTree
 
 
 class Masks:
-    """The prediction and the truth of one image, bool[H, W] each, and how they overlap.
+    """The prediction and the truth of one image, bool[H, W] each, and how they overlap, in pixels.
 
-    Attributes:
-        tp, fp, fn, tn: true and false positives and negatives, in pixels.
-        areas: of prediction and truth, in pixels.
+    tp, fp, fn and tn are true and false positives and negatives.
     """
 
     def __init__(self, prediction: np.ndarray, truth: np.ndarray):
-        """Raises a ValueError if the shapes differ or a mask is not boolean."""
         for name, mask in (("prediction", prediction), ("truth", truth)):
             if mask.dtype != np.bool_:
                 raise ValueError(f"{name} must be a boolean mask, not {mask.dtype}")
         if prediction.shape != truth.shape:
-            raise ValueError(
-                f"prediction {prediction.shape} and truth {truth.shape} differ in shape"
-            )
+            shapes = f"prediction {prediction.shape} and truth {truth.shape}"
+            raise ValueError(f"{shapes} differ in shape")
         self.prediction, self.truth = prediction, truth
         self.tp = np.count_nonzero(prediction & truth)
         self.areas = np.count_nonzero(prediction), np.count_nonzero(truth)
@@ -101,13 +97,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 class Score(NamedTuple):
-    """One score of an image.
-
-    Attributes:
-        of: computes it, from 0 to 1 unless it has a unit.
-        label, meaning: for the report.
-        unit: "" or "px"; with a unit, lower is better.
-    """
+    """How a score is computed and shown: 0 to 1 or, with a unit, a number where lower is better."""
 
     of: Callable[[Masks], float]
     label: str
@@ -162,28 +152,19 @@ def segmentation_scores(
 
 def class_scores(
     prediction: np.ndarray, truth: np.ndarray, count: int, names: Iterable[str] = SCORES
-) -> list[dict[str, float] | None]:
-    """`segmentation_scores` of the classes 1 to `count` - 1 of labels u8[H, W].
+) -> tuple[dict[str, float], list[dict[str, float] | None]]:
+    """`segmentation_scores` of labels u8[H, W]: the mean over the classes, and each class's.
 
-    None for a class that is in neither of the two.
+    They are the classes 1 to `count` - 1. A class that is in neither of the two has None and does
+    not count. If none is in either, the mean is the scores of two empty masks.
     """
     pairs = [(prediction == k, truth == k) for k in range(1, count)]
-    return [
+    each = [
         segmentation_scores(ours, theirs, names) if ours.any() or theirs.any() else None
         for ours, theirs in pairs
     ]
-
-
-def macro_scores(
-    scores: list[dict[str, float] | None], size: tuple[int, int], names: Iterable[str] = SCORES
-) -> dict[str, float]:
-    """The mean of `class_scores` over the classes that are in prediction or truth.
-
-    If there is none, the scores of two empty masks of this (height, width).
-    """
-    there = [row for row in scores if row is not None]
-    empty = np.zeros(size, bool)
-    return average_scores(there) if there else segmentation_scores(empty, empty, names)
+    there = [scores for scores in each if scores]
+    return average_scores(there) if there else segmentation_scores(*pairs[0], names), each
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -196,11 +177,11 @@ def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
 def bootstrap_interval(
     values: list[float], level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of the mean of one or more values, one an image.
+    """Percentile bootstrap (low, high) of the mean (Efron and Tibshirani 1993, chapter 13).
 
-    Efron and Tibshirani 1993, chapter 13. `level` is the share of the 10,000 resampled means that
-    lie within; `seed` draws them. It tells how much the mean would vary with other images of the
-    same kind, not with another training or other samples. A ValueError if there are no values.
+    It tells how much the mean of these values, one an image, would vary with other images of the
+    same kind, not with another training or other samples. `level` is the share of the 10,000
+    resampled means that lie within. A ValueError if there are no values.
     """
     if not len(values):
         raise ValueError("values is empty: there are no images to resample")

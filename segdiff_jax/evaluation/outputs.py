@@ -205,14 +205,8 @@ def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -
     return np.where(edge[..., None], np.uint8(colour), image)
 
 
-def label_colours(labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels u8[...] -> u8[..., 3]: white for lesion; with several classes, a colour for each."""
-    colours = [(255, 255, 255)] if count == 2 else [class_colour(k) for k in range(1, count)]
-    return np.uint8([(0, 0, 0), *colours])[labels]
-
-
 def mix_classes(shares: np.ndarray) -> np.ndarray:
-    """f32[H, W, C], each class's share -> u8[H, W, 3]: grey or, for several classes, a mix."""
+    """Each class's share [..., C], 0 to 1 -> u8[..., 3]: grey or, for several classes, a mix."""
     if shares.shape[-1] == 1:
         return np.repeat(np.uint8(np.round(255 * shares)), 3, axis=-1)
     colours = np.float32([class_colour(k) for k in range(1, shares.shape[-1])])

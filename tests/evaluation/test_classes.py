@@ -21,7 +21,7 @@ from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.evaluation.metrics import class_scores, macro_scores, segmentation_scores
+from segdiff_jax.evaluation.metrics import class_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import CLASS_COLOURS, OutputFolder, mix_classes
 from segdiff_jax.evaluation.report import make_case, make_strip
 from segdiff_jax.evaluation.tables import format_metrics, write_metrics
@@ -140,19 +140,18 @@ def test_samples_disagree_by_the_mean_over_their_classes():
 def test_scores_of_each_class_and_their_mean():
     prediction, truth = RNG.integers(0, 4, (2, 20, 30)).astype(np.uint8)
     prediction[prediction == 3] = 0
-    scores = class_scores(prediction, truth, 5)
+    macro, scores = class_scores(prediction, truth, 5)
     ious = jaccard_score(truth.ravel(), prediction.ravel(), labels=[1, 2, 3], average=None)
     assert [row["iou"] for row in scores[:3]] == pytest.approx(ious) and scores[3] is None
     assert scores[1] == segmentation_scores(prediction == 2, truth == 2)
-    macro = macro_scores(scores, truth.shape)
     assert macro["iou"] == pytest.approx(ious.mean()) and ious[2] == 0
     assert macro["dice"] == pytest.approx(np.mean([row["dice"] for row in scores[:3]]))
     assert macro["hd95"] == pytest.approx(np.mean([row["hd95"] for row in scores[:3]]))
-    nothing = class_scores(0 * truth, 0 * truth, 5)
+    macro, nothing = class_scores(0 * truth, 0 * truth, 5)
     assert nothing == [None] * 4
-    empty = np.zeros((3, 4), bool)
-    assert macro_scores(nothing, (3, 4)) == segmentation_scores(empty, empty)
-    assert macro_scores(nothing, (3, 4))["iou"] == 1
+    empty = np.zeros(truth.shape, bool)
+    assert macro == segmentation_scores(empty, empty)
+    assert macro["iou"] == 1
 
 
 def test_calibration_is_that_of_the_predicted_class():
