@@ -21,8 +21,7 @@ CONDITIONS = {
 LONG_SIDE = 256  # pixels; larger images are shrunk to it, so that lengths mean the same in all
 
 _SRGB = np.arange(256) / 255
-_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4)
-_LINEAR = _LINEAR.astype(np.float32)
+_LINEAR = np.float32(np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4))
 _TO_XYZ = np.float32([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _TO_XYZ /= _TO_XYZ.sum(axis=1, keepdims=True)  # White is (1, 1, 1).
 
@@ -73,8 +72,7 @@ def dark_corners(lab: np.ndarray, truth: np.ndarray, limit: float) -> str:
     A corner is a rectangle of 1/16 of either side, without its lesion pixels. It is dark if the
     median of its lightness is below the limit. One dark corner is often a shadow.
     """
-    height, width = (-(-side // 16) for side in truth.shape)
-    count = 0
+    (height, width), count = (-(-side // 16) for side in truth.shape), 0
     for rows in (slice(height), slice(-height, None)):
         for columns in (slice(width), slice(-width, None)):
             values = lab[rows, columns, 0][~truth[rows, columns]]
@@ -112,12 +110,11 @@ def lesion_size(truth: np.ndarray) -> str:
 def hair(lab: np.ndarray, truth: np.ndarray, limit: float) -> str:
     """Says "yes" if long, thin, dark lines cover over 1% of the skin (cf. Lee et al. 1997).
 
-    A grey closing (9 pixels square) lightens the pixels of a line by over 10 in L*. They are not
-    blue ink (5 or more in b* below both grey and the median of the image). They are connected, and
-    the diagonal of their box is at least 1/6 of the long side. The lesion, where pigment makes
-    lines too, and dark corners are left out with 4 pixels around them, unless less than 5% of the
-    frame would be left. A ruler with long ticks, black ink or the rim of a sticker may pass for
-    hair.
+    A line is connected pixels whose box has a diagonal of at least 1/6 of the long side. A grey
+    closing (9 pixels square) lightens them by over 10 in L*, and they are not blue ink (5 or more
+    in b* below both grey and the median of the image). The lesion, where pigment makes lines too,
+    and dark corners are left out with 4 pixels around them, unless less than 5% of the frame would
+    be left. A ruler with long ticks, black ink or the rim of a sticker may pass for hair.
     """
     side, gap, (lightness, _, blue) = 9, 4, np.moveaxis(lab, -1, 0)
     # The edge goes on outside, so that a dark corner is not a thin line.

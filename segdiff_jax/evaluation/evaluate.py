@@ -52,41 +52,33 @@ def evaluate(
 ) -> Evaluation:
     """Writes masks, probabilities, overlays, scores and the report of every example.
 
-    An image that cannot be read is noted in failures.csv, and the others are segmented. What `out`
-    already holds, made with the same settings from the same files, is not made again. Several
-    processes share the images, and the folder.
+    An image that cannot be read goes to failures.csv. What `out` holds, made with the same settings
+    from the same files, is not made again. Several processes share the images and the folder.
 
     Args:
         model, examples: the images, and what segments them.
-        out: the folder to write to; see `OutputFolder` for its layout.
-        settings: what the report and metrics.json say about the run.
-        title: of the report.
+        out: the folder to write to, see `OutputFolder`. A UserError if it is a workdir of train.py
+            or holds foreign masks, or not all processes see it.
+        settings, title: what the report says about the run; metrics.json has the settings too.
         resume: False makes again what the folder holds.
         workers: threads that combine, score and write; each holds an image with all its samples.
-    Raises:
-        UserError: if `out` is a workdir of train.py or holds foreign masks, or not all processes
-            see it.
-        OSError: naming a file that cannot be written.
     """
     if (Path(out) / "checkpoints").is_dir():
         raise UserError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
     parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})
     folder = OutputFolder(out, model.classes)
-    with contextlib.ExitStack() as stack:
-        if parallel.is_main():
-            stack.enter_context(locked(folder.path / ".lock", str(out)))
+    main = parallel.is_main()
+    with locked(folder.path / ".lock", str(out)) if main else contextlib.nullcontext():
+        if main:
             folder.begin(settings, resume)
         parallel.wait_for_all("output folder is tidy")
         shares = parallel.gather(_segment_share(model, examples, folder, workers))
         before, done, failures = 0, [], dict(examples.failures)
         for had, made, failed in shares:
             before, done, failures = before + len(had), done + had + made, failures | failed
-        done.sort()
-        metrics = None
-        if parallel.is_main():
-            page = Page(title, settings, failures, model.history, model.classes)
-            metrics = _summarise(folder, done, page)
+        page = Page(title, settings, failures, model.history, model.classes)
+        metrics = _summarise(folder, sorted(done), page) if main else None
     return Evaluation(len(done), before, failures, metrics)
 
 
@@ -95,7 +87,7 @@ def _segment_share(
 ) -> tuple[list[str], list[str], dict[str, str]]:
     """Ids of this process's images that had a mask before, have one now, and id -> why not."""
     share = parallel.share(len(examples))
-    before, done, failures, chain, trace = [], [], {}, [], True
+    before, done, failures, chain = [], [], {}, []
     pending: deque[tuple[str, Any]] = deque()
 
     def readable() -> Iterator[dict[str, Any]]:
@@ -126,11 +118,10 @@ def _segment_share(
         ThreadPoolExecutor(workers) as pool,
     ):
         batch_size = parallel.batch_size(model.batch_size, len(share))
-        for group, valid in padded_batches(readable(), batch_size):
+        for number, (group, valid) in enumerate(padded_batches(readable(), batch_size)):
             images = np.stack([example["input"] for example in group])
             ids = [example["id"] for example in group]
-            samples = model.sample(images, ids, show, note if trace else None)
-            trace = False
+            samples = model.sample(images, ids, show, None if number else note)
             for i in np.flatnonzero(valid):
                 frames = [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain if i < len(x_t)]
                 if len(pending) > workers:
@@ -149,18 +140,17 @@ def _finish(
     """Combines the samples of one image at native size, scores it and writes its files."""
     truth, classes, scores = example["truth"], model.classes, None
     found = model.segment(samples, example["image"].shape[:2])
-    area, disagreement = (found.labels > 0).mean(), found.uncertainty
-    row = {"id": example["id"], "area": area, "disagreement": disagreement}
+    area = (found.labels > 0).mean()
+    row = {"id": example["id"], "area": area, "disagreement": found.uncertainty}
     if truth is not None:
         scores, of_classes = class_scores(found.labels, truth, classes.count)
-        pair = calibration_pair(found.probabilities, found.labels, truth)
-        row |= {"scores": scores, "conditions": example["conditions"]}
-        row["levels"] = calibration_levels(*pair)
+        levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
+        row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
         if classes.several:
             row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
-    result = {"row": row, "case": make_case(example, found, scores, classes)}
-    result["content"] = example["content"]
-    result["strip"] = make_strip(example["id"], frames) if frames else None
+    case = make_case(example, found, scores, classes)
+    strip = make_strip(example["id"], frames) if frames else None
+    result = {"row": row, "case": case, "content": example["content"], "strip": strip}
     folder.write(example, found, result)
 
 

@@ -18,15 +18,12 @@ from segdiff_jax.runtime.errors import UserError
 
 
 class NativeExamples(Sequence):
-    """Decoded records.
+    """Decoded records; `failures` is file -> why there is no record of it.
 
     An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
     "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
     Conditions are measured before an artefact is added. To get an example raises UserError or
     OSError, naming it, if it cannot be read.
-
-    Attributes:
-        failures: file -> why there is no record of it.
     """
 
     def __init__(
@@ -34,12 +31,10 @@ class NativeExamples(Sequence):
     ):
         """Reads nothing yet.
 
-        Args:
-            records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
-            model: says how images are prepared, and which classes masks have.
-            artefact: one of `artefacts.ARTEFACTS`, added to every image; an image's id decides how.
-                A ValueError if it is unknown.
-            workers: threads that read and decode.
+        Records have "id", "image" and, where the truth is known, "mask" (encoded bytes). The model
+        says how images are prepared, and which classes masks have. An artefact, one of `ARTEFACTS`
+        or a ValueError, is added to every image; the image's id decides how. The workers are
+        threads that read and decode.
         """
         if artefact:
             find_artefact(artefact)
@@ -100,5 +95,4 @@ class NativeExamples(Sequence):
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
         seen = self._correct(resize_image(image, self._model.input_size))
-        known = {"truth": truth, "conditions": conditions}
-        return {"id": id, "image": image, "input": seen} | known
+        return {"id": id, "image": image, "input": seen, "truth": truth, "conditions": conditions}

@@ -29,12 +29,11 @@ class Masks:
 
     @functools.cached_property
     def iou(self) -> float:
-        """TP / (TP + FP + FN), Jaccard's index."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
 
     @functools.cached_property
     def distances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distance of each pixel of an outline to the other outline, see `_distances`."""
+        """Of the pixels of each outline to the other, in pixels; infinite if that is empty."""
         return _distances(outline(self.prediction), outline(self.truth))
 
 
@@ -60,10 +59,9 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def surface_dice(masks: Masks) -> float:
-    """The share of both outlines that is within 1% of the image's diagonal of the other one.
+    """Share of both outlines within 1% of the image's diagonal of the other outline.
 
-    Nikolov et al. 2018, arXiv 1809.04430; a share, because the images have many sizes. Two empty
-    masks have 1; if only one is empty, 0.
+    Nikolov et al. 2018, arXiv 1809.04430. Two empty masks have 1; if only one is empty, 0.
     """
     both = np.concatenate(masks.distances)
     return float(np.mean(both <= 0.01 * np.hypot(*masks.truth.shape))) if len(both) else 1.0
@@ -87,7 +85,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def _distances(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the pixels of each mask to the other mask, in pixels; infinite if that is empty."""
+    """Distances of each mask's pixels to the other mask, in pixels; infinite if that is empty."""
     ours, theirs = np.argwhere(ours), np.argwhere(theirs)
     return cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
 
@@ -158,13 +156,10 @@ def class_scores(
     They are the classes 1 to `count` - 1. A class that is in neither of the two has None and does
     not count. If none is in either, the mean is the scores of two empty masks.
     """
-    pairs = [(prediction == k, truth == k) for k in range(1, count)]
-    each = [
-        segmentation_scores(ours, theirs, names) if ours.any() or theirs.any() else None
-        for ours, theirs in pairs
-    ]
-    there = [scores for scores in each if scores]
-    return average_scores(there) if there else segmentation_scores(*pairs[0], names), each
+    scores = lambda k: segmentation_scores(prediction == k, truth == k, names)
+    each = [scores(k) if k in prediction or k in truth else None for k in range(1, count)]
+    there = [row for row in each if row]
+    return average_scores(there) if there else scores(1), each
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:

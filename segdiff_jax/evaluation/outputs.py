@@ -43,8 +43,7 @@ class OutputFolder:
       several classes, their values in mask files;
     probabilities/<id>.png: 8-bit, one channel, round(255 p); with several classes, p of the
       predicted one;
-    deviations/<id>.png: the same for 510 times the standard deviation of the samples, if there are
-      at least two;
+    deviations/<id>.png: the same for 510 times the standard deviation of two or more samples;
     entropies/<id>.png: the same for 255 times `entropy` of the probability;
     overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow; with
       several classes, each has its colour, and the truth is darker;
@@ -63,8 +62,7 @@ class OutputFolder:
         """Writes settings.json; removes what other settings made, and all summaries.
 
         Fields of memory do not count, because they change no result. `resume=False` removes what
-        the same settings made too. A UserError if there are files of another data set or of unknown
-        origin, which are not overwritten.
+        the same settings made too. Files of other data or of unknown origin stay: a UserError.
         """
         patterns = *(f"{name}/**/*" for name in FOLDERS), "metrics.*", "failures.csv", "report.html"
         files = [file for name in patterns for file in self.path.glob(name) if file.is_file()]
@@ -73,10 +71,8 @@ class OutputFolder:
             former = json.loads(path.read_bytes())
         if files and (former is None or former.get("data") != settings.get("data")):
             of = f"of {former['data']}" if former and "data" in former else "of another origin"
-            raise UserError(
-                f"{self.path} holds files {of}, such as {files[0].name}: choose another output "
-                "folder"
-            )
+            found = f"{self.path} holds files {of}, such as {files[0].name}"
+            raise UserError(f"{found}: choose another output folder")
         former = former or {}
         others = sorted(
             name
@@ -124,17 +120,11 @@ class OutputFolder:
         return self.path / "results" / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.json"
 
     def write(self, example: dict[str, Any], found: Segmentation, result: dict) -> None:
-        """Writes the files of one image.
+        """Writes the files of an example of `NativeExamples`, whose id is a path without extension.
 
-        Args:
-            example: see `NativeExamples`; its id is a path without extension.
-            found: the prediction.
-            result: what `result` returns; its "content" is the checksum of the image's files.
-        Raises:
-            BadName: if files cannot have this id: it is no relative path, it is the path of a
-                folder of another image, or a name in it is too long.
-            ValueError: if sizes differ.
-            OSError: if a file cannot be written.
+        The "content" of `result` is the checksum of the image's files. A BadName if files cannot
+        have this id: it is no relative path, it is the path of a folder of another image, or a name
+        in it is too long. A ValueError if sizes differ; an OSError if a file cannot be written.
         """
         id, image, truth = (example[name] for name in ("id", "image", "truth"))
         names = id.split("/")
@@ -196,10 +186,7 @@ def draw_truth(image: np.ndarray, truth: np.ndarray, classes: Classes) -> np.nda
 
 
 def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """A copy of u8[H, W, 3] with the inner edge of bool[H, W].
-
-    The edge is 2 pixels wide, and 1 more per 400 pixels of the longer side.
-    """
+    """A copy of u8[H, W, 3] with the inner edge of bool[H, W]: 2 px + 1 per 400 of the side."""
     thickness = 2 + max(mask.shape) // 400
     edge = mask & ~ndimage.binary_erosion(mask, iterations=thickness)
     return np.where(edge[..., None], np.uint8(colour), image)

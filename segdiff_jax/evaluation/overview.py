@@ -32,9 +32,9 @@ def contact_sheet(records: Records, classes: Classes = TWO) -> np.ndarray:
     count = min(_IMAGES, len(records))
     rows, columns = -(-count // _COLUMNS), min(_COLUMNS, count)
     cell = _SIDE + 8, _SIDE + 8 + _CAPTION
-    legend = list(enumerate(classes.names))[1:] if classes.several else []
-    height = rows * cell[1] + _CAPTION * len(legend)
-    sheet = Image.new("RGB", (columns * cell[0], height), "white")
+    legend = classes.names[1:] if classes.several else ()
+    size = columns * cell[0], rows * cell[1] + _CAPTION * len(legend)
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for i, index in enumerate(np.linspace(0, len(records) - 1, count).round().astype(int)):
         record = records[index]
@@ -49,7 +49,7 @@ def contact_sheet(records: Records, classes: Classes = TWO) -> np.ndarray:
         sheet.paste(Image.fromarray(draw_contours(image, labels, colour)), (x, y))
         text = id.encode("ascii", "replace").decode()  # The font may lack other letters.
         draw.text((x, y + size[1] + 1), text if len(text) < 33 else f"...{text[-29:]}", "black")
-    for k, name in legend:
+    for k, name in enumerate(legend, 1):
         y = rows * cell[1] + (k - 1) * _CAPTION
         draw.rectangle((4, y + 2, 4 + _CAPTION, y + _CAPTION - 2), class_colour(k))
         draw.text((8 + _CAPTION, y), name.encode("ascii", "replace").decode(), "black")

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ MOST_BYTES = 13_000  # of a picture: 4 of each of 400 images, in base64, are 28 
 SIDE, FRAME = 192, 128  # pixels a side of the pictures of an image and of a strip, at most
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
-HEADLINES = "iou", "dice", "thresholded_jaccard", "surface_dice", "hd95"
 LAYERS = "image", "truth", "prediction", "uncertainty"
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
@@ -35,13 +33,8 @@ HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252,
 class Page:
     """What a report says beside the images and their scores.
 
-    Attributes:
-        title: heading of the page.
-        settings: name -> value, shown in this order.
-        failures: images that have no mask -> why.
-        history: rows of the training run's metrics.csv, of which "step", "loss" and
-            "validation_iou" are shown.
-        classes: of the masks.
+    `settings` are shown in their order. `failures` is image -> why it has no mask. `history` has
+    the rows of the training's metrics.csv; "step", "loss" and "validation_iou" are shown.
     """
 
     title: str
@@ -52,23 +45,14 @@ class Page:
 
 
 def make_case(
-    example: Mapping[str, Any],
-    found: Segmentation,
-    scores: dict[str, float] | None,
-    classes: Classes = TWO,
+    example: dict[str, Any], found: Segmentation, scores: dict | None, classes: Classes = TWO
 ) -> dict[str, Any]:
-    """One image as the report shows it: a few kilobytes, so that thousands fit in memory.
+    """One of `NativeExamples` as the report shows it, so small that thousands fit in memory.
 
-    Args:
-        example: see `NativeExamples`.
-        found: the prediction.
-        scores: see `segmentation_scores`; None without truth.
-        classes: of the masks.
-    Returns:
-        {"id", "image": the picture alone, "truth": with the true contours, "prediction": with the
-        predicted contours, tinted by probability, "uncertainty": a heat map of the standard
-        deviation or, with a single sample, of the entropy, "disagreement", "scores", "conditions"}.
-        Pictures are JPEG files of at most 192 pixels a side, as data URIs. What is unknown is None.
+    {"id", "image": the picture alone, "truth": with the true contours, "prediction": with the
+    predicted contours, tinted by probability, "uncertainty": a heat map of the standard deviation
+    or, with a single sample, of the entropy, "disagreement", "scores", "conditions"}. Pictures are
+    JPEG files of at most 192 pixels a side, as data URIs. What needs a truth is None without one.
     """
     size = size_within(found.labels.shape, SIDE)[::-1]
     shrink = lambda x: np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BILINEAR))
@@ -101,11 +85,10 @@ def make_case(
 
 
 def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) -> dict[str, Any]:
-    """How one mask came out of noise.
+    """How one mask came out of noise: {"id", "frames"}, at most 20 frames, pictures as data URIs.
 
-    (timestep, x_t, x_start) from T to 0, f32[S, S, C], where clean masks are -1 or +1 and values
-    beyond are clipped -> {"id", "frames": [(timestep, x_t, x_start)]}, both as data URIs. 20 frames
-    are shown if there are more.
+    A frame is (timestep, x_t, x_start), from T to 0, each f32[S, S, C]. Clean masks are -1 or +1;
+    values beyond are clipped.
     """
     pictures = []
     shown = np.unique(np.linspace(0, len(frames) - 1, MOST_FRAMES).round().astype(int))
@@ -118,23 +101,13 @@ def make_strip(id: str, frames: Sequence[tuple[int, np.ndarray, np.ndarray]]) ->
 
 
 def write_report(
-    path: str | os.PathLike,
-    cases: Sequence[dict[str, Any]],
-    metrics: dict | None,
-    page: Page,
-    strips: Sequence[dict[str, Any]] = (),
+    path: Path, cases: list[dict], metrics: dict | None, page: Page, strips: Sequence[dict] = ()
 ) -> None:
     """Writes a self-contained HTML file: pictures, styles and scripts are inside.
 
-    The gallery holds the 400 images with the lowest IoU or, without truth, whose samples disagree
-    most.
-
-    Args:
-        path: the HTML file; OSError if it cannot be written.
-        cases: every image of the evaluation, see `make_case`; the scores of all make the histogram.
-        metrics: what `write_metrics` returns; None without truth.
-        page: the rest.
-        strips: the denoising of some images, see `make_strip`.
+    `cases` are all images, see `make_case`. The gallery holds the 400 with the lowest IoU or,
+    without truth, whose samples disagree most. `metrics` is what `write_metrics` returns, None
+    without truth; `strips` are of some images, see `make_strip`.
     """
     scored = [case["scores"] for case in cases if case["scores"]] if metrics else []
     chosen = sorted(cases, key=_rank)[:GALLERY]
@@ -159,7 +132,6 @@ def write_report(
         num_images=len(cases),
         settings=page.settings,
         scores=_score_table(scored, metrics) if metrics else [],
-        headlines=HEADLINES,
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([scores["iou"] for scores in scored]),
         metrics=metrics,
@@ -177,7 +149,7 @@ def write_report(
             "labels": {name: [score.label, score.unit] for name, score in SCORES.items()},
         },
     )
-    write_file(Path(path), html.encode(errors="replace"))
+    write_file(path, html.encode(errors="replace"))
 
 
 def _rank(case: dict[str, Any]) -> tuple:

@@ -20,11 +20,10 @@ def write_metrics(
 
     Args:
         folder: of the files; OSError if one cannot be written.
-        rows: one or more, one an image: {"id", "area": the share of the image that is lesion,
-            "disagreement", see `combine.disagreement`}. Either all rows or none also have "scores",
-            "conditions" and "levels", see `segmentation_scores`, `measure_conditions` and
-            `calibration_levels`. With several classes, "classes": {name: its scores or None}; its
-            IoU is a column of metrics.csv.
+        rows: one an image: {"id", "area": the share of the image that is lesion, "disagreement",
+            see `combine.disagreement`}. Either all or none also have "scores", "conditions" and
+            "levels", see `segmentation_scores`, `measure_conditions` and `calibration_levels`. With
+            several classes also "classes": {name: its scores or None}.
         settings: what the scores were made with.
     Returns:
         The contents of metrics.json, None without scores: {"num_images", "mean": {score: mean over

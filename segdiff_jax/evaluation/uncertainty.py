@@ -47,7 +47,7 @@ def reliability(levels: np.ndarray, temperature: float = 1.0) -> list[dict[str, 
     probability = temper(np.linspace(0, 1, LEVELS)[:, None], temperature)[:, 0]
     place = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     weights = levels[0], levels[0] * probability, levels[1]
-    sums = np.stack([np.bincount(place, w, BINS) for w in weights], axis=-1).tolist()
+    sums = np.transpose([np.bincount(place, w, BINS) for w in weights]).tolist()
     return [{"probability": p / n, "lesion": lesion / n, "share": n} for n, p, lesion in sums if n]
 
 
@@ -86,18 +86,14 @@ def risk_coverage(ious: Sequence[float], disagreements: Sequence[float]) -> list
 
 
 def summarise(
-    ious: Sequence[float],
-    disagreements: Sequence[float | None],
-    levels: Sequence[np.ndarray],
-    several: bool = False,
+    ious: list[float], disagreements: list[float | None], levels: list, several: bool = False
 ) -> dict[str, Any]:
     """The uncertainty of an evaluation, from IoU, `combine.disagreement` and levels of each image.
 
-    Returns:
-        "ece" (`calibration_error`) and "reliability". Unless there are several classes,
-        "temperature" (`fit_temperature`) and "ece_tempered", the error with it on these same
-        images. With several samples also the mean "disagreement", its rank "correlation" (Spearman)
-        with 1 - IoU over the images, None if either is constant, and "risk_coverage".
+    "ece" (`calibration_error`) and "reliability". Unless there are several classes, "temperature"
+    (`fit_temperature`) and "ece_tempered", the error with it on these same images. With several
+    samples also the mean "disagreement", its rank "correlation" (Spearman) with 1 - IoU over the
+    images, None if either is constant, and "risk_coverage".
     """
     mean = np.mean(levels, axis=0)
     diagram = reliability(mean)
