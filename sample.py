@@ -12,7 +12,7 @@ from segdiff_jax.config import sampling_fields
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.evaluation.evaluate import Options, evaluate, format_result
+from segdiff_jax.evaluation.evaluate import evaluate, format_result
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import load, run_name
 from segdiff_jax.runtime.command import run_command
@@ -66,9 +66,8 @@ def main(fields: list[str]) -> int:
     if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
         raise UserError(f"--out={out} is the folder of images: choose another")
     examples = NativeExamples(records, model, ARTEFACT.value, WORKERS.value)
-    title = f"{model.settings['model']} on {what}"
-    options = Options({"data": what} | model.settings, title, RESUME.value, WORKERS.value)
-    result = evaluate(model, examples, out, options)
+    settings, title = {"data": what} | model.settings, f"{model.settings['model']} on {what}"
+    result = evaluate(model, examples, out, settings, title, RESUME.value, WORKERS.value)
     print(format_result(result, out))
     return 2 if result.failures else 0
 

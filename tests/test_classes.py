@@ -15,7 +15,7 @@ from segdiff_jax.config import VERSION
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.export import export_model
 from segdiff_jax.inference.load import load
@@ -75,8 +75,8 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
         (FolderSource(data.images, data.masks, data.mask_endings), 12),
         (load_source(data.dataset, "validation", *where(data)), 1),
     ):
-        examples, options = NativeExamples(records, trained), Options(trained.settings, "title")
-        result = evaluate(trained, examples, tmp_path / f"out{count}", options)
+        examples, out = NativeExamples(records, trained), tmp_path / f"out{count}"
+        result = evaluate(trained, examples, out, trained.settings, "title")
         assert result.num_images == count and not result.failures
     metrics = json.loads((tmp_path / "out12/metrics.json").read_text())
     assert list(metrics["classes"]) == ["lesion", "core"]

@@ -33,7 +33,8 @@ def folders(tmp_path):
                 truth, mask = truth & (i == 5), (mask & False) | (i == 7)
             id, levels = f"ISIC_{i:07d}", np.zeros((2, 256))
             found = Segmentation(np.uint8(mask), np.float32(mask)[..., None], None)
-            out.write(id, np.zeros((*shape, 3), np.uint8), found)
+            image = np.zeros((*shape, 3), np.uint8)
+            out.write({"id": id, "image": image, "truth": None}, found, {})
             path = tmp_path / f"{id}_Segmentation.png"
             Image.fromarray(np.where(truth, 255, 0).astype(np.uint8)).save(path)
             archive.write(path, f"Part1_GroundTruth/{path.name}")

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from segdiff_jax.config import complete
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source, where
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
 from tools.runs import Run
@@ -165,8 +165,8 @@ class Comparison:
         if not path.exists() or json.loads(path.read_text())["settings"] != settings:
             data = trained.config.data
             records = load_source(data.dataset, split, *where(data))
-            options = Options(trained.settings, f"{row.label} on {split}")
-            evaluate(trained, NativeExamples(records, trained), out, options)
+            examples, title = NativeExamples(records, trained), f"{row.label} on {split}"
+            evaluate(trained, examples, out, trained.settings, title)
         return json.loads(path.read_text())
 
     def scores(self, row: Row, split: str, *path: str) -> list[float]:

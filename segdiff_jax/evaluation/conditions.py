@@ -1,6 +1,7 @@
 """Conditions that make an image hard, measured from its pixels and true mask.
 
-`lab` is f32[H, W, 3], CIELAB with L* from 0 to 100; `truth` is bool[H, W], the lesion.
+`lab` is f32[H, W, 3], CIELAB with L* from 0 to 100; `truth` is bool[H, W], the lesion. Pixels
+outside the lesion are no skin if their L* is below `limit`, half of the skin's lightness.
 """
 
 import numpy as np
@@ -18,11 +19,9 @@ CONDITIONS = {
     "hair": ("no", "yes"),
 }
 LONG_SIDE = 256  # pixels; larger images are shrunk to it, so that lengths mean the same in all
-DARK = 0.5  # of the skin's lightness: the darker pixels outside the lesion are not skin
 
 _SRGB = np.arange(256) / 255
-_LINEAR = np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4)
-_LINEAR = _LINEAR.astype(np.float32)
+_LINEAR = np.float32(np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4))
 _TO_XYZ = np.float32([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
 _TO_XYZ /= _TO_XYZ.sum(axis=1, keepdims=True)  # White is (1, 1, 1).
 
@@ -35,65 +34,60 @@ def measure_conditions(image: np.ndarray, truth: np.ndarray) -> dict[str, str]:
     """
     if image.shape[:2] != truth.shape:
         raise ValueError(f"truth {truth.shape} and image {image.shape[:2]} differ in size")
-    image, truth = _shrink(image, truth)
-    lab = to_lab(image)
+    size = size_within(truth.shape, LONG_SIDE)[::-1]
+    image = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    share = Image.fromarray(255 * truth.view(np.uint8))
+    truth = np.asarray(share.resize(size, Image.Resampling.BOX, reducing_gap=2.0)) > 127
+    lab = to_lab(np.asarray(image))
+    outside = lab[..., 0][~truth]
+    # The 90th percentile, because a black frame may be most of the outside.
+    limit = float(np.percentile(outside, 90)) / 2 if outside.size else 0.0
     return {
-        "dark_corners": dark_corners(lab[..., 0], truth),
-        "contrast": contrast(lab, truth),
+        "dark_corners": dark_corners(lab, truth, limit),
+        "contrast": contrast(lab, truth, limit),
         "lesion_size": lesion_size(truth),
-        "hair": hair(lab, truth),
+        "hair": hair(lab, truth, limit),
     }
 
 
-def scores_by_condition(
-    scores: list[dict[str, float]], conditions: list[dict[str, str]]
-) -> dict[str, dict[str, dict[str, float]]]:
+def scores_by_condition(scores: list[dict[str, float]], conditions: list[dict[str, str]]) -> dict:
     """Mean of every score over the images with each value of each condition.
 
     {score: value} and {condition: value} of each image, in one order -> {condition: {value:
     {"num_images": n, score: mean}}}, without values that no image has.
     """
-    table = {}
+    table = {condition: {} for condition in CONDITIONS}
+    pairs = list(zip(scores, conditions, strict=True))
     for condition, values in CONDITIONS.items():
-        groups = {
-            value: [
-                row for row, own in zip(scores, conditions, strict=True) if own[condition] == value
-            ]
-            for value in values
-        }
-        table[condition] = {
-            value: {"num_images": len(rows), **average_scores(rows)}
-            for value, rows in groups.items()
-            if rows
-        }
+        for value in values:
+            rows = [row for row, own in pairs if own[condition] == value]
+            if rows:
+                table[condition][value] = {"num_images": len(rows), **average_scores(rows)}
     return table
 
 
-def dark_corners(lightness: np.ndarray, truth: np.ndarray) -> str:
+def dark_corners(lab: np.ndarray, truth: np.ndarray, limit: float) -> str:
     """Says "yes" if two corners or more are dark, by a round field of view or a black frame.
 
-    A corner is a rectangle of 1/16 of either side, without its lesion pixels. It is dark where the
-    median of its lightness is under half of the skin's. One dark corner is often a shadow.
+    A corner is a rectangle of 1/16 of either side, without its lesion pixels. It is dark if the
+    median of its lightness is below the limit. One dark corner is often a shadow.
     """
-    height, width = (-(-side // 16) for side in truth.shape)
-    limit, count = DARK * _skin_lightness(lightness, truth), 0
+    (height, width), count = (-(-side // 16) for side in truth.shape), 0
     for rows in (slice(height), slice(-height, None)):
         for columns in (slice(width), slice(-width, None)):
-            values = lightness[rows, columns][~truth[rows, columns]]
+            values = lab[rows, columns, 0][~truth[rows, columns]]
             count += bool(values.size and np.median(values) < limit)
     return "yes" if count >= 2 else "no"
 
 
-def contrast(lab: np.ndarray, truth: np.ndarray) -> str:
+def contrast(lab: np.ndarray, truth: np.ndarray, limit: float) -> str:
     """How far the lesion's colour is from the skin's: "low" under 15, "high" from 35.
 
-    The CIE 1976 colour difference of the medians over the lesion and over a ring around it, from
-    0.05 to 0.25 of the diameter of a disc of the lesion's area away from it, without pixels under
-    half of the skin's lightness. If fewer than 16 pixels are left, all skin is the ring. "none"
-    without lesion or without skin.
+    The CIE 1976 colour difference of the medians over the lesion and over a ring of skin around it,
+    0.05 to 0.25 of a diameter away; a disc of this diameter has the lesion's area. If the ring has
+    fewer than 16 pixels, all skin is the ring. "none" without lesion or without skin.
     """
-    lightness = lab[..., 0]
-    skin = ~truth & (lightness >= DARK * _skin_lightness(lightness, truth))
+    skin = ~truth & (lab[..., 0] >= limit)
     if not truth.any() or not skin.any():
         return "none"
     diameter = 2 * np.sqrt(truth.sum() / np.pi)
@@ -102,31 +96,30 @@ def contrast(lab: np.ndarray, truth: np.ndarray) -> str:
     if np.count_nonzero(ring) < 16:
         ring = skin
     difference = np.median(lab[truth], axis=0) - np.median(lab[ring], axis=0)
-    return _level(np.linalg.norm(difference), (15, 35), ("low", "medium", "high"))
+    place = np.searchsorted((15, 35), np.linalg.norm(difference), side="right")
+    return CONDITIONS["contrast"][place]
 
 
 def lesion_size(truth: np.ndarray) -> str:
     """The lesion's share of the frame: "small" under 0.1, "large" from 0.35, "none" if it is 0."""
     if not truth.any():
         return "none"
-    return _level(truth.mean(), (0.1, 0.35), ("small", "medium", "large"))
+    return CONDITIONS["lesion_size"][np.searchsorted((0.1, 0.35), truth.mean(), side="right")]
 
 
-def hair(lab: np.ndarray, truth: np.ndarray) -> str:
+def hair(lab: np.ndarray, truth: np.ndarray, limit: float) -> str:
     """Says "yes" if long, thin, dark lines cover over 1% of the skin (cf. Lee et al. 1997).
 
-    A line is a connected part, 1/6 of the long side or more from corner to corner of its box, of
-    the pixels that a grey closing (9 pixels square) lightens by over 10 in L* and that are not blue
-    ink (5 or more in b* below both grey and the median of the image). The lesion, where pigment
-    makes lines too, and dark corners are left out with 4 pixels around them, unless less than 5% of
-    the frame would be left. A ruler with long ticks, black ink or the rim of a sticker may pass for
-    hair.
+    A line is connected pixels whose box has a diagonal of at least 1/6 of the long side. A grey
+    closing (9 pixels square) lightens them by over 10 in L*, and they are not blue ink (5 or more
+    in b* below both grey and the median of the image). The lesion, where pigment makes lines too,
+    and dark corners are left out with 4 pixels around them, unless less than 5% of the frame would
+    be left. A ruler with long ticks, black ink or the rim of a sticker may pass for hair.
     """
     side, gap, (lightness, _, blue) = 9, 4, np.moveaxis(lab, -1, 0)
     # The edge goes on outside, so that a dark corner is not a thin line.
     padded = np.pad(lightness, side, "edge")
-    dark = padded < DARK * _skin_lightness(lightness, truth)
-    wide = ndimage.grey_opening(dark, (side, side))
+    wide = ndimage.grey_opening(padded < limit, (side, side))
     blackhat = ndimage.grey_closing(padded, (side, side)) - padded
     inner = (slice(side, -side), slice(side, -side))
     skin = ~ndimage.binary_dilation(wide[inner] | truth, iterations=gap)
@@ -146,23 +139,3 @@ def to_lab(image: np.ndarray) -> np.ndarray:
     f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = np.moveaxis(f, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
-
-
-def _skin_lightness(lightness: np.ndarray, truth: np.ndarray) -> float:
-    """The 90th percentile of L* outside the lesion: a black frame may be most of it."""
-    outside = lightness[~truth]
-    return float(np.percentile(outside, 90)) if outside.size else 0.0
-
-
-def _level(value: float, limits: tuple[float, ...], names: tuple[str, ...]) -> str:
-    return names[np.searchsorted(limits, value, side="right")]
-
-
-def _shrink(image: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    height, width = size_within(truth.shape, LONG_SIDE)
-    image = Image.fromarray(image).resize(
-        (width, height), Image.Resampling.BILINEAR, reducing_gap=2.0
-    )
-    share = Image.fromarray(255 * truth.view(np.uint8))
-    share = share.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
-    return np.asarray(image), np.asarray(share) > 127

@@ -18,34 +18,23 @@ from segdiff_jax.runtime.errors import UserError
 
 
 class NativeExamples(Sequence):
-    """Decoded records.
+    """Decoded records; `failures` is file -> why there is no record of it.
 
     An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
     "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
     Conditions are measured before an artefact is added. To get an example raises UserError or
     OSError, naming it, if it cannot be read.
-
-    Attributes:
-        failures: file -> why there is no record of it.
     """
 
     def __init__(
-        self,
-        records: Sequence[dict[str, Any]],
-        model: Model,
-        artefact: str | None = None,
-        workers: int = 2,
+        self, records: Sequence[dict], model: Model, artefact: str | None = None, workers: int = 2
     ):
         """Reads nothing yet.
 
-        Args:
-            records: dicts with "id", "image" and, where the truth is known, "mask" (encoded bytes).
-            model: says how images are resized and their colours corrected, and which classes
-                masks have.
-            artefact: one of `artefacts.ARTEFACTS`, added to every image; an image's id decides how.
-            workers: threads that read and decode.
-        Raises:
-            ValueError: if the artefact or the model's `colour_constancy` is unknown.
+        Records have "id", "image" and, where the truth is known, "mask" (encoded bytes). The model
+        says how images are prepared, and which classes masks have. An artefact, one of `ARTEFACTS`
+        or a ValueError, is added to every image; the image's id decides how. The workers are
+        threads that read and decode.
         """
         if artefact:
             find_artefact(artefact)
@@ -55,7 +44,7 @@ class NativeExamples(Sequence):
         self.failures = dict(getattr(records, "failures", ()))
 
     def fingerprint(self) -> str:
-        """Tells other images by their number and, of a folder, by their names."""
+        """Tells other images by their number and, in a folder, by their names."""
         return f"{len(self)} images {zlib.crc32(repr(getattr(self._records, 'ids', '')).encode())}"
 
     def __len__(self) -> int:
@@ -65,18 +54,12 @@ class NativeExamples(Sequence):
         return self._decode(self._records[index])
 
     def read(
-        self,
-        indices: Sequence[int],
-        is_done: Callable[[str, int], bool] = lambda id, content: False,
+        self, indices: Sequence[int], is_done: Callable[[str, int], bool]
     ) -> Iterator[dict[str, Any]]:
-        """Decodes some of them ahead, in order.
+        """Decodes the examples of these indices ahead, in order.
 
-        Args:
-            indices: of those.
-            is_done: tells by its id and the checksum of its files whether one need not be decoded.
-        Yields:
-            As above, with the checksum as "content"; of one that is done, {"id", "done"}; of one
-            that cannot be read, {"id", "failure"}: why.
+        Yields an example, with the checksum of its files as "content"; or {"id", "done"}, if
+        `is_done` says so by id and checksum; or {"id", "failure"}: why it cannot be read.
         """
 
         def read(index):
@@ -98,20 +81,18 @@ class NativeExamples(Sequence):
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead)
         return iter(grain.MapDataset.source(list(indices)).map(read).to_iter_dataset(options))
 
-    def _decode(self, record):
-        id = record_id(record)
-        image, truth = decode_image(record["image"], id), None
+    def _decode(self, record: dict[str, Any]) -> dict[str, Any]:
+        id, truth, conditions = record_id(record), None, None
+        image = decode_image(record["image"], id)
         if "mask" in record:
             truth = decode_labels(record["mask"], f"mask of {id}", self._model.classes, True)
             if truth.shape != image.shape[:2]:
-                raise UserError(
-                    f"{id}: the image is {image.shape[:2]} but its mask {truth.shape} pixels"
-                )
-        conditions = None if truth is None else measure_conditions(image, truth > 0)
+                size = image.shape[:2]
+                raise UserError(f"{id}: the image is {size} but its mask {truth.shape} pixels")
+            conditions = measure_conditions(image, truth > 0)
         if self._artefact:
             key = jax.random.key(zlib.crc32(id.encode()))
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
-        resized = self._correct(resize_image(image, self._model.input_size))
-        example = {"id": id, "image": image, "input": resized, "truth": truth}
-        return example | {"conditions": conditions}
+        seen = self._correct(resize_image(image, self._model.input_size))
+        return {"id": id, "image": image, "input": seen, "truth": truth, "conditions": conditions}

@@ -9,46 +9,93 @@ from scipy.spatial import cKDTree
 
 
 class Masks:
-    """The prediction and the truth of one image, bool[H, W] each, and how they overlap.
+    """The prediction and the truth of one image, bool[H, W] each, and how they overlap, in pixels.
 
-    Attributes:
-        tp, fp, fn, tn: true and false positives and negatives, in pixels.
+    tp, fp, fn and tn are true and false positives and negatives.
     """
 
     def __init__(self, prediction: np.ndarray, truth: np.ndarray):
-        """Raises a ValueError if the shapes differ or a mask is not boolean."""
         for name, mask in (("prediction", prediction), ("truth", truth)):
             if mask.dtype != np.bool_:
                 raise ValueError(f"{name} must be a boolean mask, not {mask.dtype}")
         if prediction.shape != truth.shape:
-            raise ValueError(
-                f"prediction {prediction.shape} and truth {truth.shape} differ in shape"
-            )
+            shapes = f"prediction {prediction.shape} and truth {truth.shape}"
+            raise ValueError(f"{shapes} differ in shape")
         self.prediction, self.truth = prediction, truth
         self.tp = np.count_nonzero(prediction & truth)
-        self.fp = np.count_nonzero(prediction) - self.tp
-        self.fn = np.count_nonzero(truth) - self.tp
+        self.areas = np.count_nonzero(prediction), np.count_nonzero(truth)
+        self.fp, self.fn = (area - self.tp for area in self.areas)
         self.tn = truth.size - self.tp - self.fp - self.fn
 
     @functools.cached_property
     def iou(self) -> float:
-        """TP / (TP + FP + FN), Jaccard's index."""
         return _ratio(self.tp, self.tp + self.fp + self.fn)
 
     @functools.cached_property
-    def surface(self) -> dict[str, float]:
-        """See `surface_scores`."""
-        return surface_scores(self.prediction, self.truth)
+    def distances(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the pixels of each outline to the other, in pixels; infinite if that is empty."""
+        return _distances(outline(self.prediction), outline(self.truth))
+
+
+def boundary_score(masks: Masks) -> float:
+    """FBound of SegDiff: F of the boundaries within 1, 2, 3, 4 and 5 pixels, averaged.
+
+    Precision is the share of the predicted boundary that is so close to the true one, recall the
+    reverse (Perazzi et al. 2016, section 5.1). Two masks without a boundary have 1; if only one has
+    none, the score is 0. The image's border is no boundary.
+    """
+    ours, theirs = _distances(boundary(masks.prediction), boundary(masks.truth))
+    if not len(ours) or not len(theirs):
+        return float(len(ours) == len(theirs))
+    precision, recall = ((x[:, None] <= np.arange(1, 6)).mean(axis=0) for x in (ours, theirs))
+    total = precision + recall
+    return float(np.mean(2 * precision * recall / np.where(total > 0, total, 1)))
+
+
+def boundary(mask: np.ndarray) -> np.ndarray:
+    """Pixels of bool[H, W] that differ from their right, lower or lower right neighbour."""
+    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")
+    return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
+
+
+def surface_dice(masks: Masks) -> float:
+    """Share of both outlines within 1% of the image's diagonal of the other outline.
+
+    Nikolov et al. 2018, arXiv 1809.04430. Two empty masks have 1; if only one is empty, 0.
+    """
+    both = np.concatenate(masks.distances)
+    return float(np.mean(both <= 0.01 * np.hypot(*masks.truth.shape))) if len(both) else 1.0
+
+
+def hd95(masks: Masks) -> float:
+    """The larger of the two 95% quantiles of the distances to the other outline, in pixels.
+
+    Two empty masks have 0; if only one is empty, the image's diagonal.
+    """
+    if not all(masks.areas):
+        return float(np.hypot(*masks.truth.shape)) if any(masks.areas) else 0.0
+    return float(max(np.quantile(distance, 0.95) for distance in masks.distances))
+
+
+def outline(mask: np.ndarray) -> np.ndarray:
+    """Pixels of bool[H, W] that have one of the four neighbours outside it, or off the image."""
+    padded = np.pad(mask, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner
+
+
+def _distances(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of each mask's pixels to the other mask, in pixels; infinite if that is empty."""
+    ours, theirs = np.argwhere(ours), np.argwhere(theirs)
+    return cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
+
+
+def _ratio(part: int, whole: int) -> float:
+    return float(part / whole) if whole else 1.0
 
 
 class Score(NamedTuple):
-    """One score of an image.
-
-    Attributes:
-        of: computes it, from 0 to 1 unless it has a unit.
-        label, meaning: for the report.
-        unit: "" or "px"; with a unit, lower is better.
-    """
+    """How a score is computed and shown: 0 to 1 or, with a unit, a number where lower is better."""
 
     of: Callable[[Masks], float]
     label: str
@@ -60,12 +107,12 @@ class Score(NamedTuple):
 # et al. 2018, arXiv 1902.03368). If a denominator is 0, the score is 1: there was nothing to find,
 # and nothing was got wrong. So two empty masks have IoU, Dice and WCov 1 (the original SegDiff says
 # 0, 0 and fails; MONAI leaves empty truths out of its means), and an empty truth with a prediction
-# that is not empty has IoU, Dice and WCov 0 and sensitivity 1. WCov is the original's: what is left
-# of weighted coverage with one object; it does not ask where the masks lie.
+# that is not empty has IoU, Dice and WCov 0 and sensitivity 1. WCov is the original's: weighted
+# coverage with one object; it does not ask where the masks lie.
 SCORES = {
     "iou": Score(lambda m: m.iou, "IoU", "overlap / union of prediction and truth"),
     "dice": Score(
-        lambda m: _ratio(2 * m.tp, 2 * m.tp + m.fp + m.fn),
+        lambda m: _ratio(2 * m.tp, sum(m.areas)),
         "Dice",
         "overlap / mean area of prediction and truth",
     ),
@@ -81,27 +128,14 @@ SCORES = {
         "Thresholded Jaccard",
         "IoU, but 0 where it is below 0.65",
     ),
-    "fbound": Score(
-        lambda m: boundary_score(m.prediction, m.truth),
-        "FBound",
-        "boundary found within 1 to 5 pixels",
-    ),
+    "fbound": Score(boundary_score, "FBound", "boundary found within 1 to 5 pixels"),
     "wcov": Score(
-        lambda m: _ratio(min(m.tp + m.fp, m.tp + m.fn), max(m.tp + m.fp, m.tp + m.fn)),
-        "WCov",
-        "ratio of the areas of prediction and truth",
+        lambda m: _ratio(*sorted(m.areas)), "WCov", "ratio of the areas of prediction and truth"
     ),
     "surface_dice": Score(
-        lambda m: m.surface["surface_dice"],
-        "Surface Dice",
-        "boundary found within 1% of the image's diagonal",
+        surface_dice, "Surface Dice", "boundary found within 1% of the image's diagonal"
     ),
-    "hd95": Score(
-        lambda m: m.surface["hd95"],
-        "HD95",
-        "distance of the boundaries, 95th percentile; low is good",
-        "px",
-    ),
+    "hd95": Score(hd95, "HD95", "distance of the boundaries, 95th percentile; low is good", "px"),
 }
 LOWER_IS_BETTER = {name for name, score in SCORES.items() if score.unit}
 
@@ -116,80 +150,16 @@ def segmentation_scores(
 
 def class_scores(
     prediction: np.ndarray, truth: np.ndarray, count: int, names: Iterable[str] = SCORES
-) -> list[dict[str, float] | None]:
-    """`segmentation_scores` of the classes 1 to `count` - 1 of labels u8[H, W].
+) -> tuple[dict[str, float], list[dict[str, float] | None]]:
+    """`segmentation_scores` of labels u8[H, W]: the mean over the classes, and each class's.
 
-    None for a class that is in neither of the two.
+    They are the classes 1 to `count` - 1. A class that is in neither of the two has None and does
+    not count. If none is in either, the mean is the scores of two empty masks.
     """
-    return [
-        segmentation_scores(ours, theirs, names) if ours.any() or theirs.any() else None
-        for ours, theirs in ((prediction == k, truth == k) for k in range(1, count))
-    ]
-
-
-def macro_scores(
-    scores: list[dict[str, float] | None], size: tuple[int, int], names: Iterable[str] = SCORES
-) -> dict[str, float]:
-    """The mean of `class_scores` over the classes that are in prediction or truth.
-
-    If there is none, the scores of two empty masks of this (height, width).
-    """
-    there = [row for row in scores if row is not None]
-    empty = np.zeros(size, bool)
-    return average_scores(there) if there else segmentation_scores(empty, empty, names)
-
-
-def boundary_score(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """FBound of SegDiff: F of the boundaries within 1, 2, 3, 4 and 5 pixels, averaged.
-
-    Precision is the share of the predicted boundary that is so close to the true one, recall the
-    reverse (Perazzi et al. 2016, section 5.1). Two masks without a boundary have 1; if only one has
-    none, the score is 0. The image's border is no boundary.
-    """
-    ours, theirs = (np.argwhere(boundary(mask)) for mask in (prediction, truth))
-    if not len(ours) or not len(theirs):
-        return float(len(ours) == len(theirs))
-    tolerances = np.arange(1, 6)
-    precision, recall = (
-        (cKDTree(other).query(points)[0][:, None] <= tolerances).mean(axis=0)
-        for points, other in ((ours, theirs), (theirs, ours))
-    )
-    total = precision + recall
-    return float(np.mean(2 * precision * recall / np.where(total > 0, total, 1)))
-
-
-def boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels of bool[H, W] that differ from their right, lower or lower right neighbour."""
-    padded = np.pad(mask, ((0, 1), (0, 1)), "edge")
-    return (mask ^ padded[:-1, 1:]) | (mask ^ padded[1:, :-1]) | (mask ^ padded[1:, 1:])
-
-
-def surface_scores(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """How far apart the outlines lie.
-
-    surface_dice: the share of both outlines that is within 1% of the image's diagonal of the other
-      (Nikolov et al. 2018, arXiv 1809.04430); the images have many sizes.
-    hd95: the larger of the two 95% quantiles of the distances to the other outline, in pixels.
-
-    Two empty masks have 1 and 0; if only one is empty, 0 and the diagonal.
-    """
-    ours, theirs = (np.argwhere(outline(mask)) for mask in (prediction, truth))
-    diagonal = float(np.hypot(*truth.shape))
-    if not len(ours) or not len(theirs):
-        same = len(ours) == len(theirs)
-        return {"surface_dice": float(same), "hd95": 0.0 if same else diagonal}
-    there, back = cKDTree(theirs).query(ours)[0], cKDTree(ours).query(theirs)[0]
-    return {
-        "surface_dice": float(np.mean(np.concatenate([there, back]) <= 0.01 * diagonal)),
-        "hd95": float(max(np.quantile(there, 0.95), np.quantile(back, 0.95))),
-    }
-
-
-def outline(mask: np.ndarray) -> np.ndarray:
-    """Pixels of bool[H, W] that have one of the four neighbours outside it, or off the image."""
-    padded = np.pad(mask, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return mask & ~inner
+    scores = lambda k: segmentation_scores(prediction == k, truth == k, names)
+    each = [scores(k) if k in prediction or k in truth else None for k in range(1, count)]
+    there = [row for row in each if row]
+    return average_scores(there) if there else scores(1), each
 
 
 def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
@@ -200,29 +170,18 @@ def average_scores(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def bootstrap_interval(
-    values: list[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: list[float], level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13).
+    """Percentile bootstrap (low, high) of the mean (Efron and Tibshirani 1993, chapter 13).
 
-    It tells how much the mean would vary with other images of the same kind, not with another
-    training or other samples.
-
-    Args:
-        values: one for each image.
-        level: the share of the resampled means that lie within.
-        resamples: how often as many images are drawn with replacement.
-        seed: of the draws.
-    Returns:
-        (low, high); a ValueError if there are no values.
+    It tells how much the mean of these values, one an image, would vary with other images of the
+    same kind, not with another training or other samples. `level` is the share of the 10,000
+    resampled means that lie within. A ValueError if there are no values.
     """
     if not len(values):
         raise ValueError("values is empty: there are no images to resample")
-    values, rng, means = np.asarray(values), np.random.default_rng(seed), np.empty(resamples)
-    for block in np.array_split(means, -(-resamples // 500)):  # Views; all at once is much memory.
+    values, rng, means = np.asarray(values), np.random.default_rng(seed), np.empty(10_000)
+    for block in np.array_split(means, 20):  # Views; all at once is much memory.
         block[:] = values[rng.integers(len(values), size=(len(block), len(values)))].mean(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def _ratio(part: int, whole: int) -> float:
-    return float(part / whole) if whole else 1.0

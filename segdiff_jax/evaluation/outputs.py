@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,8 +43,7 @@ class OutputFolder:
       several classes, their values in mask files;
     probabilities/<id>.png: 8-bit, one channel, round(255 p); with several classes, p of the
       predicted one;
-    deviations/<id>.png: the same for 510 times the standard deviation of the samples, if there are
-      at least two;
+    deviations/<id>.png: the same for 510 times the standard deviation of two or more samples;
     entropies/<id>.png: the same for 255 times `entropy` of the probability;
     overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow; with
       several classes, each has its colour, and the truth is darker;
@@ -61,43 +61,33 @@ class OutputFolder:
     def begin(self, settings: dict, resume: bool = True) -> None:
         """Writes settings.json; removes what other settings made, and all summaries.
 
-        Args:
-            settings: what makes the files; fields of memory change no result and do not count.
-            resume: False removes what the same settings made too.
-        Raises:
-            UserError: if there are files of another data set or of unknown origin, which are not
-                overwritten.
+        Fields of memory do not count, because they change no result. `resume=False` removes what
+        the same settings made too. Files of other data or of unknown origin stay: a UserError.
         """
-        images = self._all(*(f"{name}/**/*" for name in FOLDERS))
-        summaries = self._all("metrics.*", "failures.csv", "report.html")
+        patterns = *(f"{name}/**/*" for name in FOLDERS), "metrics.*", "failures.csv", "report.html"
+        files = [file for name in patterns for file in self.path.glob(name) if file.is_file()]
         path, former = self.path / "settings.json", None
         with contextlib.suppress(FileNotFoundError, ValueError):
             former = json.loads(path.read_bytes())
-        if images + summaries and (former is None or former.get("data") != settings.get("data")):
+        if files and (former is None or former.get("data") != settings.get("data")):
             of = f"of {former['data']}" if former and "data" in former else "of another origin"
-            raise UserError(
-                f"{self.path} holds files {of}, such as {(images + summaries)[0].name}: choose "
-                "another output folder"
-            )
+            found = f"{self.path} holds files {of}, such as {files[0].name}"
+            raise UserError(f"{found}: choose another output folder")
+        former = former or {}
         others = sorted(
             name
-            for name in {**(former or {}), **settings}
-            if name.split(". ")[-1] not in MEMORY and (former or {}).get(name) != settings.get(name)
+            for name in former.keys() | settings.keys()
+            if name.split(". ")[-1] not in MEMORY and former.get(name) != settings.get(name)
         )
+        summaries = [file for file in files if file.parent == self.path]
         if not others and resume:  # Only files that a killed run did not finish go.
-            images = [file for file in images if file.name.startswith(".")]
-        elif images and others:
-            print(
-                f"{self.path} is made anew, because these settings changed: {', '.join(others)}",
-                flush=True,
-            )
-        for file in images + summaries:
+            files = summaries + [file for file in files if file.name.startswith(".")]
+        elif others and len(files) > len(summaries):
+            changed = f"because these settings changed: {', '.join(others)}"
+            print(f"{self.path} is made anew, {changed}", flush=True)
+        for file in files:
             file.unlink()
         write_file(path, json.dumps(settings, indent=2))
-
-    def _all(self, *patterns: str) -> list[Path]:
-        """The files of these names."""
-        return [file for name in patterns for file in self.path.glob(name) if file.is_file()]
 
     def has(self, id: str, content: int) -> bool:
         """Whether the image's files are there, made from files with this checksum."""
@@ -108,11 +98,7 @@ class OutputFolder:
         return False
 
     def result(self, id: str) -> dict:
-        """What `write` was given as `result`.
-
-        Raises:
-            OSError: if it is not there, for example if the processes do not share the folder.
-        """
+        """What `write` was given as `result`; OSError if it is not there."""
         return json.loads(self._result(id).read_bytes())
 
     def keep_only(self, ids: Collection[str]) -> None:
@@ -133,38 +119,23 @@ class OutputFolder:
     def _result(self, id: str) -> Path:
         return self.path / "results" / f"{hashlib.sha256(id.encode()).hexdigest()[:16]}.json"
 
-    def write(
-        self,
-        id: str,
-        image: np.ndarray,
-        found: Segmentation,
-        truth: np.ndarray | None = None,
-        result: dict | None = None,
-    ) -> None:
-        """Writes the files of one image.
+    def write(self, example: dict[str, Any], found: Segmentation, result: dict) -> None:
+        """Writes the files of an example of `NativeExamples`, whose id is a path without extension.
 
-        Args:
-            id: the image's name without extension, below the folder of all images.
-            image: u8[H, W, 3].
-            found: the prediction.
-            truth: labels u8[H, W], if known.
-            result: see `result`, without the id; "content" is the checksum of the image's files.
-        Raises:
-            BadName: if files cannot have this id: it is no relative path, it is the path of a
-                folder of another image, or a name in it is too long.
-            ValueError: if sizes differ.
-            OSError: if a file cannot be written.
+        The "content" of `result` is the checksum of the image's files. A BadName if files cannot
+        have this id: it is no relative path, it is the path of a folder of another image, or a name
+        in it is too long. A ValueError if sizes differ; an OSError if a file cannot be written.
         """
+        id, image, truth = (example[name] for name in ("id", "image", "truth"))
         names = id.split("/")
         if any(len(os.fsencode(name)) > MOST_BYTES for name in names):
             raise BadName(f"the name is longer than {MOST_BYTES} bytes: shorten it")
         if {"", ".", ".."} & set(names) or set(id) & set("\\\0"):
             raise BadName(f"id {id!r} cannot be a file name: a part of it is empty or no name")
+        size = image.shape[:2]
         for name, array in (("mask", found.labels), ("truth", truth)):
-            if array is not None and array.shape != image.shape[:2]:
-                raise ValueError(
-                    f"{name} of {id!r} is {array.shape}, its image is {image.shape[:2]}"
-                )
+            if array is not None and array.shape != size:
+                raise ValueError(f"{name} of {id!r} is {array.shape}, its image is {size}")
         grey = lambda array: np.round(255 * array).astype(np.uint8)
         overlay = image if truth is None else draw_truth(image, truth, self._classes)
         pictures = {
@@ -186,36 +157,21 @@ class OutputFolder:
                 if getattr(error.__cause__, "errno", None) not in NAMES:
                     raise
                 raise BadName(f"no file can have this name ({error.__cause__.strerror})") from error
-        known = {
-            "version": VERSION,
-            "id": id,
-            "files": [path.relative_to(self.path).as_posix() for path in files],
-        }
-        text = json.dumps({**(result or {}), **known}, default=lambda array: array.tolist())
-        write_file(self._result(id), text)
+        names = [path.relative_to(self.path).as_posix() for path in files]
+        known = result | {"version": VERSION, "id": id, "files": names}
+        write_file(self._result(id), json.dumps(known, default=lambda array: array.tolist()))
 
 
-def class_colour(k: int) -> tuple[int, int, int]:
+def class_colour(k: int) -> tuple[int, ...]:
     """The colour of a class by its label, from 1."""
     if k <= len(CLASS_COLOURS):
         return CLASS_COLOURS[k - 1]
     hue = k * 0.618034 % 1  # By the golden ratio, neighbours are far apart.
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.7, 0.95)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def true_colour(k: int, classes: Classes) -> tuple[int, int, int]:
-    """The colour of a true contour: yellow or, with several classes, a darker class colour."""
-    if not classes.several:
-        return TRUTH_COLOUR
-    red, green, blue = (round(0.6 * channel) for channel in class_colour(k))
-    return red, green, blue
+    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.7, 0.95))
 
 
 def draw_contours(
-    image: np.ndarray,
-    labels: np.ndarray,
-    colour: Callable[[int], tuple[int, int, int]] = class_colour,
+    image: np.ndarray, labels: np.ndarray, colour: Callable[[int], tuple[int, ...]] = class_colour
 ) -> np.ndarray:
     """`draw_contour` of each class in u8[H, W] except the background, 0."""
     for k in np.unique(labels[labels > 0]):
@@ -224,34 +180,30 @@ def draw_contours(
 
 
 def draw_truth(image: np.ndarray, truth: np.ndarray, classes: Classes) -> np.ndarray:
-    """`draw_contours` in the colours of the truth."""
-    return draw_contours(image, truth, lambda k: true_colour(k, classes))
+    """`draw_contours` in yellow or, with several classes, in darker class colours."""
+    darker = lambda k: tuple(round(0.6 * channel) for channel in class_colour(k))
+    return draw_contours(image, truth, darker if classes.several else lambda k: TRUTH_COLOUR)
 
 
-def label_colours(labels: np.ndarray, count: int) -> np.ndarray:
-    """Labels u8[...] -> u8[..., 3]: white for lesion; with several classes, a colour for each."""
-    colours = [(255, 255, 255)] if count == 2 else [class_colour(k) for k in range(1, count)]
-    return np.uint8([(0, 0, 0), *colours])[labels]
+def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
+    """A copy of u8[H, W, 3] with the inner edge of bool[H, W]: 2 px + 1 per 400 of the side."""
+    thickness = 2 + max(mask.shape) // 400
+    edge = mask & ~ndimage.binary_erosion(mask, iterations=thickness)
+    return np.where(edge[..., None], np.uint8(colour), image)
 
 
 def mix_classes(shares: np.ndarray) -> np.ndarray:
-    """f32[H, W, C], each class's share -> u8[H, W, 3]: grey or, for several classes, a mix."""
+    """Each class's share [..., C], 0 to 1 -> u8[..., 3]: grey or, for several classes, a mix."""
     if shares.shape[-1] == 1:
         return np.repeat(np.uint8(np.round(255 * shares)), 3, axis=-1)
     colours = np.float32([class_colour(k) for k in range(1, shares.shape[-1])])
     return np.uint8(np.minimum(shares[..., 1:] @ colours, 255))
 
 
-def draw_contour(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """A copy of u8[H, W, 3] with the inner edge of bool[H, W], 2 px and 1 more per 400 wide."""
-    thickness = 2 + max(mask.shape) // 400
-    edge = mask & ~ndimage.binary_erosion(mask, iterations=thickness)
-    return np.where(edge[..., None], np.uint8(colour), image)
-
-
-def encode_image(array: np.ndarray, format: str) -> bytes:
+def encode_image(array: np.ndarray, format: str, quality: int = 90, **options: Any) -> bytes:
     """u8[H, W] or u8[H, W, 3] as the bytes of a PNG or JPEG file (4:4:4, so that lines stay)."""
-    options = {"quality": 90, "subsampling": 0} if format == "JPEG" else {}
+    if format == "JPEG":
+        options |= {"quality": quality, "subsampling": 0}
     file = io.BytesIO()
     Image.fromarray(array).save(file, format, **options)
     return file.getvalue()

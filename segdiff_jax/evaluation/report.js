@@ -285,11 +285,11 @@ function update() {
     const wanted = all("select.filter").filter((select) => select.value);
     const text = byId("search").value.trim().toLowerCase(), group = byId("group") ? byId("group").value : "";
     shown = cases.filter((one) => one.id.toLowerCase().includes(text)
-        && wanted.every((select) => one.conditions && one.conditions[select.dataset.tag] === select.value));
+        && wanted.every((select) => one.conditions && one.conditions[select.dataset.condition] === select.value));
     shown.sort(orders[byId("sort").value]);
     let list = shown.map((one) => items.get(one));
     if (group) {
-        const options = [...all("select.filter").find((select) => select.dataset.tag === group).options];
+        const options = [...all("select.filter").find((select) => select.dataset.condition === group).options];
         const values = [...options.slice(1).map((option) => option.value), undefined];
         const parts = values.map((value) => [value, shown.filter((one) => (one.conditions || {})[group] === value)]);
         list = parts.filter(([, members]) => members.length).flatMap(([value, members]) => {
@@ -351,7 +351,7 @@ function openViewer(one) {
         .map((name) => [labels[name][0], format(name, one.scores[name], 4)]);
     if (one.disagreement !== null) rows.push(["Disagreement", one.disagreement.toFixed(4)]);
     const cells = ([label, value]) => element("tr", {}, element("th", { scope: "row" }, label), element("td", {}, value));
-    const chips = Object.entries(one.conditions || {}).map(([tag, value]) => element("span", {}, `${words(tag)}: ${value}`));
+    const chips = Object.entries(one.conditions || {}).map(([condition, value]) => element("span", {}, `${words(condition)}: ${value}`));
     byId("viewer-facts").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(cells))),
         element("div", { className: "chips" }, ...chips));
     const strip = stripOf.get(one.id);
@@ -406,10 +406,10 @@ byId("reset").addEventListener("click", () => {
     update();
     byId("search").focus();
 });
-for (const button of all("button[data-tag]")) {
+for (const button of all("button[data-condition]")) {
     button.addEventListener("click", () => {
         for (const select of all("select.filter")) {
-            select.value = select.dataset.tag === button.dataset.tag ? button.dataset.value : "";
+            select.value = select.dataset.condition === button.dataset.condition ? button.dataset.value : "";
         }
         byId("search").value = "";
         update();

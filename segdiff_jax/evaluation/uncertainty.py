@@ -26,12 +26,11 @@ def calibration_levels(probability: np.ndarray, truth: np.ndarray) -> np.ndarray
 def calibration_pair(
     probabilities: np.ndarray, labels: np.ndarray, truth: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The probability that calibration is about, and whether the event came true.
+    """The probability f32[H, W] that calibration is about, and whether it came true, bool[H, W].
 
-    f32[H, W, C] and labels u8[H, W] -> f32[H, W] and bool[H, W], for `calibration_levels`. With two
-    classes, the event is lesion. With several, it is that the predicted class is right (Guo et al.
-    2017, section 2); no temperature can be fitted to it, since `combine.temper` changes all
-    classes.
+    With two classes, the event is lesion. With several, it is that the predicted class is right
+    (Guo et al. 2017, section 2). No temperature can be fitted to that, since `combine.temper`
+    changes all classes. Probabilities are f32[H, W, C], labels and truth u8[H, W].
     """
     if probabilities.shape[-1] == 1:
         return probabilities[..., 0], truth > 0
@@ -41,22 +40,15 @@ def calibration_pair(
 def reliability(levels: np.ndarray, temperature: float = 1.0) -> list[dict[str, float]]:
     """A reliability diagram (DeGroot and Fienberg 1983) of the pixels' probability of lesion.
 
-    Args:
-        levels: the mean over images of `calibration_levels`.
-        temperature: see `combine.temper`.
-    Returns:
-        For each of 15 equal ranges of probability that has pixels: their mean "probability", the
-        share of them that is "lesion", and their "share" of all.
+    From the mean over images of `calibration_levels`: for each of 15 equal ranges of probability
+    that has pixels, their mean "probability", the share of them that is "lesion", and their "share"
+    of all. The probabilities are tempered before.
     """
     probability = temper(np.linspace(0, 1, LEVELS)[:, None], temperature)[:, 0]
     place = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     weights = levels[0], levels[0] * probability, levels[1]
-    share, *sums = (np.bincount(place, w, BINS) for w in weights)
-    return [
-        {"probability": p / n, "lesion": lesion / n, "share": n}
-        for n, p, lesion in zip(share.tolist(), *(x.tolist() for x in sums), strict=True)
-        if n > 0
-    ]
+    sums = np.transpose([np.bincount(place, w, BINS) for w in weights]).tolist()
+    return [{"probability": p / n, "lesion": lesion / n, "share": n} for n, p, lesion in sums if n]
 
 
 def calibration_error(diagram: Sequence[dict[str, float]]) -> float:
@@ -94,22 +86,14 @@ def risk_coverage(ious: Sequence[float], disagreements: Sequence[float]) -> list
 
 
 def summarise(
-    ious: Sequence[float],
-    disagreements: Sequence[float | None],
-    levels: Sequence[np.ndarray],
-    several: bool = False,
+    ious: list[float], disagreements: list[float | None], levels: list, several: bool = False
 ) -> dict[str, Any]:
-    """The uncertainty of an evaluation.
+    """The uncertainty of an evaluation, from IoU, `combine.disagreement` and levels of each image.
 
-    Args:
-        ious, disagreements, levels: one for each image, see `combine.disagreement` and
-            `calibration_levels`.
-        several: whether there are several classes; then there is no temperature.
-    Returns:
-        "ece" (`calibration_error`), "reliability", "temperature" (`fit_temperature`) and
-        "ece_tempered", the error with it on these same images. With several samples also the mean
-        "disagreement", its rank "correlation" (Spearman) with 1 - IoU over the images, None if
-        either is constant, and "risk_coverage".
+    "ece" (`calibration_error`) and "reliability". Unless there are several classes, "temperature"
+    (`fit_temperature`) and "ece_tempered", the error with it on these same images. With several
+    samples also the mean "disagreement", its rank "correlation" (Spearman) with 1 - IoU over the
+    images, None if either is constant, and "risk_coverage".
     """
     mean = np.mean(levels, axis=0)
     diagram = reliability(mean)
@@ -117,13 +101,10 @@ def summarise(
     if not several:
         summary["temperature"] = temperature = fit_temperature(mean)
         summary["ece_tempered"] = calibration_error(reliability(mean, temperature))
-    if None in disagreements:
-        return summary
-    constant = np.ptp(ious) == 0 or np.ptp(disagreements) == 0
-    errors = 1 - np.asarray(ious)
-    correlation = None if constant else float(stats.spearmanr(disagreements, errors).statistic)
-    return summary | {
-        "disagreement": float(np.mean(disagreements)),
-        "correlation": correlation,
-        "risk_coverage": risk_coverage(ious, disagreements),
-    }
+    if None not in disagreements:
+        summary |= {"disagreement": float(np.mean(disagreements)), "correlation": None}
+        if np.ptp(ious) and np.ptp(disagreements):
+            found = stats.spearmanr(disagreements, 1 - np.asarray(ious))
+            summary["correlation"] = float(found.statistic)
+        summary["risk_coverage"] = risk_coverage(ious, disagreements)
+    return summary

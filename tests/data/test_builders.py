@@ -21,7 +21,7 @@ from segdiff_jax.data.builders.cityscapes_instances import (
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, PlainSet, builder_of
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import hashed_split, hold_out
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.training.loop import train
@@ -427,7 +427,7 @@ def test_two_steps_and_an_evaluation(case, load, tiny_config, tmp_path):
     assert len(rows) == 4 and "validation_iou" in rows[0]
     trained, records = segdiff_jax.load(tmp_path / "run"), load(case, "test[:2]")
     examples, out = NativeExamples(records, trained), tmp_path / "out"
-    evaluation = evaluate(trained, examples, out, Options({}, case.name))
+    evaluation = evaluate(trained, examples, out, {}, case.name)
     assert not evaluation.failures
     ious = []
     for record in records:

@@ -14,7 +14,7 @@ from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.data.splits import hold_out, is_validation
 from segdiff_jax.data.statistics import Statistics, format_statistics
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import TRUTH_COLOUR
 from segdiff_jax.evaluation.overview import contact_sheet
@@ -221,7 +221,7 @@ def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
     data = trained.config.data
     records = load_source(data.dataset, "validation", *where(data))
     examples = NativeExamples(records, trained)
-    result = evaluate(trained, examples, tmp_path / "out", Options({}, "title"))
+    result = evaluate(trained, examples, tmp_path / "out", {}, "title")
     assert result.num_images == 1 and result.metrics["num_images"] == 1 and not result.failures
     assert (tmp_path / "out/report.html").exists()
     other = tmp_path / "other"

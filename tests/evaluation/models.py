@@ -44,10 +44,9 @@ def model_of(driver=None, config=None, **sampler):
 
 
 def case_of(id, image, probability, mask=None, deviation=None, truth=None, **more):
-    """`make_case` of f32[H, W] and bool[H, W]; `more`: scores, conditions, uncertainty and size."""
+    """`make_case` of f32[H, W] and bool[H, W]; `more`: scores, conditions, uncertainty."""
     labels = np.uint8(probability > 0 if mask is None else mask)
     truth = None if truth is None else np.uint8(truth)
-    uncertainty, conditions = more.pop("uncertainty", None), more.pop("conditions", None)
-    found = Segmentation(labels, probability[..., None], deviation, uncertainty)
-    example = {"id": id, "image": image, "truth": truth, "conditions": conditions}
-    return make_case(example, found, more.pop("scores", None), **more)
+    found = Segmentation(labels, probability[..., None], deviation, more.get("uncertainty"))
+    example = {"id": id, "image": image, "truth": truth, "conditions": more.get("conditions")}
+    return make_case(example, found, more.get("scores"))

@@ -19,9 +19,9 @@ from segdiff_jax.data.classes import most_likely
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.evaluation.metrics import class_scores, macro_scores, segmentation_scores
+from segdiff_jax.evaluation.metrics import class_scores, segmentation_scores
 from segdiff_jax.evaluation.outputs import CLASS_COLOURS, OutputFolder, mix_classes
 from segdiff_jax.evaluation.report import make_case, make_strip
 from segdiff_jax.evaluation.tables import format_metrics, write_metrics
@@ -140,19 +140,18 @@ def test_samples_disagree_by_the_mean_over_their_classes():
 def test_scores_of_each_class_and_their_mean():
     prediction, truth = RNG.integers(0, 4, (2, 20, 30)).astype(np.uint8)
     prediction[prediction == 3] = 0
-    scores = class_scores(prediction, truth, 5)
+    macro, scores = class_scores(prediction, truth, 5)
     ious = jaccard_score(truth.ravel(), prediction.ravel(), labels=[1, 2, 3], average=None)
     assert [row["iou"] for row in scores[:3]] == pytest.approx(ious) and scores[3] is None
     assert scores[1] == segmentation_scores(prediction == 2, truth == 2)
-    macro = macro_scores(scores, truth.shape)
     assert macro["iou"] == pytest.approx(ious.mean()) and ious[2] == 0
     assert macro["dice"] == pytest.approx(np.mean([row["dice"] for row in scores[:3]]))
     assert macro["hd95"] == pytest.approx(np.mean([row["hd95"] for row in scores[:3]]))
-    nothing = class_scores(0 * truth, 0 * truth, 5)
+    macro, nothing = class_scores(0 * truth, 0 * truth, 5)
     assert nothing == [None] * 4
-    empty = np.zeros((3, 4), bool)
-    assert macro_scores(nothing, (3, 4)) == segmentation_scores(empty, empty)
-    assert macro_scores(nothing, (3, 4))["iou"] == 1
+    empty = np.zeros(truth.shape, bool)
+    assert macro == segmentation_scores(empty, empty)
+    assert macro["iou"] == 1
 
 
 def test_calibration_is_that_of_the_predicted_class():
@@ -246,7 +245,7 @@ def test_an_exact_denoiser_samples_its_mask(name, process, flips):
     # The noise of each channel is its own.
     x_T = shown[0][1][0]
     assert x_T.shape == (8, 8, K) and abs(np.corrcoef(x_T.reshape(-1, K).T)[0, 1]) < 0.5
-    assert len(make_strip("a", [(t, x[0], x_0[0]) for t, x, x_0 in shown]).frames) == len(shown)
+    assert len(make_strip("a", [(t, x[0], x_0[0]) for t, x, x_0 in shown])["frames"]) == len(shown)
 
 
 def test_samples_that_are_not_finite_are_refused():
@@ -303,7 +302,7 @@ def test_an_evaluation(tmp_path):
     examples = NativeExamples(records_of(images), model)
     assert examples[0]["truth"].dtype == np.uint8
     assert examples[3]["conditions"]["lesion_size"] == "none"
-    result = evaluate(model, examples, tmp_path / "out", Options({"data": "test"}, "title"))
+    result = evaluate(model, examples, tmp_path / "out", {"data": "test"}, "title")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics == result.metrics | {"settings": {"data": "test"}}
     lesion, core = metrics["classes"]["lesion"], metrics["classes"]["core"]
@@ -348,7 +347,8 @@ def test_the_files_of_an_image(tmp_path):
     probability = np.float32((one_hot(labels) + 1) / 2 * 0.4 + 0.2)
     found = combine.Segmentation(labels, probability, np.full(labels.shape, 0.25))
     image, truth = np.full((40, 60, 3), 90, np.uint8), np.where(labels == 2, 0, labels)
-    OutputFolder(tmp_path, CLASSES).write("a", image, found, truth)
+    example = {"id": "a", "image": image, "truth": truth, "conditions": None}
+    OutputFolder(tmp_path, CLASSES).write(example, found, {})
     read = lambda name: np.asarray(Image.open(tmp_path / name))
     np.testing.assert_array_equal(read("masks/a_Segmentation.png"), np.uint8([0, 7, 200])[labels])
     assert (read("probabilities/a.png") == round(255 * 0.6)).all()
@@ -359,9 +359,8 @@ def test_the_files_of_an_image(tmp_path):
     assert abs(overlay[5, 15] - CLASS_COLOURS[0]).max() < 40
     assert abs(overlay[5, 45] - CLASS_COLOURS[1]).max() < 40
     assert abs(overlay[20, 15] - 90).max() < 10
-    example = {"id": "a", "image": image, "truth": truth, "conditions": None}
     case = make_case(example, dataclasses.replace(found, deviation=None), None, CLASSES)
-    assert case.truth != case.prediction != case.image
+    assert case["truth"] != case["prediction"] != case["image"]
     shares = np.eye(3, dtype=np.float32)[labels]
     np.testing.assert_array_equal(
         mix_classes(shares)[20, [0, 10, 40]], [(0, 0, 0), *CLASS_COLOURS[:2]]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from segdiff_jax.data.colour import shades_of_gray
 from segdiff_jax.data.pipeline import ResizedSource, resize_image
-from segdiff_jax.evaluation.evaluate import Evaluation, Options, evaluate, format_result
+from segdiff_jax.evaluation.evaluate import Evaluation, evaluate, format_result
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.validate import validate
@@ -60,9 +60,9 @@ def written(monkeypatch):
     """Every id that was written, in order."""
     ids, write = [], OutputFolder.write
 
-    def count(self, id, *arguments):
-        ids.append(id)
-        write(self, id, *arguments)
+    def count(self, example, *arguments):
+        ids.append(example["id"])
+        write(self, example, *arguments)
 
     monkeypatch.setattr(OutputFolder, "write", count)
     return ids
@@ -70,8 +70,7 @@ def written(monkeypatch):
 
 def run(out, records, model=None, settings=None, title="t", **options):
     model = model or model_of()
-    options = Options(settings or {}, title, **options)
-    return evaluate(model, examples_of(records, model), out, options)
+    return evaluate(model, examples_of(records, model), out, settings or {}, title, **options)
 
 
 def examples_of(records, model=None, **options):

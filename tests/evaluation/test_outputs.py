@@ -18,8 +18,8 @@ PROBABILITY = np.where(MASK, 0.75, 0.1).astype(np.float32)[..., None]
 
 def write(path, id="ISIC_1", **changes):
     found = Segmentation(changes.pop("mask", MASK), PROBABILITY, changes.pop("deviation", None))
-    arguments = {"image": IMAGE, "found": found, "truth": TRUTH}
-    outputs.OutputFolder(path).write(id, **(arguments | changes))
+    example = {"id": id, "image": IMAGE, "truth": changes.get("truth", TRUTH)}
+    outputs.OutputFolder(path).write(example, found, changes.get("result", {}))
 
 
 def is_colour(pixels, colour):
@@ -39,7 +39,7 @@ def test_masks_and_maps(tmp_path, id):
             assert (file.format, file.mode, file.size) == ("PNG", "L", (60, 40))
             np.testing.assert_array_equal(np.asarray(file), expected)
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 6
-    outputs.OutputFolder(tmp_path / "one").write(id, IMAGE, Segmentation(MASK, PROBABILITY, None))
+    write(tmp_path / "one", id, truth=None)
     assert not any(path.is_file() for path in (tmp_path / "one" / "deviations").rglob("*"))
     outputs.OutputFolder(tmp_path).keep_only([])
     assert not any(path.is_file() for path in tmp_path.glob("[a-z]*s/**/*"))
@@ -166,8 +166,9 @@ def test_settings_of_memory_are_no_others_and_others_are_told_of(tmp_path, capsy
 def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeypatch):
     folder = outputs.OutputFolder(tmp_path)
     labels = np.zeros((4, 4), np.uint8)
-    arrays = np.zeros((4, 4, 3), np.uint8), Segmentation(labels, np.zeros((4, 4, 1)), None)
-    folder.write("a", *arrays, result={"content": 1})
+    example = {"id": "a", "image": np.zeros((4, 4, 3), np.uint8), "truth": None}
+    found = Segmentation(labels, np.zeros((4, 4, 1)), None)
+    folder.write(example, found, {"content": 1})
     assert folder.has("a", 1) and not folder.has("a", 2) and not folder.has("b", 1)
     write, written = outputs.write_file, []
 
@@ -179,7 +180,7 @@ def test_what_a_kill_leaves_half_written_is_made_again_or_goes(tmp_path, monkeyp
 
     monkeypatch.setattr(outputs, "write_file", killed_after_two)
     with pytest.raises(KeyboardInterrupt):
-        folder.write("a", *arrays, result={"content": 2})
+        folder.write(example, found, {"content": 2})
     # The first file is the new one already: the old result does not count.
     assert not folder.has("a", 1) and not folder.has("a", 2)
     (tmp_path / "results" / "notes.json").write_text('{"id": "../notes"}')

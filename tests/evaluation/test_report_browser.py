@@ -1,6 +1,5 @@
 """The report in headless Chromium, opened from file://."""
 
-import dataclasses
 import os
 import shutil
 import time
@@ -34,7 +33,7 @@ def write(path):
         known["scores"] = scores = {"iou": iou, "dice": iou, "hd95": 10 * iou}
         maps = probability, None, 0.4 * probability, truth
         cases.append(case_of(f"id{i}", image, *maps, **known))
-    mean = {name: float(np.mean([case.scores[name] for case in cases])) for name in scores}
+    mean = {name: float(np.mean([case["scores"][name] for case in cases])) for name in scores}
     bins = [{"probability": p, "lesion": p, "share": 0.5} for p in (0.1, 0.9)]
     metrics = {
         "num_images": 5,
@@ -58,7 +57,7 @@ def write(path):
     history = [{"step": s, "loss": 10.0 / s, "validation_iou": s / 100} for s in (1, 10, 50)]
     strips = [make_strip("id2", frames)]
     write_report(path, cases, metrics, Page("title", {"steps": 5}, {}, history), strips)
-    plain = [dataclasses.replace(c, truth=None, scores=None, conditions=None) for c in cases]
+    plain = [case | dict.fromkeys(("truth", "scores", "conditions")) for case in cases]
     write_report(path.with_name("unscored.html"), plain, None, Page("title", {}))
 
 

@@ -12,7 +12,7 @@ import segdiff_jax
 from segdiff_jax.config import default_config
 from segdiff_jax.data.classes import TWO
 from segdiff_jax.data.folder import MASK_ENDINGS
-from segdiff_jax.evaluation.evaluate import Options, evaluate
+from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.combine import entropy, temper
 from segdiff_jax.inference.load import load, make_ensemble, run_name
@@ -121,7 +121,7 @@ def test_an_evaluations_files_hold_what_is_predicted(workdirs, tmp_path):
         Image.fromarray(image).save(file, "PNG")
         records.append({"id": id, "image": file.getvalue()})
     examples = NativeExamples(records, segdiff)
-    evaluate(segdiff, examples, tmp_path, Options(segdiff.settings, "t"))
+    evaluate(segdiff, examples, tmp_path, segdiff.settings, "t")
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     for row, p in zip(rows, segdiff.predict(images, ids=list("abc")), strict=True):
         maps = {"probabilities": 255 * p.probability, "deviations": 510 * p.deviation}
