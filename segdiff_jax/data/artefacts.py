@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jax import Array
 
 HAIRS = 16  # at most, in one image
@@ -30,6 +31,9 @@ _QUANTISATION = np.fromstring(
     np.float32,
     sep=" ",
 )
+# f32[64, 64], the orthonormal DCT of a block of 8 x 8 pixels (ITU-T T.81, A.3.3).
+_DCT_OF_ROW = scipy.fft.dct(np.eye(8), axis=0, norm="ortho")
+_DCT = np.kron(_DCT_OF_ROW, _DCT_OF_ROW).astype(np.float32)
 
 
 def skin_tone(draws: Array, image: Array) -> Array:
@@ -81,10 +85,7 @@ def _hair(shape: tuple[int, ...], draws: Array, angle: Array, width: Array) -> A
 
 
 def ruler(draws: Array, image: Array) -> Array:
-    """A row of dark ticks near a border; every fifth tick is longer.
-
-    Some rows have a base line. Most rows end within the picture.
-    """
+    """A row of dark ticks near a border, some with a base line; every fifth tick is longer."""
     y, x, side = _coordinates(image.shape)
     angle = 2 * jnp.pi * draws[0]
     # Along the normal of the line, the border lies where the first of two sides is met.
@@ -189,14 +190,10 @@ def cutout(draws: Array, image: Array) -> Array:
 
 
 class Artefact(NamedTuple):
-    """One way to spoil an image.
+    """One way to spoil an image: `function` takes `draws` numbers, K, see above.
 
-    Attributes:
-        function: (draws f32[K], image f32[H, W, 3]) -> f32[H, W, 3], see above.
-        draws: K.
-        order: augmentation applies them from low to high. Those below 0 lie on the skin, before
-            the colours change; the others arise in the camera, after that.
-        meaning: what it is, in a few words.
+    Augmentation applies artefacts by `order`, from low to high. Those below 0 lie on the skin and
+    come before the colours change; the others arise in the camera and come after that.
     """
 
     function: Callable[[Array, Array], Array]
@@ -222,14 +219,8 @@ ARTEFACTS = {
 
 @functools.partial(jax.jit, static_argnames="name")
 def add_artefact(name: str, key: Array, image: Array) -> Array:
-    """Adds one artefact to an image.
+    """Adds one of `ARTEFACTS`, drawn with key[], to an image f32[H, W, 3] in [0, 1].
 
-    Args:
-        name: one of `ARTEFACTS`.
-        key: key[], which determines the draws.
-        image: f32[H, W, 3] in [0, 1].
-    Returns:
-        f32[H, W, 3] in [0, 1].
     Raises:
         ValueError: if the name is unknown.
     """
@@ -249,7 +240,7 @@ def _between(draws: Array, low, high) -> Array:
 
 
 def _side(shape: tuple[int, ...]) -> float:
-    """Geometric mean of height and width."""
+    """The geometric mean of height and width."""
     return float(np.sqrt(shape[0] * shape[1]))
 
 
@@ -280,14 +271,3 @@ def _line_cover(distance: Array, width: Array) -> Array:
 def _paint(image: Array, cover: Array, colour: Array) -> Array:
     """Paints a colour f32[3] over the image; cover f32[H, W] is its opacity in [0, 1]."""
     return image + cover[..., None] * (colour.reshape(1, 1, 3) - image)
-
-
-def _dct_matrix() -> np.ndarray:
-    """f32[64, 64], the orthonormal DCT of a block of 8 x 8 pixels (ITU-T T.81, A.3.3)."""
-    frequency, place = np.indices((8, 8))
-    matrix = np.cos((2 * place + 1) * frequency * np.pi / 16) / 2
-    matrix[0] /= np.sqrt(2)
-    return np.kron(matrix, matrix).astype(np.float32)
-
-
-_DCT = _dct_matrix()

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from segdiff_jax.data.artefacts import add_artefact, find_artefact
-from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.evaluation.conditions import measure_conditions
@@ -45,12 +45,12 @@ class NativeExamples(Sequence):
             artefact: one of `artefacts.ARTEFACTS`, added to every image; an image's id decides how.
             workers: threads that read and decode.
         Raises:
-            ValueError: if the artefact or the model's `colour_constancy` is unknown.
+            ValueError: if the artefact is unknown.
         """
         if artefact:
             find_artefact(artefact)
         self._records, self._model = records, model
-        self._correct = find_colour_constancy(model.config.data.colour_constancy)
+        self._correct = COLOUR_CONSTANCY[model.config.data.colour_constancy]
         self._artefact, self._workers = artefact, workers
         self.failures = dict(getattr(records, "failures", ()))
 

@@ -1,5 +1,6 @@
 """Masks of several classes: decoding, shares of pixels, augmentation, one's own folder."""
 
+import functools
 import io
 import re
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from segdiff_jax.config import default_config
 from segdiff_jax.data import pipeline
-from segdiff_jax.data.augment import Augmentation, random_patch
+from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import TWO, Classes, classes_of, most_likely
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import Folder
@@ -168,19 +169,21 @@ def test_the_label_of_a_pixel():
 
 
 def test_each_class_moves_with_the_image():
-    augment = jax.jit(Augmentation(rotation=30.0, scale=0.2, shift=0.1, brightness=0.2))
+    strengths = default_config().augment.to_dict()
+    strengths |= {"rotation": 30.0, "scale": 0.2, "shift": 0.1, "brightness": 0.2}
+    change = jax.jit(functools.partial(augment, strengths))
     rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(0), 4)
     image = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     mask = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
-    moved, masks = augment(keys, image, mask)
+    moved, masks = change(keys, image, mask)
     assert masks.shape == mask.shape
     for k in range(3):
-        same, alone = augment(keys, image, mask[..., k : k + 1])
+        same, alone = change(keys, image, mask[..., k : k + 1])
         np.testing.assert_allclose(moved, same, atol=1e-3)
         np.testing.assert_allclose(masks[..., k], alone[..., 0], atol=1e-3)
     # What sums to 255 at each pixel does so afterwards.
     whole = jnp.uint8(255 * jax.nn.one_hot(mask[..., 0] % 3, 3))
-    np.testing.assert_allclose(augment(keys, image, whole)[1].sum(axis=-1), 255, atol=1e-2)
+    np.testing.assert_allclose(change(keys, image, whole)[1].sum(axis=-1), 255, atol=1e-2)
     cut, cut_mask = random_patch(keys, mask, mask, 3)
     np.testing.assert_array_equal(cut, cut_mask)
 

@@ -388,8 +388,6 @@ def test_source_corrects_the_colours_of_the_resized_image():
         np.testing.assert_array_equal(example["image"], np.full((2, 2, 3), 5))
         np.testing.assert_array_equal(example["mask"], plain[4]["mask"])
     np.testing.assert_array_equal(plain[4]["image"][0, 0], (4, 5, 6))
-    with pytest.raises(ValueError, match=r"data\.colour_constancy='gray'.*none, shades_of_gray"):
-        pipeline.ResizedSource(*arguments, colour_constancy="gray")
 
 
 def test_source_names_a_broken_record():

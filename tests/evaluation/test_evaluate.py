@@ -163,8 +163,6 @@ def test_colour_constancy_changes_what_the_network_sees_only():
         expected = shades_of_gray(resize_image(plain["image"], SIZE))
         np.testing.assert_array_equal(example["input"], expected)
         assert (example["input"] != plain["input"]).any()
-    with pytest.raises(ValueError, match=r"data\.colour_constancy='grey' is unknown"):
-        examples_of(RECORDS, model_of(config=config_of(colour_constancy="grey")))
 
 
 def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
