@@ -28,14 +28,13 @@ class Statistics:
         self._pixels += len(pixels)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-like.
+        """Plain values for JSON, by name.
 
-        Returns:
-            "pairs": their number; "height", "width": [least, median, greatest] in pixels;
-            "foreground": [least, median, greatest] share of a mask and "mean_foreground", their
-            mean; "without_foreground": ids; "colour_mean", "colour_std": of all pixels, R, G and B,
-            0 to 255; of several classes, "classes": {name: {"share": of a mask, on average,
-            "images": number of those that have it}}.
+        "pairs": their number; "height", "width": [least, median, greatest] in pixels; "foreground":
+        [least, median, greatest] share of a mask, "mean_foreground": their mean;
+        "without_foreground": ids; "colour_mean", "colour_std": of all pixels, R, G and B, 0 to 255;
+        with several classes, "classes": {name: {"share": of a mask, on average, "images": the
+        number of those that have it}}.
         """
         heights, widths = zip(*self._sizes, strict=True)
         shares, mean = list(self._shares.values()), self._sum / self._pixels

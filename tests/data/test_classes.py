@@ -267,4 +267,4 @@ def test_wrong_masks_of_several_classes_are_listed(mine, tmp_path):
     line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), not only those of data.mask_values"
     assert line in str(error.value)
     with pytest.raises(ValueError, match="name them in data.classes"):
-        load_mine(mine._replace(classes=None), tmp_path)
+        load_mine(mine._replace(classes=TWO), tmp_path)
