@@ -23,19 +23,14 @@ _LISTED = 20  # files that a message names for each kind of problem
 
 
 class File(NamedTuple):
-    """A file that is read when it is needed.
-
-    Attributes:
-      name: what messages call the file.
-      read: returns the encoded bytes. A mask holds 0 and 255, or the values of several classes.
-    """
+    """What messages call a file, and a function that reads its encoded bytes when needed."""
 
     name: str
     read: Callable[[], bytes]
 
 
 class Pair(NamedTuple):
-    """An image and its mask."""
+    """An image and its mask, which holds 0 and 255, or the values of several classes."""
 
     image: File
     mask: File
@@ -49,16 +44,12 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     A subclass defines `_find`, `_files` and `_pairs`, or overrides `manual_sources` and
     `_split_generators`.
-
-    Attributes:
-      HOMEPAGE: where the data set comes from, or None.
-      IMAGE_FORMAT: "jpeg" or "png" if all images have this format, else None.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
     HOMEPAGE: ClassVar[str | None] = None
-    IMAGE_FORMAT: ClassVar[str | None] = None
+    IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
 
     def _find(self, manual_dir: Path) -> Path | None:
         """The folder in `manual_dir` that holds the data set, or None."""
@@ -67,7 +58,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The files that a build reads; those that do not exist do not count."""
 
     def _pairs(self, root: Path, problems: defaultdict) -> Splits:
-        """The pairs of each split; adds what is wrong to `problems`, {kind: files}."""
+        """The pairs of each split; adds faults to `problems`, {kind: files}."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -124,16 +115,11 @@ def check(
     look: Callable[[str, np.ndarray, np.ndarray], None] = lambda id, image, mask: None,
     decode: Callable[[bytes, str], np.ndarray] = decode_mask,
 ) -> dict[str, tuple[int, int]]:
-    """Decodes every image and mask.
+    """Decodes every image and mask -> {id: (height, width)} of the good pairs.
 
-    Args:
-      pairs: {id: pair}.
-      problems: {kind: files}; what is wrong is added here.
-      name: what the progress bar calls the pairs.
-      look: is called with the id, the image u8[H, W, 3] and the mask u8[H, W] of each good pair.
-      decode: turns the bytes and the name of a mask into u8[H, W].
-    Returns:
-      {id: (height, width)} of the pairs that can be read and whose image and mask have one size.
+    In a good pair both can be read and have one size; else a fault is added to `problems`, {kind:
+    files}. `name` is for the progress bar. `look` is called with the id, the image u8[H, W, 3] and
+    the mask u8[H, W] of each good pair. `decode` makes that mask of its bytes and its name.
     """
     sizes = {}
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
@@ -141,18 +127,17 @@ def check(
         mask = _decoded(pair.mask, decode, problems)
         if image is None or mask is None:
             continue
-        (height, width), mask_size = image.shape[:2], mask.shape
-        if (height, width) == mask_size:
-            sizes[id] = height, width
+        if image.shape[:2] == mask.shape:
+            sizes[id] = mask.shape
             look(id, image, mask)
         else:
-            sides = "image {} x {}, mask {} x {}".format(height, width, *mask_size)
+            sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *mask.shape)
             problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
     return sizes
 
 
 def _decoded(file: File, decode: Callable, problems: defaultdict) -> np.ndarray | None:
-    """The decoded file; None, and a problem more, if it cannot be decoded in full."""
+    """The decoded file; if it cannot be decoded in full, None, and `problems` gets a fault."""
     try:
         return decode(file.read(), file.name)
     except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
@@ -186,15 +171,10 @@ def match(
 
 
 def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
-    """Pairs the files of two folders that have the same name but for the ending.
+    """Pairs the files of two folders that have the same name but for the ending -> {id: pair}.
 
-    Args:
-      images: a folder.
-      masks: a folder.
-      above: a pixel of a mask is foreground if its value is above this one.
-      problems: {kind: files}; what is wrong is added here.
-    Returns:
-      {id: pair}, sorted; an id is a path from the folder, without the ending.
+    An id is a path from the folder, without the ending; ids are sorted. A pixel of a mask is
+    foreground if its value is above `above`. Faults are added to `problems`, {kind: files}.
     """
     found = []
     for folder, file in (images, image_file), (masks, functools.partial(mask_file, above=above)):
@@ -239,11 +219,9 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder that holds all of `markers`, or None.
+    """The first folder, up to two levels below `manual_dir`, that holds all of `markers`, or None.
 
-    Args:
-      manual_dir: this folder and the two levels of folders below it are looked at.
-      markers: names or patterns of files or folders.
+    Markers are names or patterns of files or folders.
     """
     top = manual_dir.expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
@@ -252,18 +230,18 @@ def find_root(manual_dir: Path, *markers: str) -> Path | None:
 
 
 def sources(root: Path, files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
-    """The number of some files, and a fingerprint of their names and sizes.
+    """The number of files under `root`, and a fingerprint of their names and sizes.
 
-    The fingerprint tells whether a build was made of these files, wherever `root` lies.
-
-    Args:
-      root: a folder.
-      files: files under `root`, in any order.
-      times: whether the fingerprint also depends on when the files last changed.
+    The fingerprint tells whether a build was made of these files, wherever `root` lies. With
+    `times`, it also depends on when the files last changed.
     """
     known = []
     for path in sorted(files):
         stat = path.stat()
         known.append((path.relative_to(root).as_posix(), stat.st_size, times and stat.st_mtime_ns))
-    digest = hashlib.sha256(repr(known).encode()).hexdigest()
-    return {"files": len(known), "fingerprint": digest[:16]}
+    return {"files": len(known), "fingerprint": fingerprint(known)}
+
+
+def fingerprint(what: object) -> str:
+    """16 hexadecimal digits that differ if `repr(what)` differs."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
