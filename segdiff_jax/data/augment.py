@@ -16,20 +16,12 @@ from jax.scipy.ndimage import map_coordinates
 from segdiff_jax.data.artefacts import ARTEFACTS
 
 
-def augment(
-    strengths: Mapping[str, float], keys: Array, image: Array, mask: Array
-) -> tuple[Array, Array]:
-    """Augments a batch.
+def augment(strengths: Mapping, keys: Array, image: Array, mask: Array) -> tuple[Array, Array]:
+    """Augments a batch: u8[B, H, W, 3] and u8[B, H, W, C] become f32 in [0, 255].
 
-    Args:
-        strengths: all fields of the section `augment` of a config; 0 or False turns one off.
-        keys: key[B], one per example.
-        image: u8[B, H, W, 3].
-        mask: u8[B, H, W, C], 255 times each pixel's share of the lesion, or of a class.
-    Returns:
-        image f32[B, H, W, 3] and mask f32[B, H, W, C], both in [0, 255].
-    Raises:
-        ValueError: if right angles are to turn images that are not square.
+    `strengths` are all fields of the section `augment` of a config; 0 or False turns one off.
+    `keys` are key[B]. Masks hold 255 times each pixel's share of the lesion, or of a class. If
+    images are not square, `right_angles` raises a ValueError.
     """
     # All draws at once: every call to the generator costs compile time. An artefact takes one
     # more draw, its first, which decides whether the image gets it.
@@ -49,7 +41,7 @@ def augment(
     return jax.vmap(one)(keys, image, mask)
 
 
-def _change_geometry(strengths: Mapping[str, float], draws: Array, both: Array) -> Array:
+def _change_geometry(strengths: Mapping, draws: Array, both: Array) -> Array:
     height, width = both.shape[:2]
     if strengths["right_angles"]:
         if height != width:
@@ -74,7 +66,7 @@ def _change_geometry(strengths: Mapping[str, float], draws: Array, both: Array) 
     return jnp.stack([resample(both[..., k]) for k in range(both.shape[-1])], axis=-1)
 
 
-def _change_colour(strengths: Mapping[str, float], draws: Array, image: Array) -> Array:
+def _change_colour(strengths: Mapping, draws: Array, image: Array) -> Array:
     draws = 2 * draws - 1
     if strengths["brightness"]:
         image = image + strengths["brightness"] * draws[0]
@@ -88,9 +80,7 @@ def _change_colour(strengths: Mapping[str, float], draws: Array, image: Array) -
     return jnp.clip(image, 0, 1)
 
 
-def _add_artefacts(
-    shares: Mapping[str, float], draws: dict[str, Array], image: Array, on_skin: bool
-) -> Array:
+def _add_artefacts(shares: Mapping, draws: Mapping, image: Array, on_skin: bool) -> Array:
     for name, artefact in sorted(ARTEFACTS.items(), key=lambda item: item[1].order):
         if shares[name] and (artefact.order < 0) == on_skin:
             whether, how = jnp.split(draws[name], [1])
@@ -99,10 +89,9 @@ def _add_artefacts(
 
 
 def random_patch(keys: Array, image: Array, mask: Array, size: int) -> tuple[Array, Array]:
-    """Cuts the same square of `size` pixels out of image and mask, at a random place.
+    """Cuts the same square out of u8[B, H, W, 3] and u8[B, H, W, C], `size` pixels a side.
 
-    u8[B, H, W, 3] and u8[B, H, W, C] become u8[B, size, size, 3] and u8[B, size, size, C]. `keys`
-    are key[B], one per example; `augment` may take the same keys, because its draws differ.
+    Its place is drawn with key[B]; `augment` may take the same keys, because its draws differ.
     """
 
     def one(key, image, mask):

@@ -43,10 +43,7 @@ class Classes:
         return range(self.count)[-self.channels :]
 
     def labels(self, mask: np.ndarray, name: str) -> np.ndarray:
-        """The values of a file u8[H, W] -> labels u8[H, W].
-
-        A UserError names the mask and its values if one of them stands for no class.
-        """
+        """The values of a file u8[H, W] -> labels u8[H, W]; UserError if one is of no class."""
         table = np.full(256, MOST, np.uint8)
         table[list(self.values)] = np.arange(self.count)
         labels = table[mask]
@@ -54,9 +51,9 @@ class Classes:
             found = np.unique(mask)
             some = ", ".join(map(str, found[:8])) + ", ..." * (len(found) > 8)
             raise UserError(
-                f"{name}: the mask has {len(found)} values ({some}), not only those of "
-                f"data.mask_values={self.values}, one for each of data.classes={self.names}. In a "
-                "picture with a palette, the indices count. JPEG blurs masks: save them as PNG"
+                f"{name}: the mask has {len(found)} values ({some}), but only "
+                f"data.mask_values={self.values} stand for data.classes={self.names}. In a picture "
+                "with a palette, the indices count. JPEG blurs masks: save them as PNG"
             )
         return labels
 
@@ -69,11 +66,7 @@ TWO = Classes()
 
 
 def classes_of(data: Mapping[str, Any]) -> Classes:
-    """The classes that `data.classes` and `data.mask_values` of a config name.
-
-    Raises:
-        UserError: naming the field whose number of entries is wrong, or whose entries are.
-    """
+    """The classes of the section `data` of a config; a UserError names the field that is wrong."""
     names, values = tuple(data["classes"]), tuple(data["mask_values"])
     if not names:
         if values:

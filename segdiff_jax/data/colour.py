@@ -12,8 +12,7 @@ def shades_of_gray(image: np.ndarray, p: float = 6) -> np.ndarray:
     little. The gains 1 / e_c are scaled so that the mean over pixels and channels stays, up to
     rounding and clipping. A channel that is 0 everywhere stays 0.
 
-    The image is u8[H, W, 3], sRGB, before and after; its values are taken as they are, without
-    linearising. p, the Minkowski norm, is at least 1.
+    The image, u8[H, W, 3] before and after, is taken as sRGB, without linearising. p is at least 1.
     """
     values = image.astype(np.float32) / 255
     light = np.mean(values**p, axis=(0, 1), dtype=np.float64) ** (1 / p)

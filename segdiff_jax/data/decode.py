@@ -19,9 +19,8 @@ MOST_PIXELS = 89_478_485  # of an image that is decoded; above it, Pillow warns
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Encoded image -> u8[H, W, 3], 0 to 255, upright; an alpha channel is dropped.
 
-    Raises:
-        UserError: if it cannot be decoded, or has more than 8 bits a channel or `MOST_PIXELS`. The
-            sentence starts with `name`.
+    A UserError, which starts with `name`, says why it cannot be decoded, or that it has more than 8
+    bits a channel or `MOST_PIXELS`.
     """
     return np.asarray(_open(data, name, "RGB"))
 
@@ -63,11 +62,8 @@ def decode_labels(
     """Encoded mask -> labels u8[H, W], 0 to K - 1 of K classes, upright.
 
     With several classes, the values of a picture with a palette are its indices. A mask of two
-    classes may hold 0 and 255 or, with `any_value`, 0 and any one other value.
-
-    Raises:
-        UserError: see `decode_image`; or the mask holds values of no class; or there are several
-            classes and the mask is in colours or has a single bit.
+    classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. UserError as in
+    `decode_image`, for values of no class, and for several classes in colours or in a single bit.
     """
     if not classes.several and any_value:
         return np.uint8(of_two_values(decode_grey(data, name), name) > 0)
@@ -117,10 +113,7 @@ def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
 
 
 def _identify(data: bytes) -> Image.Image:
-    """What `Image.open` does, but without its warning of large images.
-
-    Warnings have one state for all threads, so it cannot be silenced around `Image.open`.
-    """
+    """`Image.open` without its warning of large images, which no thread can silence for itself."""
     Image.init()
     for factory, accept in map(Image.OPEN.get, FORMATS):
         if accept(data[:16]) is True:

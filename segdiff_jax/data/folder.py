@@ -30,26 +30,20 @@ class FolderSource:
     """Random access to {"id" str, "image" bytes, "mask" bytes or absent}, sorted by id.
 
     An id is a file's path from the folder, without its ending, as "2024/photo 1". Names are
-    compared in Unicode's composed form (NFC), which not every system writes.
-
-    Attributes:
-        ids: of the records.
-        failures: file -> why it is no record.
-        unused: masks of no image.
+    compared in Unicode's composed form (NFC), which not every system writes. `ids` holds all ids,
+    `failures` {file: why it is no record}, and `unused` the masks of no image.
     """
 
     def __init__(
         self, images: str, masks: str | None = None, mask_endings: Sequence[str] = MASK_ENDINGS
     ):
-        """Reads names only.
+        """Reads names only; a UserError says that there is no image or mask, or both in one folder.
 
         Args:
             images: a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
                 in which "**" stands for any folders.
             masks: a folder; each mask lies in its image's subfolder, or all of them in none.
             mask_endings: what may follow the image's name in the mask's name, in any case.
-        Raises:
-            UserError: if there is no image, or no mask, or both are in one folder.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
@@ -82,10 +76,8 @@ class FolderSource:
             for mask in found:
                 images_of[mask].append(name)
         for mask, names in images_of.items():
-            if len(names) == 1:
-                continue
             reason = f"{mask.name} is the mask of {len(names)} images: sort masks into folders, too"
-            for name in names:
+            for name in names if len(names) > 1 else ():
                 self.failures[name] = reason
                 del self._files[name]
         self.ids = sorted(self._files)
@@ -115,7 +107,14 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
     Hidden files and folders, `other` and folders that sample.py wrote are passed over.
     """
     root, paths = Path(pattern), []
-    passed_over = functools.cache(lambda folder: _passed_over(folder, other))
+
+    @functools.cache
+    def passed_over(folder: Path) -> bool:
+        written = any((folder / name).is_dir() for name in ("results", "records"))  # New, old.
+        ours = written and (folder / "settings.json").is_file()
+        same = other is not None and Path(other).exists() and folder.samefile(other)
+        return folder.name.startswith(".") or ours or same
+
     if root.is_dir():
         for place, folders, names in os.walk(root):
             folders[:] = [name for name in folders if not passed_over(Path(place, name))]
@@ -133,24 +132,13 @@ def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path
         raise UserError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(paths):
-        if (
-            path.is_file()
-            and path.suffix.lower() in IMAGE_SUFFIXES
-            and not path.name.startswith(".")
-            and not path.stem.endswith("_superpixels")  # lie among the official images
-        ):
+        unwanted = path.name.startswith(".") or path.stem.endswith("_superpixels")  # ISIC's.
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not unwanted:
             name = path.relative_to(root).with_suffix("").as_posix()
             files[unicodedata.normalize("NFC", name)].append(path)
     if not files:
         raise UserError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
-
-
-def _passed_over(folder: Path, other: str | None) -> bool:
-    written = any((folder / name).is_dir() for name in ("results", "records"))  # Today's, former.
-    ours = written and (folder / "settings.json").is_file()
-    same = other is not None and Path(other).exists() and folder.samefile(other)
-    return folder.name.startswith(".") or ours or same
 
 
 def _masks_of(name: str, named: Mapping[str, Sequence[Path]], endings: Sequence[str]) -> list[Path]:

@@ -40,11 +40,7 @@ Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The base of the builders of images with masks.
-
-    A subclass defines `_find`, `_files` and `_pairs`, or overrides `manual_sources` and
-    `_split_generators`.
-    """
+    """A base class; define `_find`, `_files`, `_pairs` or `manual_sources`, `_split_generators`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
@@ -61,17 +57,13 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The pairs of each split; adds faults to `problems`, {kind: files}."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            "height": np.int32,
-            "width": np.int32,
-        }
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT)
+        mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features = {"id": tfds.features.Text(), "image": image, "mask": mask}
+        features |= {"height": np.int32, "width": np.int32}
+        features, metadata = tfds.features.FeaturesDict(features), tfds.core.MetadataDict()
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features),
-            homepage=self.HOMEPAGE,
-            metadata=tfds.core.MetadataDict(),
+            features=features, homepage=self.HOMEPAGE, metadata=metadata
         )
 
     def manual_sources(self, manual_dir: str | Path) -> dict:
@@ -90,18 +82,16 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 + inspect.cleandoc(self.MANUAL_DOWNLOAD_INSTRUCTIONS)
             )
         self.info.metadata["sources"] = self.manual_sources(root)
-        problems, sizes = defaultdict(list), {}
-        splits = self._pairs(root, problems)
-        for split, pairs in splits.items():
-            sizes[split] = check(pairs, problems, f"{self.name}, {split}")
+        problems, examples = defaultdict(list), {}
+        for split, pairs in self._pairs(root, problems).items():
+            sizes = check(pairs, problems, f"{self.name}, {split}")
+            examples[split] = self._generate_examples(pairs, sizes)
             if not pairs:
                 problems["empty split"].append(split)
         raise_problems(self, problems)
-        return {s: self._generate_examples(pairs, sizes[s]) for s, pairs in splits.items()}
+        return examples
 
-    def _generate_examples(
-        self, pairs: Mapping[str, Pair], sizes: Mapping[str, tuple[int, int]]
-    ) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, pairs: dict[str, Pair], sizes: dict) -> Iterator[tuple[str, dict]]:
         for id, pair in pairs.items():
             height, width = sizes[id]
             example = {"id": id, "image": pair.image.read(), "mask": pair.mask.read()}
@@ -117,16 +107,22 @@ def check(
 ) -> dict[str, tuple[int, int]]:
     """Decodes every image and mask -> {id: (height, width)} of the good pairs.
 
-    In a good pair both can be read and have one size; else a fault is added to `problems`, {kind:
+    In a good pair both can be read and have one size. Other pairs are added to `problems`, {kind:
     files}. `name` is for the progress bar. `look` is called with the id, the image u8[H, W, 3] and
-    the mask u8[H, W] of each good pair. `decode` makes that mask of its bytes and its name.
+    the mask u8[H, W] of each good pair. `decode` makes that mask from its bytes and its name.
     """
     sizes = {}
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
-        image = _decoded(pair.image, decode_image, problems)
-        mask = _decoded(pair.mask, decode, problems)
-        if image is None or mask is None:
+        decoded = []
+        for file, read in (pair.image, decode_image), (pair.mask, decode):
+            try:
+                decoded.append(read(file.read(), file.name))
+            except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
+                reason = str(error).removeprefix(f"{file.name}: ")
+                problems["unreadable file"].append(f"{file.name}: {reason}")
+        if len(decoded) < 2:
             continue
+        image, mask = decoded
         if image.shape[:2] == mask.shape:
             sizes[id] = mask.shape
             look(id, image, mask)
@@ -134,16 +130,6 @@ def check(
             sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *mask.shape)
             problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
     return sizes
-
-
-def _decoded(file: File, decode: Callable, problems: defaultdict) -> np.ndarray | None:
-    """The decoded file; if it cannot be decoded in full, None, and `problems` gets a fault."""
-    try:
-        return decode(file.read(), file.name)
-    except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
-        reason = str(error).removeprefix(f"{file.name}: ")
-        problems["unreadable file"].append(f"{file.name}: {reason}")
-    return None
 
 
 def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, list[str]]) -> None:
@@ -157,30 +143,25 @@ def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, lis
         raise UserError("\n".join([f"{builder.info.full_name} cannot be built.", *lines]))
 
 
-def match(
-    images: Mapping[str, File], masks: Mapping[str, File], problems: defaultdict
-) -> dict[str, Pair]:
-    """{id: image} and {id: mask} -> {id: pair}, sorted; what has no partner becomes a problem."""
-    for kind, some, others in (
-        ("image without mask", images, masks),
-        ("mask without image", masks, images),
-    ):
-        for id in sorted(some.keys() - others.keys()):
-            problems[kind].append(some[id].name)
+def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> dict[str, Pair]:
+    """{id: image} and {id: mask} -> {id: pair}, sorted; a file without a partner is a problem."""
+    for id in sorted(images.keys() - masks.keys()):
+        problems["image without mask"].append(images[id].name)
+    for id in sorted(masks.keys() - images.keys()):
+        problems["mask without image"].append(masks[id].name)
     return {id: Pair(images[id], masks[id]) for id in sorted(images.keys() & masks.keys())}
 
 
 def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
-    """Pairs the files of two folders that have the same name but for the ending -> {id: pair}.
+    """Pairs files of the same name, but for the ending, in two folders -> {id: pair}, sorted.
 
-    An id is a path from the folder, without the ending; ids are sorted. A pixel of a mask is
-    foreground if its value is above `above`. Faults are added to `problems`, {kind: files}.
+    An id is a path from the folder, without the ending. The foreground of a mask is above `above`.
     """
     found = []
     for folder, file in (images, image_file), (masks, functools.partial(mask_file, above=above)):
         try:
             named = files_by_name(str(folder))
-        except ValueError as error:  # There are none.
+        except UserError as error:  # There are none.
             problems["no images"].append(str(error))
             return {}
         for paths in named.values():
@@ -219,7 +200,7 @@ def encode_png(array: np.ndarray) -> bytes:
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder, up to two levels below `manual_dir`, that holds all of `markers`, or None.
+    """The first folder, at most two levels below `manual_dir`, that holds all `markers`, or None.
 
     Markers are names or patterns of files or folders.
     """

@@ -23,9 +23,7 @@ from segdiff_jax.runtime.lock import locked
 class Records(Sequence):
     """The records of one or several sources as one sequence.
 
-    Attributes:
-      fingerprint: differs if the records differ.
-      statistics: the summary of `statistics.Statistics` for the whole data set, or None.
+    `fingerprint` differs if the records differ. `statistics` is a `Statistics.summary` or None.
     """
 
     def __init__(
@@ -52,52 +50,43 @@ def load_source(
 ) -> Records:
     """Opens a split, whose records can be read in any order.
 
-    The data set is built if there is no build, or if the build was made of other files.
+    The data set is built if there is no build, or if the build was made of other files. A record is
+    {id: bytes, image: bytes, mask: bytes, height: int, width: int}; image and mask are encoded, as
+    in their original files or as PNG. A UserError says that there is no such data set, split or
+    folder, or that the data is faulty.
 
     Args:
-      dataset: the name of the data set, with or without a config: "isic/2016", "monuseg".
+      dataset: its name, with or without a config: "isic/2016", "monuseg".
       split: a split or a part of one: "train", "train[:16]", "train[90%:]".
       data_dir: the folder of the builds.
       manual_dir: the folder of the official files, if there is one.
       folder: the images and masks of "paired_folder".
-    Returns:
-      Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}. The image and the
-      mask are encoded, as in their original files or as PNG.
-    Raises:
-      UserError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
-    return _read(_open(dataset, data_dir, manual_dir, folder), split)
+    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder), split)
 
 
-def load_training_source(
-    dataset: str,
-    extra: Sequence[str],
-    data_dir: str,
-    manual_dir: str = "",
-    folder: Folder | None = None,
-) -> Records:
+def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Records:
     """The training split of `dataset`, and then the official training images of `extra`.
 
     An image of `extra` is left out if a split of `dataset` has its id, so that no image is both
     trained on and tested on: ISIC 2017 has images of the test set of ISIC 2016. If `dataset` has no
-    test split, the ids of that split are unknown, and a warning says so. For names, the other
-    arguments and errors see `load_source`.
+    test split, the ids of that split are unknown, and a warning says so. `place` is data_dir,
+    manual_dir and folder; for these, the names and errors see `load_source`.
     """
-    builder = _open(dataset, data_dir, manual_dir, folder)
+    builder = _open("data.dataset", dataset, *place)
     source = _read(builder, "train")
     if not extra:
         return source
     if "test" not in builder.info.splits:
         print(
-            f"warning: {dataset} has no test split here, so images of it may be among those of "
-            f"{', '.join(extra)}: do not report scores on it",
+            f"warning: {dataset} has no test split here, so {', '.join(extra)} may hold images of "
+            "it: do not report scores on it",
             flush=True,
         )
     known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     for name in extra:
-        extra_builder = _open(name, data_dir, manual_dir, folder, "data.extra_datasets")
-        more = _read(extra_builder, "train+validation")
+        more = _read(_open("data.extra_datasets", name, *place), "train+validation")
         ids = [record["id"] for record in more]
         new = [i for i, id in enumerate(ids) if id not in known]
         records += [(more, i) for i in new]
@@ -107,9 +96,9 @@ def load_training_source(
 
 
 def _open(
-    dataset: str, data_dir: str, manual_dir: str, folder: Folder | None, field: str = "data.dataset"
+    field: str, dataset: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, after it has built it; for the arguments see `load_source`."""
+    """The builder of a data set, which `field` names, after it has built it; see `load_source`."""
     name, _, config = dataset.partition("/")
     builder_cls, folders = _builder_class(dataset, field), {"data.manual_dir": manual_dir}
     if name == "paired_folder":
@@ -120,9 +109,8 @@ def _open(
     if (config or configs) and (config or "default") not in configs:
         known = ", ".join(f"{name}/{known}" for known in configs) or name
         raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
-    make = functools.partial(
-        builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
-    )
+    options = {"config": config or None, "data_dir": data_dir, "file_format": "array_record"}
+    make = functools.partial(builder_cls, **options)
     builder = make()
     for given, path in folders.items():
         if not path or Path(path).expanduser().is_dir():
@@ -185,8 +173,8 @@ def _build(make: functools.partial, manual_dir: str) -> tfds.core.DatasetBuilder
             path.rename(former)
         try:
             builder = make()
-            where_from = {"manual_dir": manual_dir or None, "try_download_gcs": False}
-            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(**where_from))
+            config = tfds.download.DownloadConfig(manual_dir=manual_dir, try_download_gcs=False)
+            builder.download_and_prepare(download_config=config)
         except BaseException:
             if former.exists():
                 former.rename(path)

@@ -17,8 +17,7 @@ def hashed_split(id: str) -> str:
 def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
     """{"train": ids, "validation": ids}, neither of them empty if there are two ids or more.
 
-    `is_validation` decides; where it would hold out none or all, the first tenth by hash is held
-    out, at least one.
+    Where `is_validation` holds out none or all, the first tenth by hash, at least one, is held out.
     """
     ids = sorted(ids)
     held = {id for id in ids if is_validation(id)}

@@ -8,7 +8,7 @@ import grain
 import jax
 import numpy as np
 
-from segdiff_jax.data.artefacts import add_artefact, find_artefact
+from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, resize_image
@@ -47,8 +47,8 @@ class NativeExamples(Sequence):
         Raises:
             ValueError: if the artefact is unknown.
         """
-        if artefact:
-            find_artefact(artefact)
+        if artefact and artefact not in ARTEFACTS:
+            raise UserError(f"artefact {artefact!r} is unknown; there are {', '.join(ARTEFACTS)}")
         self._records, self._model = records, model
         self._correct = COLOUR_CONSTANCY[model.config.data.colour_constancy]
         self._artefact, self._workers = artefact, workers

@@ -106,8 +106,8 @@ def test_decodes_labels_upright():
 
 def test_other_values_and_colours_are_refused():
     message = (
-        "mask a: the mask has 3 values (0, 1, 2), not only those of data.mask_values=(0, 7, 200), "
-        "one for each of data.classes=('skin', 'lesion', 'core')"
+        "mask a: the mask has 3 values (0, 1, 2), but only data.mask_values=(0, 7, 200) stand for "
+        "data.classes=('skin', 'lesion', 'core')"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         decode_labels(png(LABELS), "mask a", CLASSES)
@@ -264,7 +264,7 @@ def test_wrong_masks_of_several_classes_are_listed(mine, tmp_path):
     Image.fromarray(wrong).save(tmp_path / "masks/a.png")
     with pytest.raises(ValueError, match=r"unreadable file \(1\)") as error:
         load_mine(mine, tmp_path)
-    line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), not only those of data.mask_values"
+    line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), but only data.mask_values"
     assert line in str(error.value)
     with pytest.raises(ValueError, match="name them in data.classes"):
         load_mine(mine._replace(classes=TWO), tmp_path)

@@ -175,7 +175,9 @@ def test_an_artefact_follows_from_the_id_and_the_network_sees_it():
     assert (first["image"] != second["image"]).any()
     again = list(examples_of(grey[::-1], artefact="vignette"))[1]
     np.testing.assert_array_equal(again["image"], first["image"])
-    with pytest.raises(ValueError, match="artefact 'fog' is unknown; there are skin_tone, hair"):
+    with pytest.raises(
+        ValueError, match="artefact 'fog' is unknown; there are skin_tone, hair, ruler,"
+    ):
         examples_of(grey, artefact="fog")
 
 
