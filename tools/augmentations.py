@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 from PIL import Image, ImageDraw
 
 from segdiff_jax.data.artefacts import ARTEFACTS
-from segdiff_jax.data.augment import make_augmentation, random_patch
+from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_training_source, where
@@ -41,14 +41,15 @@ def draw_columns(config: ConfigDict, count: int, seed: int) -> dict[str, np.ndar
         keys = jax.random.split(jax.random.key(seed), count)
         image, mask = map(np.asarray, random_patch(keys, image, mask, data.image_size))
     columns = {"clean": enlarge(image)}
-    off, whole = dict.fromkeys(config.augment, 0), jax.jit(make_augmentation(config.augment))
-    augments = {name: jax.jit(make_augmentation(off | {name: 1.0})) for name in ARTEFACTS}
+    make = lambda strengths: jax.jit(functools.partial(augment, strengths))
+    off, whole = dict.fromkeys(config.augment, 0), make(config.augment)
+    augments = {name: make(off | {name: 1.0}) for name in ARTEFACTS}
     augments |= {f"config {number}": whole for number in range(1, 1 + WHOLE)}
     keys = jax.random.split(jax.random.key(seed), (len(augments), len(image)))
-    for (name, augment), key in zip(augments.items(), keys, strict=True):
-        moved, moved_mask = augment(key, image, mask)
+    for (name, change), key in zip(augments.items(), keys, strict=True):
+        moved, moved_mask = change(key, image, mask)
         columns[name] = enlarge(np.asarray(moved))
-        if augment is whole:
+        if change is whole:
             masks = enlarge(moved_mask)
             if masks.shape[-1] > 1:
                 masks, draw = masks.argmax(axis=-1), draw_contours

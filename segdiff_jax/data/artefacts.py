@@ -1,8 +1,8 @@
 """Artefacts of dermoscopy images, drawn on device. None moves a pixel, so masks do not change.
 
 Each is a pure function `artefact(draws, image)` with draws f32[K] in [0, 1) and image f32[H, W, 3],
-sRGB in [0, 1], that returns an image of the same shape and range. Sizes are shares of the side, so
-that a picture of any size gets the same artefact (but a JPEG block has 8 pixels).
+sRGB in [0, 1], that returns an image of the same shape and range. Sizes are shares of the side, the
+geometric mean of H and W. So any picture gets the same artefact (but a JPEG block has 8 pixels).
 """
 
 import functools
@@ -12,10 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jax import Array
 
 HAIRS = 16  # at most, in one image
-# Optical densities of melanin, haemoglobin and shade in R, G and B; the first two are those of the
+# Optical densities of melanin, haemoglobin and shade in R, G and B. The first two also make the
 # drawn skin, see synthetic_lesions/drawing.py.
 _DENSITIES = np.array([[0.5, 0.9, 1.1], [0.15, 1.0, 0.8], [1.0, 1.0, 1.0]], np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -30,6 +31,9 @@ _QUANTISATION = np.fromstring(
     np.float32,
     sep=" ",
 )
+# f32[64, 64], the orthonormal DCT of a block of 8 x 8 pixels (ITU-T T.81, A.3.3).
+_DCT_OF_ROW = scipy.fft.dct(np.eye(8), axis=0, norm="ortho")
+_DCT = np.kron(_DCT_OF_ROW, _DCT_OF_ROW).astype(np.float32)
 
 
 def skin_tone(draws: Array, image: Array) -> Array:
@@ -81,10 +85,7 @@ def _hair(shape: tuple[int, ...], draws: Array, angle: Array, width: Array) -> A
 
 
 def ruler(draws: Array, image: Array) -> Array:
-    """A row of dark ticks near a border; every fifth tick is longer.
-
-    Some rows have a base line. Most rows end within the picture.
-    """
+    """A row of dark ticks near a border, some with a base line; every fifth tick is longer."""
     y, x, side = _coordinates(image.shape)
     angle = 2 * jnp.pi * draws[0]
     # Along the normal of the line, the border lies where the first of two sides is met.
@@ -145,30 +146,27 @@ def frame(draws: Array, image: Array) -> Array:
 
 def blur(draws: Array, image: Array) -> Array:
     """Gaussian blur, sigma 0.006 to 0.022 of the side; weights are rescaled at the borders."""
-    sigma = _between(draws[0], 0.006, 0.022) * _side(image.shape)
+    height, width = image.shape[:2]
+    sigma = _between(draws[0], 0.006, 0.022) * float(np.sqrt(height * width))
 
     def kernel(size: int) -> Array:
         offset = jnp.arange(size)[:, None] - jnp.arange(size)[None]
         weights = jnp.exp(-0.5 * (offset / sigma) ** 2)
         return weights / weights.sum(axis=1, keepdims=True)
 
-    height, width = image.shape[:2]
     image = jnp.einsum("yi,ixc->yxc", kernel(height), image)
     return jnp.clip(jnp.einsum("xj,yjc->yxc", kernel(width), image), 0, 1)
 
 
 def jpeg(draws: Array, image: Array) -> Array:
-    """Rounds the DCT of 8 x 8 blocks of luma, as JPEG of quality 10 to 60 does (ITU-T T.81).
-
-    The quality scales the table as in libjpeg's `jpeg_quality_scaling`.
-    """
+    """Rounds the DCT of 8 x 8 blocks of luma, as JPEG of quality 10 to 60 does (ITU-T T.81)."""
     height, width = image.shape[:2]
     luma = 255 * (image @ _LUMA) - 128
     luma = jnp.pad(luma, ((0, -height % 8), (0, -width % 8)), mode="edge")
     rows, columns = luma.shape
     blocks = luma.reshape(rows // 8, 8, columns // 8, 8).swapaxes(1, 2).reshape(-1, 64)
     quality = jnp.exp(_between(draws[0], np.log(10), np.log(60)))
-    scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)
+    scale = jnp.where(quality < 50, 50 / quality, 2 - quality / 50)  # As in libjpeg.
     table = jnp.clip(jnp.floor(scale * _QUANTISATION + 0.5), 1, 255)[None]
     rounded = jnp.round(blocks @ _DCT.T / table) * table
     change = (rounded @ _DCT - blocks).reshape(rows // 8, columns // 8, 8, 8).swapaxes(1, 2)
@@ -189,14 +187,10 @@ def cutout(draws: Array, image: Array) -> Array:
 
 
 class Artefact(NamedTuple):
-    """One way to spoil an image.
+    """One way to spoil an image: `function` takes `draws` numbers in [0, 1), see above.
 
-    Attributes:
-        function: (draws f32[K], image f32[H, W, 3]) -> f32[H, W, 3], see above.
-        draws: K.
-        order: augmentation applies them from low to high. Those below 0 lie on the skin, before
-            the colours change; the others arise in the camera, after that.
-        meaning: what it is, in a few words.
+    Augmentation applies artefacts by `order`, from low to high. Those below 0 lie on the skin and
+    come before the colours change; the others arise in the camera and come after that.
     """
 
     function: Callable[[Array, Array], Array]
@@ -222,35 +216,13 @@ ARTEFACTS = {
 
 @functools.partial(jax.jit, static_argnames="name")
 def add_artefact(name: str, key: Array, image: Array) -> Array:
-    """Adds one artefact to an image.
-
-    Args:
-        name: one of `ARTEFACTS`.
-        key: key[], which determines the draws.
-        image: f32[H, W, 3] in [0, 1].
-    Returns:
-        f32[H, W, 3] in [0, 1].
-    Raises:
-        ValueError: if the name is unknown.
-    """
-    artefact = find_artefact(name)
+    """Adds an artefact, drawn with key[], to an image f32[H, W, 3] in [0, 1]."""
+    artefact = ARTEFACTS[name]
     return artefact.function(jax.random.uniform(key, (artefact.draws,)), image)
-
-
-def find_artefact(name: str) -> Artefact:
-    """One of `ARTEFACTS`; ValueError if the name is unknown."""
-    if name not in ARTEFACTS:
-        raise ValueError(f"artefact {name!r} is unknown; there are {', '.join(ARTEFACTS)}")
-    return ARTEFACTS[name]
 
 
 def _between(draws: Array, low, high) -> Array:
     return low + (high - low) * draws
-
-
-def _side(shape: tuple[int, ...]) -> float:
-    """Geometric mean of height and width."""
-    return float(np.sqrt(shape[0] * shape[1]))
 
 
 def _frame(shape: tuple[int, ...]) -> tuple[Array, Array]:
@@ -261,8 +233,8 @@ def _frame(shape: tuple[int, ...]) -> tuple[Array, Array]:
 
 
 def _coordinates(shape: tuple[int, ...]) -> tuple[Array, Array, float]:
-    """Places as `_frame` gives them, but in units of `_side`, so that angles are kept; and it."""
-    (y, x), side = _frame(shape), _side(shape)
+    """`_frame` in units of the side, which keeps angles; and the side in pixels."""
+    (y, x), side = _frame(shape), float(np.sqrt(shape[0] * shape[1]))
     return y * shape[0] / side, x * shape[1] / side, side
 
 
@@ -280,14 +252,3 @@ def _line_cover(distance: Array, width: Array) -> Array:
 def _paint(image: Array, cover: Array, colour: Array) -> Array:
     """Paints a colour f32[3] over the image; cover f32[H, W] is its opacity in [0, 1]."""
     return image + cover[..., None] * (colour.reshape(1, 1, 3) - image)
-
-
-def _dct_matrix() -> np.ndarray:
-    """f32[64, 64], the orthonormal DCT of a block of 8 x 8 pixels (ITU-T T.81, A.3.3)."""
-    frequency, place = np.indices((8, 8))
-    matrix = np.cos((2 * place + 1) * frequency * np.pi / 16) / 2
-    matrix[0] /= np.sqrt(2)
-    return np.kron(matrix, matrix).astype(np.float32)
-
-
-_DCT = _dct_matrix()

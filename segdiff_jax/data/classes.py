@@ -13,14 +13,10 @@ MOST = 255  # classes: a label is a byte, and one more byte marks values without
 
 @dataclasses.dataclass(frozen=True)
 class Classes:
-    """Two classes, background and lesion, or several.
+    """Two classes, background and lesion, or several: their names, and their values in mask files.
 
-    The labels u8[H, W] of a mask are places in `names`. Arrays of masks have a last axis of
-    `channels`: one for lesion where there are two classes, else one for each class.
-
-    Attributes:
-        names: the background first.
-        values: of each class in mask files.
+    The background comes first. The labels u8[H, W] of a mask are places in `names`. Arrays of masks
+    have a last axis of `channels`: one for lesion if there are two classes, else one for each.
     """
 
     names: tuple[str, ...] = ("background", "lesion")
@@ -47,11 +43,7 @@ class Classes:
         return range(self.count)[-self.channels :]
 
     def labels(self, mask: np.ndarray, name: str) -> np.ndarray:
-        """The values of a file u8[H, W] -> labels u8[H, W].
-
-        Raises:
-            UserError: naming the mask and its values if one of them stands for no class.
-        """
+        """The values of a file u8[H, W] -> labels u8[H, W]; UserError if one is of no class."""
         table = np.full(256, MOST, np.uint8)
         table[list(self.values)] = np.arange(self.count)
         labels = table[mask]
@@ -59,9 +51,9 @@ class Classes:
             found = np.unique(mask)
             some = ", ".join(map(str, found[:8])) + ", ..." * (len(found) > 8)
             raise UserError(
-                f"{name}: the mask has {len(found)} values ({some}), not only those of "
-                f"data.mask_values={self.values}, one for each of data.classes={self.names}. In a "
-                "picture with a palette, the indices count. JPEG blurs masks: save them as PNG"
+                f"{name}: the mask has {len(found)} values ({some}), but only "
+                f"data.mask_values={self.values} stand for data.classes={self.names}. In a picture "
+                "with a palette, the indices count. JPEG blurs masks: save them as PNG"
             )
         return labels
 
@@ -74,16 +66,11 @@ TWO = Classes()
 
 
 def classes_of(data: Mapping[str, Any]) -> Classes:
-    """The classes that `data.classes` and `data.mask_values` of a config name.
-
-    Raises:
-        UserError: naming the field if there are one, two or too many classes, or if names or
-            values are not one for each and all different.
-    """
+    """The classes of the section `data` of a config; a UserError names the field that is wrong."""
     names, values = tuple(data["classes"]), tuple(data["mask_values"])
-    if not names and values:
-        raise UserError(f"data.mask_values={values} needs data.classes, which is empty")
     if not names:
+        if values:
+            raise UserError(f"data.mask_values={values} needs data.classes, which is empty")
         return TWO
     if not 3 <= len(names) <= MOST:
         raise UserError(

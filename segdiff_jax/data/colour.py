@@ -1,10 +1,6 @@
-"""Colour constancy: what the colour of the light and the camera's white balance did, undone."""
-
-from collections.abc import Callable
+"""Colour constancy: it undoes the colour of the light and the camera's white balance."""
 
 import numpy as np
-
-from segdiff_jax.runtime.errors import UserError
 
 
 def shades_of_gray(image: np.ndarray, p: float = 6) -> np.ndarray:
@@ -16,11 +12,7 @@ def shades_of_gray(image: np.ndarray, p: float = 6) -> np.ndarray:
     little. The gains 1 / e_c are scaled so that the mean over pixels and channels stays, up to
     rounding and clipping. A channel that is 0 everywhere stays 0.
 
-    Args:
-        image: u8[H, W, 3], sRGB; the values are taken as they are, without linearising.
-        p: the Minkowski norm, at least 1.
-    Returns:
-        u8[H, W, 3].
+    The image, u8[H, W, 3] before and after, is taken as sRGB, without linearising. p is at least 1.
     """
     values = image.astype(np.float32) / 255
     light = np.mean(values**p, axis=(0, 1), dtype=np.float64) ** (1 / p)
@@ -30,16 +22,5 @@ def shades_of_gray(image: np.ndarray, p: float = 6) -> np.ndarray:
     return np.rint(np.minimum(values * gains, 255)).astype(np.uint8)
 
 
+# Each is a function u8[H, W, 3] -> u8[H, W, 3].
 COLOUR_CONSTANCY = {"none": lambda image: image, "shades_of_gray": shades_of_gray}
-
-
-def find_colour_constancy(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The function u8[H, W, 3] -> u8[H, W, 3] of this name.
-
-    Raises:
-        UserError: if there is none; it names the config field.
-    """
-    if name not in COLOUR_CONSTANCY:
-        names = ", ".join(COLOUR_CONSTANCY)
-        raise UserError(f"data.colour_constancy={name!r} is unknown; there are {names}")
-    return COLOUR_CONSTANCY[name]

@@ -19,19 +19,19 @@ MOST_PIXELS = 89_478_485  # of an image that is decoded; above it, Pillow warns
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Encoded image -> u8[H, W, 3], 0 to 255, upright; an alpha channel is dropped.
 
-    Raises:
-        UserError: if it cannot be decoded, or has more than 8 bits a channel or `MOST_PIXELS`. The
-            sentence starts with `name`.
+    A UserError, which starts with `name`, says why it cannot be decoded, or that it has more than 8
+    bits a channel or `MOST_PIXELS`.
     """
     return np.asarray(_open(data, name, "RGB"))
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Encoded mask -> u8[H, W], 0 or 255, upright.
+def decode_grey(data: bytes, name: str) -> np.ndarray:
+    """Encoded image of any values -> u8[H, W], upright; UserError as in `decode_image`."""
+    return np.asarray(_open(data, name, "L"))
 
-    Raises:
-        UserError: see `decode_image`; or it holds other values, such as 1 or those of classes.
-    """
+
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Encoded mask -> u8[H, W], 0 or 255, upright; UserError also if it holds other values."""
     mask = decode_grey(data, name)
     others = np.setdiff1d(mask, [0, 255])
     if len(others):
@@ -41,15 +41,6 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
             "background and 255 on the foreground"
         )
     return mask
-
-
-def decode_two_values(data: bytes, name: str) -> np.ndarray:
-    """Encoded mask of 0 and any one other value -> u8[H, W], 0 or 255, upright.
-
-    Raises:
-        UserError: see `decode_image`; or it holds more values.
-    """
-    return of_two_values(decode_grey(data, name), name)
 
 
 def of_two_values(mask: np.ndarray, name: str) -> np.ndarray:
@@ -65,29 +56,19 @@ def of_two_values(mask: np.ndarray, name: str) -> np.ndarray:
     return np.where(mask, 255, 0).astype(np.uint8)
 
 
-def decode_grey(data: bytes, name: str) -> np.ndarray:
-    """Encoded image of any values -> u8[H, W], upright; UserError as in `decode_image`."""
-    return np.asarray(_open(data, name, "L"))
-
-
 def decode_labels(
     data: bytes, name: str, classes: Classes = TWO, any_value: bool = False
 ) -> np.ndarray:
-    """Encoded mask -> labels u8[H, W], 0 to K - 1, upright.
+    """Encoded mask -> labels u8[H, W], 0 to K - 1 of K classes, upright.
 
-    Args:
-        data: the bytes of an image file. The values of a picture with a palette are its indices if
-            there are several classes.
-        name: what messages call the mask.
-        classes: the K classes and their values in the file.
-        any_value: whether a mask of two classes may hold any one value beside 0, not only 255.
-    Raises:
-        UserError: see `decode_image`; or the mask holds values of no class; or there are several
-            classes and the mask is in colours or has a single bit.
+    With several classes, the values of a picture with a palette are its indices. A mask of two
+    classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. UserError as in
+    `decode_image`, for values of no class, and for several classes in colours or in a single bit.
     """
+    if not classes.several and any_value:
+        return np.uint8(of_two_values(decode_grey(data, name), name) > 0)
     if not classes.several:
-        decode = decode_two_values if any_value else decode_mask
-        return (decode(data, name) > 0).astype(np.uint8)
+        return np.uint8(decode_mask(data, name) > 0)
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
         raise UserError(
@@ -101,7 +82,7 @@ def decode_labels(
 
 
 def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
-    """Encoded image -> upright image in a mode of Pillow, or in its own mode if that is None."""
+    """The upright image, in a mode of Pillow or, if that is None, in its own."""
     if not data:
         raise UserError(f"{name}: the file is empty")
     try:
@@ -132,10 +113,7 @@ def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
 
 
 def _identify(data: bytes) -> Image.Image:
-    """What `Image.open` does, but without its warning of large images.
-
-    Warnings have one state for all threads, so it cannot be silenced around `Image.open`.
-    """
+    """`Image.open` without its warning of large images, which no thread can silence for itself."""
     Image.init()
     for factory, accept in map(Image.OPEN.get, FORMATS):
         if accept(data[:16]) is True:

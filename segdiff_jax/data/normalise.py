@@ -12,15 +12,10 @@ def normalise_image(image: Array) -> Array:
 
 
 def normalise_mask(mask: Array, classes: Classes = TWO, soft: bool = False) -> Array:
-    """Each class's share of a pixel, times 255 -> f32 from -1 to +1.
+    """Each class's share of a pixel, times 255, u8 or f32[..., C] -> f32[..., C] from -1 to +1.
 
-    Args:
-        mask: u8 or f32[..., C].
-        classes: whose channels they are.
-        soft: keep the shares. Else +1 for the most likely class and -1 for the others; with two
-            classes, +1 where the share of lesion is over one half.
-    Returns:
-        f32[..., C].
+    `soft` keeps the shares. Else the most likely class becomes +1 and the others -1; with two
+    classes, lesion becomes +1 where its share is over one half.
     """
     if soft:
         return normalise_image(mask)

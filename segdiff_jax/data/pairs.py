@@ -24,19 +24,14 @@ _LISTED = 20  # files that a message names for each kind of problem
 
 
 class File(NamedTuple):
-    """A file that is read when it is needed.
-
-    Attributes:
-      name: what messages call the file.
-      read: returns the encoded bytes. A mask holds 0 and 255, or the values of several classes.
-    """
+    """What messages call a file, and a function that reads its encoded bytes when needed."""
 
     name: str
     read: Callable[[], bytes]
 
 
 class Pair(NamedTuple):
-    """An image and its mask."""
+    """An image and its mask, which holds 0 and 255, or the values of several classes."""
 
     image: File
     mask: File
@@ -46,20 +41,12 @@ Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The base of the builders of images with masks.
-
-    A subclass defines `_find`, `_files` and `_pairs`, or overrides `manual_sources` and
-    `_split_generators`.
-
-    Attributes:
-      HOMEPAGE: where the data set comes from, or None.
-      IMAGE_FORMAT: "jpeg" or "png" if all images have this format, else None.
-    """
+    """A base class; define `_find`, `_files`, `_pairs` or `manual_sources`, `_split_generators`."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
     HOMEPAGE: ClassVar[str | None] = None
-    IMAGE_FORMAT: ClassVar[str | None] = None
+    IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
 
     def _find(self, manual_dir: Path) -> Path | None:
         """The folder in `manual_dir` that holds the data set, or None."""
@@ -68,20 +55,16 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The files that a build reads; those that do not exist do not count."""
 
     def _pairs(self, root: Path, problems: defaultdict) -> Splits:
-        """The pairs of each split; adds what is wrong to `problems`, {kind: files}."""
+        """The pairs of each split; adds faults to `problems`, {kind: files}."""
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "id": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-            "height": np.int32,
-            "width": np.int32,
-        }
+        image = tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT)
+        mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        features = {"id": tfds.features.Text(), "image": image, "mask": mask}
+        features |= {"height": np.int32, "width": np.int32}
+        features, metadata = tfds.features.FeaturesDict(features), tfds.core.MetadataDict()
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features),
-            homepage=self.HOMEPAGE,
-            metadata=tfds.core.MetadataDict(),
+            features=features, homepage=self.HOMEPAGE, metadata=metadata
         )
 
     def manual_sources(self, manual_dir: str | Path) -> dict:
@@ -100,18 +83,16 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 + inspect.cleandoc(self.MANUAL_DOWNLOAD_INSTRUCTIONS)
             )
         self.info.metadata["sources"] = self.manual_sources(root)
-        problems, sizes = defaultdict(list), {}
-        splits = self._pairs(root, problems)
-        for split, pairs in splits.items():
-            sizes[split] = check(pairs, problems, f"{self.name}, {split}")
+        problems, examples = defaultdict(list), {}
+        for split, pairs in self._pairs(root, problems).items():
+            sizes = check(pairs, problems, f"{self.name}, {split}")
+            examples[split] = self._generate_examples(pairs, sizes)
             if not pairs:
                 problems["empty split"].append(split)
         raise_problems(self, problems)
-        return {s: self._generate_examples(pairs, sizes[s]) for s, pairs in splits.items()}
+        return examples
 
-    def _generate_examples(
-        self, pairs: Mapping[str, Pair], sizes: Mapping[str, tuple[int, int]]
-    ) -> Iterator[tuple[str, dict]]:
+    def _generate_examples(self, pairs: dict[str, Pair], sizes: dict) -> Iterator[tuple[str, dict]]:
         for id, pair in pairs.items():
             height, width = sizes[id]
             example = {"id": id, "image": pair.image.read(), "mask": pair.mask.read()}
@@ -125,41 +106,31 @@ def check(
     look: Callable[[str, np.ndarray, np.ndarray], None] = lambda id, image, mask: None,
     decode: Callable[[bytes, str], np.ndarray] = decode_mask,
 ) -> dict[str, tuple[int, int]]:
-    """Decodes every image and mask.
+    """Decodes every image and mask -> {id: (height, width)} of the good pairs.
 
-    Args:
-      pairs: {id: pair}.
-      problems: {kind: files}; what is wrong is added here.
-      name: what the progress bar calls the pairs.
-      look: is called with the id, the image u8[H, W, 3] and the mask u8[H, W] of each good pair.
-      decode: turns the bytes and the name of a mask into u8[H, W].
-    Returns:
-      {id: (height, width)} of the pairs that can be read and whose image and mask have one size.
+    In a good pair both can be read and have one size. Other pairs are added to `problems`, {kind:
+    files}. `name` is for the progress bar. `look` is called with the id, the image u8[H, W, 3] and
+    the mask u8[H, W] of each good pair. `decode` makes that mask from its bytes and its name.
     """
     sizes = {}
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
-        image = _decoded(pair.image, decode_image, problems)
-        mask = _decoded(pair.mask, decode, problems)
-        if image is None or mask is None:
+        decoded = []
+        for file, read in (pair.image, decode_image), (pair.mask, decode):
+            try:
+                decoded.append(read(file.read(), file.name))
+            except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
+                reason = str(error).removeprefix(f"{file.name}: ")
+                problems["unreadable file"].append(f"{file.name}: {reason}")
+        if len(decoded) < 2:
             continue
-        (height, width), mask_size = image.shape[:2], mask.shape
-        if (height, width) == mask_size:
-            sizes[id] = height, width
+        image, mask = decoded
+        if image.shape[:2] == mask.shape:
+            sizes[id] = mask.shape
             look(id, image, mask)
         else:
-            sides = "image {} x {}, mask {} x {}".format(height, width, *mask_size)
+            sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *mask.shape)
             problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
     return sizes
-
-
-def _decoded(file: File, decode: Callable, problems: defaultdict) -> np.ndarray | None:
-    """The decoded file; None, and a problem more, if it cannot be decoded in full."""
-    try:
-        return decode(file.read(), file.name)
-    except Exception as error:  # zipfile raises RuntimeError, zlib.error and others for bad files.
-        reason = str(error).removeprefix(f"{file.name}: ")
-        problems["unreadable file"].append(f"{file.name}: {reason}")
-    return None
 
 
 def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, list[str]]) -> None:
@@ -173,35 +144,25 @@ def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, lis
         raise UserError("\n".join([f"{builder.info.full_name} cannot be built.", *lines]))
 
 
-def match(
-    images: Mapping[str, File], masks: Mapping[str, File], problems: defaultdict
-) -> dict[str, Pair]:
-    """{id: image} and {id: mask} -> {id: pair}, sorted; what has no partner becomes a problem."""
-    for kind, some, others in (
-        ("image without mask", images, masks),
-        ("mask without image", masks, images),
-    ):
-        for id in sorted(some.keys() - others.keys()):
-            problems[kind].append(some[id].name)
+def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> dict[str, Pair]:
+    """{id: image} and {id: mask} -> {id: pair}, sorted; a file without a partner is a problem."""
+    for id in sorted(images.keys() - masks.keys()):
+        problems["image without mask"].append(images[id].name)
+    for id in sorted(masks.keys() - images.keys()):
+        problems["mask without image"].append(masks[id].name)
     return {id: Pair(images[id], masks[id]) for id in sorted(images.keys() & masks.keys())}
 
 
 def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
-    """Pairs the files of two folders that have the same name but for the ending.
+    """Pairs files of the same name, but for the ending, in two folders -> {id: pair}, sorted.
 
-    Args:
-      images: a folder.
-      masks: a folder.
-      above: a pixel of a mask is foreground if its value is above this one.
-      problems: {kind: files}; what is wrong is added here.
-    Returns:
-      {id: pair}, sorted; an id is a path from the folder, without the ending.
+    An id is a path from the folder, without the ending. The foreground of a mask is above `above`.
     """
     found = []
     for folder, file in (images, image_file), (masks, functools.partial(mask_file, above=above)):
         try:
             named = files_by_name(str(folder))
-        except ValueError as error:  # There are none.
+        except UserError as error:  # There are none.
             problems["no images"].append(str(error))
             return {}
         for paths in named.values():
@@ -249,11 +210,9 @@ def imported(package: str, reader: str) -> Any:
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder that holds all of `markers`, or None.
+    """The first folder, at most two levels below `manual_dir`, that holds all `markers`, or None.
 
-    Args:
-      manual_dir: this folder and the two levels of folders below it are looked at.
-      markers: names or patterns of files or folders.
+    Markers are names or patterns of files or folders.
     """
     top = manual_dir.expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
@@ -262,18 +221,18 @@ def find_root(manual_dir: Path, *markers: str) -> Path | None:
 
 
 def sources(root: Path, files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
-    """The number of some files, and a fingerprint of their names and sizes.
+    """The number of files under `root`, and a fingerprint of their names and sizes.
 
-    The fingerprint tells whether a build was made of these files, wherever `root` lies.
-
-    Args:
-      root: a folder.
-      files: files under `root`, in any order.
-      times: whether the fingerprint also depends on when the files last changed.
+    The fingerprint tells whether a build was made of these files, wherever `root` lies. With
+    `times`, it also depends on when the files last changed.
     """
     known = []
     for path in sorted(files):
         stat = path.stat()
         known.append((path.relative_to(root).as_posix(), stat.st_size, times and stat.st_mtime_ns))
-    digest = hashlib.sha256(repr(known).encode()).hexdigest()
-    return {"files": len(known), "fingerprint": digest[:16]}
+    return {"files": len(known), "fingerprint": fingerprint(known)}
+
+
+def fingerprint(what: object) -> str:
+    """16 hexadecimal digits that differ if `repr(what)` differs."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]

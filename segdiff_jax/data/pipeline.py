@@ -4,6 +4,8 @@ Records are dicts with `id` (bytes or str), `image` and `mask` (encoded bytes); 
 absent where there is no truth. Reading is Grain's, so its position can be saved and restored.
 """
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
@@ -14,29 +16,24 @@ import numpy as np
 from PIL import Image
 
 from segdiff_jax.data.classes import TWO, Classes
-from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import replacing
 
-# Of how images and masks are resized: another one makes former files unread.
-RESIZE_VERSION = 2
+Size = tuple[int, int]  # height and width
+RESIZE_VERSION = 2  # of how images and masks are resized; a file of another version is not read
 
 
-def size_within(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """(height, width) of an image shrunk to at most `long_side` pixels, its aspect kept."""
+def size_within(size: Size, long_side: int) -> Size:
+    """The size of an image shrunk to at most `long_side` pixels, its aspect kept."""
     scale = min(1, long_side / max(size))
     height, width = (max(1, round(scale * side)) for side in size)
     return height, width
 
 
-def resize_image(
-    image: np.ndarray, size: int | Callable[[tuple[int, int]], tuple[int, int]]
-) -> np.ndarray:
-    """u8[H, W, 3] -> u8[size, size, 3], bilinear with antialiasing; the aspect is not kept.
-
-    `size` may also be a function from (H, W) to another height and width.
-    """
+def resize_image(image: np.ndarray, size: int | Callable[[Size], Size]) -> np.ndarray:
+    """Resizes u8[H, W, 3] to u8[size, size, 3], or to size((H, W)); bilinear with antialiasing."""
     height, width = size(image.shape[:2]) if callable(size) else (size, size)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -52,11 +49,10 @@ def resize_labels(labels: np.ndarray, size: int, classes: Classes = TWO) -> np.n
 
 
 class ResizedSource:
-    """Random access to resized examples, kept as uint8 after their first use.
+    """Random access to {"image" u8[S, S, 3], "mask" u8[S, S, C]}, see `resize_labels`.
 
-    Elements: `image` u8[S, S, 3] and `mask` u8[S, S, C], see `resize_labels`.
-
-    They are kept in memory and, once all are there, in a file that the next run reads.
+    They are kept in memory after their first use and, once all are there, in a file that the next
+    run reads.
     """
 
     def __init__(
@@ -68,42 +64,42 @@ class ResizedSource:
         data_dir: str | Path | None = None,
         classes: Classes = TWO,
     ):
-        """Reads nothing yet.
+        """Reads no record yet; S is `image_size`, and C the channels of `classes`.
 
-        Args:
-            records: what is read; if they have no `fingerprint`, see `prepare.Records`, no file is
-                used.
-            image_size: S.
-            limit: read this many records, the first ones; None: all.
-            colour_constancy: applied to the resized images, see `colour.COLOUR_CONSTANCY`.
-            data_dir: folder of built data sets, whose `resized` holds the files; None: no file.
-            classes: of the masks.
+        Only the first `limit` records count. The function of `COLOUR_CONSTANCY` is applied to
+        resized images. The file lies in `resized` of `data_dir`, the folder of built data sets;
+        there is none if that is None or the records have no `fingerprint`, see `prepare.Records`.
         """
-        self._correct = find_colour_constancy(colour_constancy)
+        self._correct = COLOUR_CONSTANCY[colour_constancy]
         self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))
         shape = length, image_size, image_size, 3 + classes.channels
+        self._cached, self._ready = np.zeros(shape, np.uint8), np.zeros(length, bool)
         self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
         if length and data_dir is not None and fingerprint:
             # The fingerprint belongs to a build, whose name tells classes from others.
             name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
             self._file = Path(data_dir) / "resized" / name
-        kept = self._file and read_array(self._file, shape)
-        self._cached = np.zeros(shape, np.uint8) if kept is None else kept
-        self._ready = np.full(length, kept is not None)
+            with contextlib.suppress(OSError, ValueError, EOFError):  # It is absent or broken.
+                kept = np.load(self._file, mmap_mode="r")
+                if (kept.shape, kept.dtype) == (shape, np.uint8):
+                    self._cached, self._ready[:] = kept, True
 
     def __len__(self) -> int:
         return len(self._ready)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        if self._ready[index]:
-            both = self._cached[index]
-        else:
-            both = self._read(index)
-            self._keep(index, both)
+        if not self._ready[index]:
+            self._fill(index)
+        both = self._cached[index]
         return {"image": both[..., :3], "mask": both[..., 3:]}
 
-    def _keep(self, index: int, both: np.ndarray) -> None:
+    def _fill(self, index: int) -> None:
+        record = self._records[index]
+        name = record_id(record)
+        image = self._correct(resize_image(decode_image(record["image"], name), self._size))
+        labels = decode_labels(record["mask"], name, self._classes)
+        both = np.concatenate([image, resize_labels(labels, self._size, self._classes)], axis=-1)
         with self._lock:  # Several threads read, and one of them writes the file.
             self._cached[index], self._ready[index] = both, True
             if self._file is None or not self._ready.all():
@@ -114,23 +110,6 @@ class ResizedSource:
                 np.save(file, self._cached)
         except OSError as error:
             print(f"the resized images are not kept for the next run: {error}", flush=True)
-
-    def _read(self, index: int) -> np.ndarray:
-        record = self._records[index]
-        name = record_id(record)
-        image = self._correct(resize_image(decode_image(record["image"], name), self._size))
-        labels = decode_labels(record["mask"], name, self._classes)
-        mask = resize_labels(labels, self._size, self._classes)
-        return np.concatenate([image, mask], axis=-1)
-
-
-def read_array(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """u8[shape] from a file, read as it is used; None if it is absent or broken."""
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
 
 
 def record_id(record: dict[str, Any]) -> str:
@@ -148,15 +127,10 @@ def train_iterator(
 ) -> grain.DatasetIterator:
     """Endless batches, shuffled anew each epoch; `get_state` and `set_state` restore the place.
 
-    Args:
-        source: the training examples.
-        batch_size: of all processes together.
-        seed: of the order.
-        process_index, process_count: this process takes every process_count-th example.
-        num_threads: that decode ahead.
-    Returns:
-        An iterator over {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with
-        b = batch_size / process_count and each example's place in the global batch.
+    `batch_size` is over all processes, of which each takes every process_count-th example. A batch
+    is {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with b = batch_size /
+    process_count and each example's place in the global batch. `num_threads` threads decode ahead.
+
     Raises:
         UserError: if there are no examples, or the batch does not divide.
     """
@@ -175,21 +149,11 @@ def train_iterator(
     return iter(dataset.to_iter_dataset(options))
 
 
-def padded_batches(
-    examples: Iterator[dict[str, Any]], batch_size: int
-) -> Iterator[tuple[list[dict[str, Any]], np.ndarray]]:
-    """Groups examples by `batch_size`, every example once.
+def padded_batches(examples: Iterator[dict], batch_size: int) -> Iterator[tuple[list, np.ndarray]]:
+    """Groups of exactly `batch_size` examples, the last example repeated to fill the last group.
 
-    Yields:
-        (examples, valid): a list of exactly `batch_size`, the last one repeated to fill it, and
-        bool[batch_size], False for the repeats.
+    Each comes with bool[batch_size], False for the repeats.
     """
-    group: list[dict[str, Any]] = []
-    for example in examples:
-        group.append(example)
-        if len(group) == batch_size:
-            yield group, np.ones(batch_size, bool)
-            group = []
-    if group:
+    while group := list(itertools.islice(examples, batch_size)):
         valid = np.arange(batch_size) < len(group)
         yield group + [group[-1]] * (batch_size - len(group)), valid

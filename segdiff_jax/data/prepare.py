@@ -1,12 +1,12 @@
 """Builds a data set if it is not there yet, and opens a split of it."""
 
 import functools
-import hashlib
 import importlib
 import pkgutil
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
@@ -15,6 +15,7 @@ from segdiff_jax.data import builders
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
+from segdiff_jax.data.pairs import fingerprint
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.lock import locked
 
@@ -22,16 +23,11 @@ from segdiff_jax.runtime.lock import locked
 class Records(Sequence):
     """The records of one or several sources as one sequence.
 
-    Attributes:
-      fingerprint: differs if the records differ.
-      statistics: the summary of `statistics.Statistics` for the whole data set, or None.
+    `fingerprint` differs if the records differ. `statistics` is a `Statistics.summary` or None.
     """
 
     def __init__(
-        self,
-        records: list[tuple[Sequence[dict], int]],
-        fingerprint: str,
-        statistics: dict | None = None,
+        self, records: list[tuple[Sequence[dict], int]], fingerprint: str, statistics: Any
     ):
         self._records, self.fingerprint, self.statistics = records, fingerprint, statistics
 
@@ -45,110 +41,85 @@ class Records(Sequence):
 
 def where(data: ConfigDict) -> tuple[str, str, Folder]:
     """The last three arguments of `load_source`, from the section `data` of a config."""
-    classes = classes_of(data)
-    several = classes if classes.several else None
-    folder = Folder(data.images, data.masks, data.mask_endings, several)
+    folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
     return data.dir, data.manual_dir, folder
 
 
 def load_source(
-    dataset: str,
-    split: str,
-    data_dir: str,
-    manual_dir: str | None = None,
-    folder: Folder | None = None,
+    dataset: str, split: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
 ) -> Records:
     """Opens a split, whose records can be read in any order.
 
-    The data set is built if there is no build, or if the build was made of other files.
+    The data set is built if there is no build, or if the build was made of other files. A record is
+    {id: bytes, image: bytes, mask: bytes, height: int, width: int}; image and mask are encoded, as
+    in their original files or as PNG. A UserError says that there is no such data set, split or
+    folder, or that the data is faulty.
 
     Args:
-      dataset: the name of the data set, with or without a config: "isic/2016", "monuseg".
+      dataset: its name, with or without a config: "isic/2016", "monuseg".
       split: a split or a part of one: "train", "train[:16]", "train[90%:]".
       data_dir: the folder of the builds.
-      manual_dir: the folder of the official files; None or "" if there is none.
+      manual_dir: the folder of the official files, if there is one.
       folder: the images and masks of "paired_folder".
-    Returns:
-      Records {id: bytes, image: bytes, mask: bytes, height: int, width: int}. The image and the
-      mask are encoded, as in their original files or as PNG.
-    Raises:
-      UserError: if the data set, the split or the folder does not exist, or the data is faulty.
     """
-    return _read(_open(dataset, data_dir, manual_dir, folder), split)
+    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder), split)
 
 
-def load_training_source(
-    dataset: str,
-    extra: Sequence[str],
-    data_dir: str,
-    manual_dir: str | None = None,
-    folder: Folder | None = None,
-) -> Records:
+def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Records:
     """The training split of `dataset`, and then the official training images of `extra`.
 
-    An image of `extra` is left out if a split of `dataset` has its id. So no image that the model
-    is validated or tested on is trained on: ISIC 2017 has images of the test set of ISIC 2016. If
-    `dataset` has no test split, the ids of that split are unknown, and a warning says so.
-
-    The names in `extra`, the other arguments and the errors are as in `load_source`.
+    An image of `extra` is left out if a split of `dataset` has its id, so that no image is both
+    trained on and tested on: ISIC 2017 has images of the test set of ISIC 2016. If `dataset` has no
+    test split, the ids of that split are unknown, and a warning says so. `place` is data_dir,
+    manual_dir and folder; for these, the names and errors see `load_source`.
     """
-    builder = _open(dataset, data_dir, manual_dir, folder)
+    builder = _open("data.dataset", dataset, *place)
     source = _read(builder, "train")
     if not extra:
         return source
     if "test" not in builder.info.splits:
         print(
-            f"warning: {dataset} has no test split here, so images of it may be among those of "
-            f"{', '.join(extra)}: do not report scores on it",
+            f"warning: {dataset} has no test split here, so {', '.join(extra)} may hold images of "
+            "it: do not report scores on it",
             flush=True,
         )
     known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     for name in extra:
-        more = _read(
-            _open(name, data_dir, manual_dir, folder, "data.extra_datasets"), "train+validation"
-        )
+        more = _read(_open("data.extra_datasets", name, *place), "train+validation")
         ids = [record["id"] for record in more]
         new = [i for i, id in enumerate(ids) if id not in known]
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
         known.update(ids)
-    return Records(records, _fingerprint(*parts), source.statistics)
+    return Records(records, fingerprint(tuple(parts)), source.statistics)
 
 
 def _open(
-    dataset: str,
-    data_dir: str,
-    manual_dir: str | None,
-    folder: Folder | None,
-    field: str = "data.dataset",
+    field: str, dataset: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
 ) -> tfds.core.DatasetBuilder:
-    """The builder of a data set, after it has built it; for the arguments see `load_source`."""
-    manual_dir = manual_dir or None
+    """The builder of a data set, which `field` names, after it has built it; see `load_source`."""
     name, _, config = dataset.partition("/")
     builder_cls, folders = _builder_class(dataset, field), {"data.manual_dir": manual_dir}
     if name == "paired_folder":
-        config = builder_cls.config_of(folder or Folder("", ""))
+        config = builder_cls.config_of(folder or Folder())
         folders = {"data.images": folder.images, "data.masks": folder.masks}
         manual_dir = folder.images
     configs = builder_cls.builder_configs
     if (config or configs) and (config or "default") not in configs:
         known = ", ".join(f"{name}/{known}" for known in configs) or name
         raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
-    make = functools.partial(
-        builder_cls, config=config or None, data_dir=data_dir, file_format="array_record"
-    )
+    options = {"config": config or None, "data_dir": data_dir, "file_format": "array_record"}
+    make = functools.partial(builder_cls, **options)
     builder = make()
     for given, path in folders.items():
-        if path is None or Path(path).expanduser().is_dir():
+        if not path or Path(path).expanduser().is_dir():
             continue
         if not builder.data_path.exists():
             raise UserError(f"{given}={path!r} is not a folder")
         print(f"{path} is not there; reading {builder.data_path}, built before", flush=True)
-        manual_dir = None
-    if not _is_current(builder, manual_dir):
-        builder = _build(make, manual_dir)
-    return builder
+        manual_dir = ""
+    return builder if _is_current(builder, manual_dir) else _build(make, manual_dir)
 
 
 def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
@@ -172,29 +143,22 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
         raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    fingerprint = _fingerprint(builder.info.full_name, split, files)
     statistics = (builder.info.metadata or {}).get("statistics")
-    return Records([(source, i) for i in range(len(source))], fingerprint, statistics)
+    records = [(source, i) for i in range(len(source))]
+    return Records(records, fingerprint((builder.info.full_name, split, files)), statistics)
 
 
-def _fingerprint(*what: object) -> str:
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-
-
-def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str | None) -> bool:
+def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
     """Whether there is a build, and manual_dir holds the files that it was made of, or none."""
     if not builder.info.initialized:  # No build was there when the builder was made.
         return False
-    if manual_dir is None or not hasattr(builder, "manual_sources"):
+    if not manual_dir or not hasattr(builder, "manual_sources"):
         return True
     return builder.manual_sources(manual_dir) in ({}, builder.info.metadata["sources"])
 
 
-def _build(make: functools.partial, manual_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Builds the data set while no other process builds it.
-
-    The system releases the lock of a process that is killed.
-    """
+def _build(make: functools.partial, manual_dir: str) -> tfds.core.DatasetBuilder:
+    """Builds the data set while no other process builds it."""
     builder = make()
     path, root = Path(builder.data_path), Path(builder.data_dir_root)
     with locked(root / f".{builder.info.full_name.replace('/', '_')}.lock", str(path)):

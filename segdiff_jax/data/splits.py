@@ -17,17 +17,13 @@ def hashed_split(id: str) -> str:
 def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
     """{"train": ids, "validation": ids}, neither of them empty if there are two ids or more.
 
-    The validation split is that of `is_validation`; where it would hold none, or all, it is the
-    first tenth by hash, at least one.
+    Where `is_validation` holds out none or all, the first tenth by hash, at least one, is held out.
     """
     ids = sorted(ids)
     held = {id for id in ids if is_validation(id)}
     if len(held) in (0, len(ids)):
         held = set(sorted(ids, key=_hash)[: max(1, len(ids) // 10)])
-    return {
-        "train": [id for id in ids if id not in held],
-        "validation": [id for id in ids if id in held],
-    }
+    return {"train": [id for id in ids if id not in held], "validation": sorted(held)}
 
 
 def _hash(id: str) -> int:

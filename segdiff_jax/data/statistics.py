@@ -7,10 +7,9 @@ import numpy as np
 
 
 class Statistics:
-    """Sizes, colours and foreground of images and masks, one after another."""
+    """Sizes, colours and foreground of masks and images; `classes` are the names if several."""
 
     def __init__(self, classes: Sequence[str] = ()):
-        """Of masks of several classes, their names, the background first."""
         self._sizes, self._shares = [], {}
         self._classes, self._class_shares = classes, []
         self._sum, self._squares, self._pixels = np.zeros(3), np.zeros(3), 0
@@ -28,14 +27,12 @@ class Statistics:
         self._pixels += len(pixels)
 
     def summary(self) -> dict[str, Any]:
-        """JSON-like.
+        """Plain values for JSON, by name.
 
-        Returns:
-            "pairs": their number; "height", "width": [least, median, greatest] in pixels;
-            "foreground": [least, median, greatest] share of a mask and "mean_foreground", their
-            mean; "without_foreground": ids; "colour_mean", "colour_std": of all pixels, R, G and B,
-            0 to 255; of several classes, "classes": {name: {"share": of a mask, on average,
-            "images": number of those that have it}}.
+        "pairs": their number; "height", "width": [least, median, greatest] in pixels; "foreground":
+        the same for its share of a mask, "mean_foreground": the mean; "without_foreground": ids;
+        "colour_mean", "colour_std": of all pixels, R, G and B, 0 to 255; with several classes,
+        "classes": {name: {"share": of a mask, on average, "images": how many have it}}.
         """
         heights, widths = zip(*self._sizes, strict=True)
         shares, mean = list(self._shares.values()), self._sum / self._pixels
@@ -47,9 +44,9 @@ class Statistics:
         }
         return {
             "pairs": len(shares),
-            "height": _spread(heights),
-            "width": _spread(widths),
-            "foreground": _spread(shares),
+            "height": _quantiles(heights),
+            "width": _quantiles(widths),
+            "foreground": _quantiles(shares),
             "mean_foreground": float(np.mean(shares)),
             "without_foreground": [id for id, share in self._shares.items() if not share],
             "colour_mean": mean.tolist(),
@@ -58,13 +55,13 @@ class Statistics:
         }
 
 
-def _spread(values) -> list[float]:
+def _quantiles(values) -> list[float]:
     return [float(np.quantile(values, q, method="closest_observation")) for q in (0, 0.5, 1)]
 
 
 def format_statistics(summary: dict[str, Any]) -> str:
-    """`Statistics.summary` for a terminal, with what may be wrong."""
-    spread = lambda name, form: "{} / {} / {}".format(*(form.format(v) for v in summary[name]))
+    """`Statistics.summary` as lines for a terminal."""
+    three = lambda name, form: "{} / {} / {}".format(*(form.format(v) for v in summary[name]))
     empty, colours = summary["without_foreground"], ("colour_mean", "colour_std")
     mean, std = (" ".join(f"{v:.0f}" for v in summary[name]) for name in colours)
     some = f" ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)})" if empty else ""
@@ -75,8 +72,8 @@ def format_statistics(summary: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
-            f"  height {spread('height', '{:.0f}')}, width {spread('width', '{:.0f}')} pixels",
-            f"  foreground {spread('foreground', '{:.1%}')} of the mask, "
+            f"  height {three('height', '{:.0f}')}, width {three('width', '{:.0f}')} pixels",
+            f"  foreground {three('foreground', '{:.1%}')} of the mask, "
             f"{summary['mean_foreground']:.1%} on average",
             f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
             *classes,

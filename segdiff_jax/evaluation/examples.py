@@ -8,8 +8,8 @@ import grain
 import jax
 import numpy as np
 
-from segdiff_jax.data.artefacts import add_artefact, find_artefact
-from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
+from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.evaluation.conditions import measure_conditions
@@ -22,8 +22,8 @@ class NativeExamples(Sequence):
 
     An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
     "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
-    Conditions are measured before an artefact is added. To get an example raises UserError or
-    OSError, naming it, if it cannot be read.
+    Conditions are measured before an artefact is added. An example that cannot be read raises a
+    UserError or OSError that names it.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class NativeExamples(Sequence):
 
         Records have "id", "image" and, where the truth is known, "mask" (encoded bytes). The model
         says how images are prepared, and which classes masks have. An artefact, one of `ARTEFACTS`
-        or a ValueError, is added to every image; the image's id decides how. The workers are
+        or a UserError, is added to every image; the image's id decides how. The workers are
         threads that read and decode.
         """
-        if artefact:
-            find_artefact(artefact)
+        if artefact and artefact not in ARTEFACTS:
+            raise UserError(f"artefact {artefact!r} is unknown; there are {', '.join(ARTEFACTS)}")
         self._records, self._model = records, model
-        self._correct = find_colour_constancy(model.config.data.colour_constancy)
+        self._correct = COLOUR_CONSTANCY[model.config.data.colour_constancy]
         self._artefact, self._workers = artefact, workers
         self.failures = dict(getattr(records, "failures", ()))
 

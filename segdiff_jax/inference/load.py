@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.config import check, saved_config, set_fields
 from segdiff_jax.data.classes import Classes, classes_of
-from segdiff_jax.data.colour import find_colour_constancy
+from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.pipeline import padded_batches, resize_image
 from segdiff_jax.inference.combine import Segmentation, disagreement, resize_samples, segment
 from segdiff_jax.inference.driver import Driver, Progress, Trace
@@ -149,7 +149,7 @@ class Model:
         for id, image in zip(ids, images, strict=True):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise UserError(f"image {id}: {image.dtype}{image.shape} is not uint8 (H, W, 3)")
-        correct, found = find_colour_constancy(self.config.data.colour_constancy), []
+        correct, found = COLOUR_CONSTANCY[self.config.data.colour_constancy], []
         inputs = (
             {"id": id, "input": correct(resize_image(x, self.input_size)), "size": x.shape[:2]}
             for id, x in zip(ids, images, strict=True)

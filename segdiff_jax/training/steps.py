@@ -1,6 +1,7 @@
 """The training step: pure, and written for one device."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import linen as nn
 from jax import Array
 from ml_collections import ConfigDict
 
-from segdiff_jax.data.augment import make_augmentation, random_patch
+from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import TWO, Classes, classes_of
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.methods import Method
@@ -138,7 +139,7 @@ def make_train_step(
     return TrainStep(
         method=method,
         tx=tx,
-        augment=make_augmentation(config.augment),
+        augment=functools.partial(augment, config.augment.to_dict()),
         ema_decay=config.train.ema_decay,
         classes=classes_of(config.data),
         soft_masks=config.data.soft_masks,

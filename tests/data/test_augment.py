@@ -1,22 +1,23 @@
 """Images are painted so that each pixel tells where it came from."""
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+from segdiff_jax.config import AUGMENT, check, default_config
 from segdiff_jax.data import augment as module
 from segdiff_jax.data.artefacts import ARTEFACTS, Artefact
-from segdiff_jax.data.augment import Augmentation, make_augmentation
 
 SIZE, COUNT = 16, 64
-OFF = Augmentation(flip=False, right_angles=False)
+DEFAULT = {name: field.default for name, field in AUGMENT.items()}
+OFF = dict.fromkeys(AUGMENT, 0)
 AFFINE = {"rotation": 30.0, "scale": 0.2, "shift": 0.1}
 COLOUR = {"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.1}
 STRENGTHS = [*AFFINE, *COLOUR]
-EVERYTHING = make_augmentation(AFFINE | COLOUR | dict.fromkeys(ARTEFACTS, 0.7))
+MOVED = DEFAULT | AFFINE | COLOUR
+EVERYTHING = MOVED | dict.fromkeys(ARTEFACTS, 0.7)
 
 
 def keys(seed=0):
@@ -35,14 +36,20 @@ def batch_of(array):
     return np.repeat(array[None], COUNT, axis=0)
 
 
+def of(strengths):
+    """The augmentation (keys, image, mask) -> (image, mask)."""
+    return functools.partial(module.augment, strengths)
+
+
 @functools.cache
-def jitted(augmentation):
-    return jax.jit(augmentation)
+def jitted(*strengths):
+    return jax.jit(of(dict(strengths)))
 
 
-def augment(augmentation, image, mask, seed=0):
+def augment(strengths, image, mask, seed=0):
     """Augments `COUNT` copies: numpy image and mask."""
-    image, mask = jitted(augmentation)(keys(seed), batch_of(image), batch_of(mask))
+    change = jitted(*strengths.items())
+    image, mask = change(keys(seed), batch_of(image), batch_of(mask))
     assert image.dtype == mask.dtype == np.float32
     assert image.shape == (COUNT, SIZE, SIZE, 3)
     assert mask.shape == (COUNT, SIZE, SIZE, 1)
@@ -51,7 +58,7 @@ def augment(augmentation, image, mask, seed=0):
 
 @functools.cache
 def affine():
-    return augment(dataclasses.replace(OFF, **AFFINE), *painted())
+    return augment(OFF | AFFINE, *painted())
 
 
 def test_nothing_is_the_identity():
@@ -70,7 +77,7 @@ def test_nothing_is_the_identity():
 )
 def test_image_and_mask_flip_and_turn_together_and_evenly(field, variants):
     both = np.concatenate(painted(), axis=-1)
-    images, masks = augment(dataclasses.replace(OFF, **{field: True}), *painted())
+    images, masks = augment(OFF | {field: True}, *painted())
     augmented = np.concatenate([images, masks], axis=-1)
     expected = np.stack([variant(both) for variant in variants])
     errors = np.abs(augmented[:, None] - expected[None]).max(axis=(2, 3, 4))
@@ -121,9 +128,7 @@ def test_affine_repeats_the_border():
     assert images.min() >= 0
     np.testing.assert_allclose(images[..., :2].max(), 240, atol=1e-3)  # the last row and column
     grey = np.full((SIZE, SIZE, 3), 77, np.uint8)
-    still, mask = augment(
-        dataclasses.replace(OFF, **AFFINE), grey, np.full_like(grey[..., :1], 255)
-    )
+    still, mask = augment(OFF | AFFINE, grey, np.full_like(grey[..., :1], 255))
     np.testing.assert_allclose(still, 77, atol=1e-3)
     np.testing.assert_allclose(mask, 255, atol=1e-3)
 
@@ -131,7 +136,7 @@ def test_affine_repeats_the_border():
 def test_brightness_adds_the_same_to_every_pixel():
     image, mask = painted()
     image = 100 + image // 8  # from 100 to 131: nothing is clipped
-    augmented, augmented_mask = augment(dataclasses.replace(OFF, brightness=0.3), image, mask)
+    augmented, augmented_mask = augment(OFF | {"brightness": 0.3}, image, mask)
     difference = (augmented - image).reshape(COUNT, -1) / 255
     np.testing.assert_allclose(difference - difference[:, :1], 0, atol=1e-5)
     added = difference[:, 0]
@@ -139,7 +144,7 @@ def test_brightness_adds_the_same_to_every_pixel():
     assert -0.24 > added.min() >= -0.3
     np.testing.assert_array_equal(augmented_mask, batch_of(mask))
     image, _ = painted()  # from 0 to 255: the same keys add the same, within bounds
-    clipped, _ = augment(dataclasses.replace(OFF, brightness=0.3), image, mask)
+    clipped, _ = augment(OFF | {"brightness": 0.3}, image, mask)
     expected = np.clip(image + 255 * added[:, None, None, None], 0, 255)
     np.testing.assert_allclose(clipped, expected, rtol=0, atol=1e-3)
 
@@ -147,7 +152,7 @@ def test_brightness_adds_the_same_to_every_pixel():
 def test_contrast_scales_around_each_channels_mean():
     image, mask = painted()
     image = 100 + image // 8
-    augmented, augmented_mask = augment(dataclasses.replace(OFF, contrast=0.4), image, mask)
+    augmented, augmented_mask = augment(OFF | {"contrast": 0.4}, image, mask)
     mean = image.mean(axis=(0, 1))
     factors = ((augmented - mean) * (image - mean)).sum(axis=(1, 2)) / ((image - mean) ** 2).sum(
         axis=(0, 1)
@@ -161,12 +166,12 @@ def test_contrast_scales_around_each_channels_mean():
 
 
 def test_saturation_and_hue_leave_grey_and_the_value_alone():
-    augmentation = dataclasses.replace(OFF, saturation=0.5, hue=0.1)
+    strengths = OFF | {"saturation": 0.5, "hue": 0.1}
     image, mask = painted()
     grey = image[..., :1].repeat(3, axis=-1)
-    augmented, _ = augment(augmentation, grey, mask)
+    augmented, _ = augment(strengths, grey, mask)
     np.testing.assert_allclose(augmented, batch_of(grey), atol=0.01)
-    augmented, augmented_mask = augment(augmentation, image, mask)
+    augmented, augmented_mask = augment(strengths, image, mask)
     # The largest channel, the value of HSV, depends on neither.
     np.testing.assert_allclose(augmented.max(axis=-1), batch_of(image.max(axis=-1)), atol=0.01)
     assert (np.abs(augmented - image).max(axis=(1, 2, 3)) > 1).all()
@@ -179,7 +184,7 @@ def test_a_key_gives_the_same_result_whatever_the_batch_in_one_trace():
     @jax.jit
     def everything(*arguments):
         traces.append(arguments)
-        return Augmentation(**AFFINE, **COLOUR)(*arguments)
+        return of(MOVED)(*arguments)
 
     image, mask = painted()
     images = np.stack([np.roll(image, shift, axis=0) for shift in range(COUNT)])
@@ -218,7 +223,7 @@ def test_each_artefact_gets_its_share_and_draws_of_its_own(monkeypatch):
     )
     shares = dict.fromkeys(ARTEFACTS, 0.5) | {"hair": 1.0, "blur": 0.0, "jpeg": 0.25}
     image, mask = np.zeros((SIZE, SIZE, 3), np.uint8), painted()[1]
-    images, masks = augment(dataclasses.replace(OFF, artefacts=tuple(shares.items())), image, mask)
+    images, masks = augment(OFF | shares, image, mask)
     np.testing.assert_array_equal(masks, batch_of(mask))
     columns = images[:, 0, : len(ARTEFACTS), 0]
     found = (columns > 0).mean(axis=0)
@@ -244,10 +249,10 @@ def test_what_is_off_is_not_traced(monkeypatch):
 
     replace_artefacts(monkeypatch, make)
     arguments = (keys(), *map(batch_of, painted()))
-    jax.eval_shape(Augmentation(**AFFINE, **COLOUR), *arguments)
+    jax.eval_shape(of(MOVED), *arguments)
     for name in ARTEFACTS:
         with pytest.raises(RuntimeError, match=name):
-            jax.eval_shape(make_augmentation({name: 0.01}), *arguments)
+            jax.eval_shape(of(DEFAULT | {name: 0.01}), *arguments)
 
 
 def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
@@ -259,7 +264,7 @@ def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
     monkeypatch.setitem(ARTEFACTS, "fog", Artefact(None, 5, 35, "put after the vignette"))
     replace_artefacts(monkeypatch, make)
     monkeypatch.setattr(module.pix, "adjust_hue", make(None, "hue"))
-    whole = make_augmentation({"hue": 0.1} | dict.fromkeys(ARTEFACTS, 1.0))
+    whole = of(DEFAULT | {"hue": 0.1} | dict.fromkeys(ARTEFACTS, 1.0))
     jax.eval_shape(whole, keys(), *map(batch_of, painted()))
     after = ["gamma", "colour_cast", "vignette", "fog", "frame", "blur", "jpeg", "cutout"]
     assert trace == ["skin_tone", "hair", "ruler", "hue", *after]
@@ -267,7 +272,7 @@ def test_skin_comes_before_colour_and_the_camera_after(monkeypatch):
 
 def test_artefacts_leave_the_mask_alone():
     images, masks = augment(EVERYTHING, *painted())
-    without, expected = augment(Augmentation(**AFFINE, **COLOUR), *painted())
+    without, expected = augment(MOVED, *painted())
     np.testing.assert_array_equal(masks, expected)
     assert images.min() >= 0
     assert images.max() <= 255
@@ -277,43 +282,39 @@ def test_artefacts_leave_the_mask_alone():
 def test_an_appended_artefact_changes_no_draw_of_the_others(monkeypatch):
     images, masks = augment(EVERYTHING, *painted())
     monkeypatch.setitem(ARTEFACTS, "fog", Artefact(None, 5, -15, "not used"))
-    extended = jax.jit(lambda *arguments: EVERYTHING(*arguments))  # traces anew
+    extended = jax.jit(of(EVERYTHING | {"fog": 0}))
     same, same_masks = extended(keys(), *map(batch_of, painted()))
     np.testing.assert_array_equal(same, images)
     np.testing.assert_array_equal(same_masks, masks)
 
 
-def test_an_augmentation_is_made_of_one_flat_section():
-    made = make_augmentation({"hue": 0.1, "hair": 0.3, "flip": False, "blur": 0.0})
-    expected = Augmentation(hue=0.1, flip=False, artefacts=(("hair", 0.3), ("blur", 0.0)))
-    assert made == expected
-    assert make_augmentation({}) == Augmentation()
-    for name in ("hairs", "artefacts"):
-        with pytest.raises(ValueError, match=rf"augment\.{name} is unknown; the artefacts are"):
-            make_augmentation({name: 0.1})
+def check_field(field, value):
+    config = default_config()
+    config.augment[field] = value
+    check(config)
 
 
 @pytest.mark.parametrize("field", ARTEFACTS)
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_rejects_impossible_shares(field, share):
     with pytest.raises(ValueError, match=rf"augment\.{field}={share} must be from 0 to 1"):
-        make_augmentation({field: share})
+        check_field(field, share)
 
 
 @pytest.mark.parametrize("field", STRENGTHS)
 def test_rejects_negative_strengths(field):
-    with pytest.raises(ValueError, match=rf"augment\.{field}=-0\.1 is negative"):
-        Augmentation(**{field: -0.1})
+    with pytest.raises(ValueError, match=rf"augment\.{field}=-0\.1 must be (at least|from) 0"):
+        check_field(field, -0.1)
 
 
 @pytest.mark.parametrize("field", ["scale", "contrast", "saturation"])
 def test_rejects_factors_that_may_reach_0(field):
-    with pytest.raises(ValueError, match=rf"augment\.{field}=1\.0 must be below 1"):
-        Augmentation(**{field: 1.0})
-    assert getattr(Augmentation(**{field: 0.99}), field) == 0.99
+    with pytest.raises(ValueError, match=rf"augment\.{field}=1\.0 must be from 0 to below 1"):
+        check_field(field, 1.0)
+    check_field(field, 0.99)
 
 
 def test_right_angles_need_square_images():
     image, mask = np.zeros((1, 8, 16, 3), np.uint8), np.zeros((1, 8, 16, 1), np.uint8)
     with pytest.raises(ValueError, match=r"augment\.right_angles needs square images"):
-        jax.eval_shape(Augmentation(), keys()[:1], image, mask)
+        jax.eval_shape(of(DEFAULT), keys()[:1], image, mask)

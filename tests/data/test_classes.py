@@ -1,5 +1,6 @@
 """Masks of several classes: decoding, shares of pixels, augmentation, one's own folder."""
 
+import functools
 import io
 import re
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from segdiff_jax.config import default_config
 from segdiff_jax.data import pipeline
-from segdiff_jax.data.augment import Augmentation, random_patch
+from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import TWO, Classes, classes_of, most_likely
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import Folder
@@ -105,8 +106,8 @@ def test_decodes_labels_upright():
 
 def test_other_values_and_colours_are_refused():
     message = (
-        "mask a: the mask has 3 values (0, 1, 2), not only those of data.mask_values=(0, 7, 200), "
-        "one for each of data.classes=('skin', 'lesion', 'core')"
+        "mask a: the mask has 3 values (0, 1, 2), but only data.mask_values=(0, 7, 200) stand for "
+        "data.classes=('skin', 'lesion', 'core')"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         decode_labels(png(LABELS), "mask a", CLASSES)
@@ -168,19 +169,21 @@ def test_the_label_of_a_pixel():
 
 
 def test_each_class_moves_with_the_image():
-    augment = jax.jit(Augmentation(rotation=30.0, scale=0.2, shift=0.1, brightness=0.2))
+    strengths = default_config().augment.to_dict()
+    strengths |= {"rotation": 30.0, "scale": 0.2, "shift": 0.1, "brightness": 0.2}
+    change = jax.jit(functools.partial(augment, strengths))
     rng, keys = np.random.default_rng(0), jax.random.split(jax.random.key(0), 4)
     image = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
     mask = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
-    moved, masks = augment(keys, image, mask)
+    moved, masks = change(keys, image, mask)
     assert masks.shape == mask.shape
     for k in range(3):
-        same, alone = augment(keys, image, mask[..., k : k + 1])
+        same, alone = change(keys, image, mask[..., k : k + 1])
         np.testing.assert_allclose(moved, same, atol=1e-3)
         np.testing.assert_allclose(masks[..., k], alone[..., 0], atol=1e-3)
     # What sums to 255 at each pixel does so afterwards.
     whole = jnp.uint8(255 * jax.nn.one_hot(mask[..., 0] % 3, 3))
-    np.testing.assert_allclose(augment(keys, image, whole)[1].sum(axis=-1), 255, atol=1e-2)
+    np.testing.assert_allclose(change(keys, image, whole)[1].sum(axis=-1), 255, atol=1e-2)
     cut, cut_mask = random_patch(keys, mask, mask, 3)
     np.testing.assert_array_equal(cut, cut_mask)
 
@@ -261,7 +264,7 @@ def test_wrong_masks_of_several_classes_are_listed(mine, tmp_path):
     Image.fromarray(wrong).save(tmp_path / "masks/a.png")
     with pytest.raises(ValueError, match=r"unreadable file \(1\)") as error:
         load_mine(mine, tmp_path)
-    line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), not only those of data.mask_values"
+    line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), but only data.mask_values"
     assert line in str(error.value)
     with pytest.raises(ValueError, match="name them in data.classes"):
-        load_mine(mine._replace(classes=None), tmp_path)
+        load_mine(mine._replace(classes=TWO), tmp_path)

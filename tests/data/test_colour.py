@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from segdiff_jax.config import check, default_config
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
-from segdiff_jax.data.colour import find_colour_constancy, shades_of_gray
+from segdiff_jax.data.colour import COLOUR_CONSTANCY, shades_of_gray
 
 CAST = np.array([1.15, 0.88, 0.62])
 
@@ -73,7 +74,10 @@ def test_black_and_one_colour_only():
 
 def test_names():
     image = picture()
-    assert find_colour_constancy("none")(image) is image
-    assert find_colour_constancy("shades_of_gray") is shades_of_gray
-    with pytest.raises(ValueError, match=r"data\.colour_constancy='white' is unknown; there are"):
-        find_colour_constancy("white")
+    assert COLOUR_CONSTANCY["none"](image) is image
+    assert COLOUR_CONSTANCY["shades_of_gray"] is shades_of_gray
+    config = default_config()
+    config.data.colour_constancy = "white"
+    message = r"data\.colour_constancy='white' is unknown: .*'none', 'shades_of_gray'"
+    with pytest.raises(ValueError, match=message):
+        check(config)

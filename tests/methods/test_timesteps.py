@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from segdiff_jax.config import check, default_config
-from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.data.augment import augment
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.methods import make_method, variables_like
@@ -118,7 +118,8 @@ def problem():
     )
 
     def make_step(**changes):
-        options = {"augment": Augmentation(), "ema_decay": 0.9, "tx": tx, "method": method}
+        change = functools.partial(augment, default_config().augment.to_dict())
+        options = {"augment": change, "ema_decay": 0.9, "tx": tx, "method": method}
         return TrainStep(**options | changes)
 
     return make_step, create_state(variables, tx, empty(4)), batch

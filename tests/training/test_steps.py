@@ -12,7 +12,8 @@ import pytest
 from flax import linen as nn
 
 from configs import default
-from segdiff_jax.data.augment import Augmentation
+from segdiff_jax.config import default_config
+from segdiff_jax.data.augment import augment
 from segdiff_jax.data.normalise import normalise_mask
 from segdiff_jax.diffusion.process import Process, q_sample
 from segdiff_jax.diffusion.schedule import make_schedule
@@ -124,6 +125,10 @@ class Stub(nn.Module):
         return nn.Conv(1, (3, 3))(h)
 
 
+def augmentation(**fields):
+    return functools.partial(augment, default_config().augment.to_dict() | fields)
+
+
 @pytest.fixture(scope="module")
 def problem():
     """(arguments of `make_step`, a state, a batch of 8)."""
@@ -141,7 +146,7 @@ def problem():
         "model": model,
         "process": process,
         "tx": tx,
-        "augment": Augmentation(brightness=0.2),
+        "augment": augmentation(brightness=0.2),
         "ema_decay": 0.9,
     }
     return arguments, create_state(variables, tx), batch
@@ -209,7 +214,7 @@ def test_soft_masks_are_trained_on_as_they_are_and_others_by_majority(problem):
 
 def test_half_size_trains_on_the_means_of_2_x_2_pixels(problem):
     arguments, state, batch = problem
-    arguments = arguments | {"augment": Augmentation(flip=False, right_angles=False)}
+    arguments = arguments | {"augment": augmentation(flip=False, right_angles=False)}
     double = {k: v.repeat(2, 1).repeat(2, 2) for k, v in batch.items() if k != "index"}
     double["image"] = double["image"] // 2 + np.indices((16, 16)).sum(0)[..., None] % 2 * 9
     batch = batch | {"image": batch["image"] // 2 + 4.5}
@@ -540,7 +545,7 @@ def test_timesteps_and_weights():
         state = create_state({"params": {"unused": jnp.zeros(())}}, tx)
         draw = {"weights": weights, "timestep_sampler": PowerTimesteps(100, power)}
         step = make_step(
-            model=model, process=process, **draw, tx=tx, augment=Augmentation(), ema_decay=0.9
+            model=model, process=process, **draw, tx=tx, augment=augmentation(), ema_decay=0.9
         )
         with jax.disable_jit():
             _, metrics = step(state, batch, jax.random.key(0), 1.0)
