@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
-from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
 from segdiff_jax.data.folder import Folder, FolderSource, files_by_name
 from segdiff_jax.data.splits import hold_out
@@ -41,7 +41,7 @@ class Builder(pairs.PairsBuilder):
                     "and data.masks, two folders of images and of masks with the same names"
                 )
         images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
-        endings, classes = tuple(folder.mask_endings), folder.classes or TWO
+        endings, classes = tuple(folder.mask_endings), folder.classes
         what = (images, masks, endings, *([classes] if classes.several else []))
         digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
