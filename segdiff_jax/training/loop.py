@@ -25,8 +25,7 @@ from segdiff_jax.methods import Method, init_variables, make_method, variables_l
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import write_file
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked, write_file
 from segdiff_jax.runtime.stop import Stopped, told_to_stop
 from segdiff_jax.training import resume
 from segdiff_jax.training.clock import Clock, is_validation_due
