@@ -73,7 +73,7 @@ class Checkpoints:
             ) from error
 
     def last_step(self) -> int | None:
-        """Of the last checkpoint, or None if there is none."""
+        """The step of the last checkpoint, or None if there is none."""
         return self._last.latest_step()
 
     def last_meta(self) -> dict[str, Any] | None:
@@ -85,10 +85,9 @@ class Checkpoints:
         return _latest_meta(self._best)
 
     def restore_last(self, like: dict[str, Any]) -> dict[str, Any]:
-        """The trees of the last checkpoint, by name; a UserError if they have other shapes.
+        """The trees of the last checkpoint; a UserError if it has other shapes or is damaged.
 
-        `like` has the names, and trees of arrays or of their shapes. The error also says that a
-        checkpoint is damaged.
+        `like` has the same names, and trees of arrays or of their shapes.
         """
         return _restore(self._last, self._last.latest_step(), like)
 
@@ -133,10 +132,7 @@ def load_meta(step_folder: Path) -> dict[str, Any]:
 
 
 def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """The averaged variables in a step folder.
-
-    A UserError says that they differ from `like` in structure or shapes, or are damaged.
-    """
+    """The averaged variables in a step folder; a UserError as of `Checkpoints.restore_last`."""
     options = ocp.CheckpointManagerOptions(create=False)
     with ocp.CheckpointManager(step_folder.parent, options=options) as manager:
         trees = _restore(manager, int(step_folder.name), variable_trees(like))

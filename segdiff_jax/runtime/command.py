@@ -77,16 +77,16 @@ def describe(error: Exception, hint: str = "\n(--verbosity=1 shows where)") -> s
     `hint` follows the sentence, unless --verbosity=1 is given: then the traceback does.
     """
     jax_failed = isinstance(error, jax.errors.JaxRuntimeError)
+    first_line = str(error).partition("\n")[0]
     if jax_failed and "RESOURCE_EXHAUSTED" in str(error):
         sentence = (
             "out of memory: in training, lower train.batch_size or raise train.microbatches; in "
-            "sampling, lower sampler.max_batch or set sampler.max_memory "
-            f"({str(error).splitlines()[0]})"
+            f"sampling, lower sampler.max_batch or set sampler.max_memory ({first_line})"
         )
     elif jax_failed and parallel.process_count() > 1:
         sentence = (
             "another process of the run is lost: start all of them again, and they resume "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line})"
         )
     elif isinstance(error, MISTAKES):
         sentence = str(error)

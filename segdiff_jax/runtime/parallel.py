@@ -183,12 +183,10 @@ def gather(value: Any) -> list[Any]:
     """A value that JSON can hold -> the values of all processes, in order."""
     if process_count() == 1:
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(text)] = text
-    every = multihost_utils.process_allgather(padded)
-    return [json.loads(of[:size].tobytes()) for of, size in zip(every, sizes, strict=True)]
+    text = json.dumps(value).encode()
+    longest = multihost_utils.process_allgather(np.int32(len(text))).max()
+    padded = np.frombuffer(text.ljust(longest), np.uint8)  # With spaces, which JSON ignores.
+    return [json.loads(of.tobytes()) for of in multihost_utils.process_allgather(padded)]
 
 
 def wait_for_all(what: str) -> None:

@@ -55,8 +55,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         if parallel.is_main():
             stack.enter_context(locked(workdir / ".lock", str(workdir)))
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        settings = json.loads(config.to_json())
-        last = checkpoints.last_step()
+        settings, last = json.loads(config.to_json()), checkpoints.last_step()
         parallel.check_same({"the config": settings, "the last checkpoint": last})
 
         meta = resume.check_resumable(checkpoints, config, workdir, accept_changes)
@@ -155,7 +154,7 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
 
 
 def check_run(config: ConfigDict) -> dict[str, Any]:
-    """Shapes of the network's variables; a UserError names what is wrong with the config."""
+    """The network's shapes; a UserError names what is wrong, before anything is read or written."""
     check(config)
     train = config.train
     check_trackers(train.trackers)

@@ -111,10 +111,9 @@ def _as_matrices(stacked: dict[str, Array]) -> dict[str, MuonDimensionNumbers | 
 
     The axes before a convolution's four or a dense layer's two count matrices.
     """
-
-    def axes(name, stack):
-        if not name.startswith("kernel "):
-            return None
-        return MuonDimensionNumbers(tuple(range(-min(stack.ndim - 1, 4), -1)), -1)
-
-    return {name: axes(name, stack) for name, stack in stacked.items()}
+    matrices = dict.fromkeys(stacked)
+    for name, stack in stacked.items():
+        if name.startswith("kernel "):
+            rows = tuple(range(-min(stack.ndim - 1, 4), -1))
+            matrices[name] = MuonDimensionNumbers(rows, -1)
+    return matrices

@@ -53,7 +53,8 @@ def gathered(texts, value):
     assert value.dtype in (np.int32, np.uint8)  # jax would make float64 float32.
     if value.ndim == 0:
         return np.array([len(text) for text in texts])
-    return np.stack([np.pad(text, (0, len(value) - len(text))) for text in texts])
+    padded = [text.tobytes().ljust(len(value)) for text in texts]
+    return np.stack([np.frombuffer(text, np.uint8) for text in padded])
 
 
 def test_processes_gather_text_of_any_length(monkeypatch):
