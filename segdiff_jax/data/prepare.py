@@ -17,7 +17,7 @@ from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.pairs import fingerprint
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked
 
 
 class Records(Sequence):

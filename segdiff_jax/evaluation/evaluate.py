@@ -22,7 +22,7 @@ from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_p
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked
 
 STRIPS = 4  # images whose denoising the report shows
 

@@ -5,7 +5,8 @@ averaged variables with the best validation score). Orbax writes each save besid
 renames it when it is complete, so a run that is killed while it saves still has a checkpoint.
 
 A checkpoint holds named trees of arrays and `meta`, a JSON object. Sampling reads the trees
-"ema_params" and, for networks with batch norm, "batch_stats".
+"ema_params" and, for networks with batch norm, "batch_stats". A step folder holds one checkpoint,
+such as WORKDIR/checkpoints/best/1000.
 """
 
 import datetime
@@ -41,19 +42,13 @@ class Checkpoints:
             self._last = ocp.CheckpointManager(folder / "last", options=options)
             self._best = ocp.CheckpointManager(folder / "best", options=options)
         except OSError as error:
-            raise OSError(
-                f"{folder} cannot be written ({error}): choose another --workdir"
-            ) from error
+            message = f"{folder} cannot be written ({error}): choose another --workdir"
+            raise OSError(message) from error
 
     def save_last(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
-        """Replaces the last checkpoint; keeps the one before if that fails.
+        """Replaces the last checkpoint by the trees of arrays and `meta`, which JSON can hold.
 
-        Args:
-            step: updates done.
-            trees: name -> tree of arrays.
-            meta: what JSON can hold.
-        Raises:
-            OSError: naming the folder, if it cannot be written.
+        If the folder cannot be written, an OSError names it, and the checkpoint before stays.
         """
         self._save(self._last, step, trees, meta)
 
@@ -78,7 +73,7 @@ class Checkpoints:
             ) from error
 
     def last_step(self) -> int | None:
-        """Of the last checkpoint, or None if there is none."""
+        """The step of the last checkpoint, or None if there is none."""
         return self._last.latest_step()
 
     def last_meta(self) -> dict[str, Any] | None:
@@ -90,12 +85,9 @@ class Checkpoints:
         return _latest_meta(self._best)
 
     def restore_last(self, like: dict[str, Any]) -> dict[str, Any]:
-        """The trees of the last checkpoint.
+        """The trees of the last checkpoint; a UserError if it has other shapes or is damaged.
 
-        Args:
-            like: name -> tree of arrays or of their shapes.
-        Raises:
-            UserError: if the checkpoint holds other shapes or is damaged.
+        `like` has the same names, and trees of arrays or of their shapes.
         """
         return _restore(self._last, self._last.latest_step(), like)
 
@@ -109,19 +101,16 @@ class Checkpoints:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The step folder that `path` means: a workdir (its best, else its last), a folder of steps,
-    or a step folder itself.
+    """The step folder that `path` means, or a FileNotFoundError.
 
-    Raises:
-        FileNotFoundError: saying what was looked for.
+    `path` is a workdir (its best, else its last checkpoint), a folder of steps or a step folder.
     """
     path = Path(path).absolute()
-    for folder in (path / "checkpoints" / "best", path / "checkpoints" / "last", path):
-        steps = [p for p in folder.glob("*") if p.name.isdecimal() and (p / "meta").is_dir()]
+    best, last = path / "checkpoints" / "best", path / "checkpoints" / "last"
+    for candidates in (best.glob("*"), last.glob("*"), path.glob("*"), [path]):
+        steps = [p for p in candidates if p.name.isdecimal() and (p / "meta").is_dir()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    if path.name.isdecimal() and (path / "meta").is_dir():
-        return path
     raise FileNotFoundError(
         f"{path}: no checkpoint there; give a workdir of train.py or a step folder such as "
         "WORKDIR/checkpoints/best/1000"
@@ -129,12 +118,9 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def load_meta(step_folder: Path) -> dict[str, Any]:
-    """`meta` of the checkpoint in a step folder, see `find_checkpoint`.
+    """`meta` in a step folder; a UserError if it cannot be read, or train.py did not write it.
 
     Read without Orbax, which would start jax before the processes of a run have joined.
-
-    Raises:
-        UserError: if it cannot be read, or is not of train.py.
     """
     try:
         meta = json.loads((step_folder / "meta" / "metadata").read_bytes())
@@ -146,21 +132,15 @@ def load_meta(step_folder: Path) -> dict[str, Any]:
 
 
 def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
-    """The averaged variables in a step folder.
-
-    Args:
-        step_folder: see `find_checkpoint`.
-        like: the variables' structure and shapes.
-    Raises:
-        UserError: if the checkpoint holds other shapes or is damaged.
-    """
-    with _open(step_folder) as manager:
+    """The averaged variables in a step folder; a UserError as of `Checkpoints.restore_last`."""
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(step_folder.parent, options=options) as manager:
         trees = _restore(manager, int(step_folder.name), variable_trees(like))
     return {"params": trees.pop("ema_params"), **trees}
 
 
 def variable_trees(variables: dict[str, Any]) -> dict[str, Any]:
-    """The names of the averaged variables in a checkpoint -> the variables."""
+    """The averaged variables by their names in a checkpoint."""
     trees = {"ema_params": variables["params"]}
     return trees | {k: v for k, v in variables.items() if k == "batch_stats" and v}
 
@@ -171,11 +151,6 @@ def saved_at(step_folder: Path) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _open(step_folder):
-    options = ocp.CheckpointManagerOptions(create=False)
-    return ocp.CheckpointManager(step_folder.parent, options=options)
-
-
 def _latest_meta(manager):
     step = manager.latest_step()
     return None if step is None else load_meta(Path(manager.directory) / str(step))
@@ -183,13 +158,12 @@ def _latest_meta(manager):
 
 def _restore(manager, step, trees):
     """Restores the named trees, each like the given one."""
-    options = {
-        name: ocp.args.StandardRestore(parallel.on_one_device(like)) for name, like in trees.items()
-    }
+    items = {}
     try:
         for name, like in trees.items():
             _check_shapes(Path(manager.directory) / str(step) / name, like)
-        return dict(manager.restore(step, args=ocp.args.Composite(**options)).items())
+            items[name] = ocp.args.StandardRestore(parallel.on_one_device(like))
+        return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{manager.directory}/{step}: not a checkpoint of this network, or damaged, "
@@ -205,11 +179,10 @@ def _check_shapes(folder, like):
         raise ValueError(f"{folder.name}: its list of arrays cannot be read")
     saved, wanted = _shapes(metadata.tree), _shapes(like)
     for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{folder.name}.{name}: {saved.get(name, 'absent')} in the checkpoint, "
-                f"{wanted.get(name, 'absent')} in the network"
-            )
+        there, here = saved.get(name, "absent"), wanted.get(name, "absent")
+        if there != here:
+            message = f"{there} in the checkpoint, {here} in the network"
+            raise ValueError(f"{folder.name}.{name}: {message}")
 
 
 def _shapes(tree):

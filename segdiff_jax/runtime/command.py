@@ -27,12 +27,10 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this proces
 def run_command(command: Callable[..., int | None], takes_fields: bool = False) -> None:
     """Parses the flags, joins the other processes of the run and runs `command`.
 
-    A mistake of the user ends with a sentence and status 1, a fault of the program with a traceback
-    and status 1, SIGTERM and SIGINT with status 128 + their number. Process 0 talks for all.
-
-    Args:
-        command: returns the exit status; None is 0.
-        takes_fields: give it the arguments --config.FIELD=VALUE, which no flag takes.
+    `command` returns the exit status; None is 0. With `takes_fields`, it gets the arguments
+    --config.FIELD=VALUE, which no flag takes. A mistake of the user ends with a sentence and status
+    1, a fault of the program with a traceback and status 1, SIGTERM and SIGINT with status 128 +
+    their number. Process 0 talks for all.
     """
     logging.set_verbosity(logging.WARNING)
 
@@ -79,16 +77,16 @@ def describe(error: Exception, hint: str = "\n(--verbosity=1 shows where)") -> s
     `hint` follows the sentence, unless --verbosity=1 is given: then the traceback does.
     """
     jax_failed = isinstance(error, jax.errors.JaxRuntimeError)
+    first_line = str(error).partition("\n")[0]
     if jax_failed and "RESOURCE_EXHAUSTED" in str(error):
         sentence = (
             "out of memory: in training, lower train.batch_size or raise train.microbatches; in "
-            "sampling, lower sampler.max_batch or set sampler.max_memory "
-            f"({str(error).splitlines()[0]})"
+            f"sampling, lower sampler.max_batch or set sampler.max_memory ({first_line})"
         )
     elif jax_failed and parallel.process_count() > 1:
         sentence = (
             "another process of the run is lost: start all of them again, and they resume "
-            f"({str(error).splitlines()[0]})"
+            f"({first_line})"
         )
     elif isinstance(error, MISTAKES):
         sentence = str(error)
@@ -115,8 +113,7 @@ def _end(message: str, status: int) -> None:
 def keep_compiled_programs() -> None:
     """Keeps them for later runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder."""
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    ours = os.path.join(caches, "segdiff_jax", "xla")
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", ours)
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", f"{caches}/segdiff_jax/xla")
     jax.config.update("jax_compilation_cache_dir", folder)
 
 

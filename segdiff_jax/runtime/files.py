@@ -1,6 +1,7 @@
-"""How files are written: whole or not at all, and with a sentence if that fails."""
+"""How files are written: whole or not at all, by one process, with a sentence if that fails."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import shutil
@@ -44,3 +45,23 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Writes a whole file; OSError as of `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Holds a lock file; while another process holds it, waits and says that it uses `what`.
+
+    The system releases the lock of a process that is killed. A file system without locks has none.
+    """
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process uses {what}: waiting for its end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield

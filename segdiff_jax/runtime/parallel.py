@@ -1,10 +1,9 @@
 """Devices and processes: the only file that names pmap.
 
-State stays a plain tree, not stacked over devices: it enters with in_axes=None and leaves with
-out_axes=None. `shard` splits batches.
+A state is a plain tree, not stacked over devices: it enters with in_axes=None and leaves with
+out_axes=None. `shard` splits batches. `device_count` is the number of devices of all processes.
 """
 
-import functools
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, device_count, process_count, process_index
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -24,25 +23,20 @@ from segdiff_jax.runtime.errors import UserError
 AXIS = "devices"
 
 
-def join_processes(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+def join_processes(coordinator: str | None, count: int | None, index: int | None) -> None:
     """Joins this process to the others of a run; comes before everything else that jax does.
 
-    Args:
-        coordinator: "HOST:PORT" where process 0 can be reached.
-        num_processes: of the run; 1: this one alone, wherever it was started.
-        process_id: this one's number, from 0.
-
-    For what is None, jax asks SLURM, Kubernetes, Open MPI or the TPU pod that started the process;
-    without any of them, the process is alone. If the others cannot be joined, a UserError says so.
+    `coordinator` is the "HOST:PORT" of process 0; this is process `index` of `count`, from 0. If
+    `count` is 1, it stays alone, wherever it was started. For None, jax asks SLURM, Kubernetes,
+    Open MPI or the TPU pod that started the process; if none of them did, the process is alone. If
+    the others cannot be joined, a UserError says so.
     """
-    if num_processes == 1:
+    if count == 1:
         return
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, count, index)
     except Exception as error:  # Kubernetes raises errors of its own.
-        alone = (coordinator, num_processes, process_id) == (None, None, None)
+        alone = (coordinator, count, index) == (None, None, None)
         if alone and "coordinator_address should be defined" in str(error):
             return
         raise UserError(
@@ -57,7 +51,7 @@ def join_processes(
     jax.block_until_ready(any_process(False))
 
 
-def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
+def pmap_train_step(step: Callable) -> Callable:
     """(state, sharded batch, key, rate) -> (state, metrics) on all devices; state is donated.
 
     `step` must average gradients and metrics over the axis `AXIS`.
@@ -66,25 +60,22 @@ def pmap_train_step(step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.pmap(step, AXIS, in_axes=in_axes, out_axes=out_axes, donate_argnums=(0,))
 
 
-def pmap_map(
-    fn: Callable[..., Any], num_whole: int, num_sharded: int, donate: tuple[int, ...] = ()
-) -> Callable[..., Any]:
+def pmap_map(fn: Callable, num_whole: int, num_sharded: int, donate: tuple = ()) -> Callable:
     """(*`num_whole` trees, *`num_sharded` sharded ones) -> sharded results, no communication.
 
     It runs on this process's devices; other processes need not run it. The arguments whose numbers
-    are in `donate` give their memory to the results. As many leaves as arguments must not come
-    together by chance: pmap (0.12) would take `in_axes` for the axes of the leaves.
+    are in `donate` give their memory to the results. There must not be as many leaves as arguments
+    by chance: pmap (0.12) would take `in_axes` for the axes of the leaves.
     """
     in_axes = (None,) * num_whole + (0,) * num_sharded
     devices = jax.local_devices()
     return jax.pmap(fn, AXIS, in_axes=in_axes, out_axes=0, donate_argnums=donate, devices=devices)
 
 
-def program_bytes(fn: Callable[..., Any], *args: Any) -> int:
+def program_bytes(fn: Callable, *args: Any) -> int:
     """Bytes of a device that a pmapped function takes for these arguments; compiles it.
 
-    A function is compiled for the place of its arguments: lowered with the very arguments of the
-    call, it is not compiled twice.
+    With the very arguments of the call: for arguments elsewhere, it would be compiled twice.
     """
     memory = fn.lower(*args).compile().memory_analysis()
     if memory is None:
@@ -138,13 +129,13 @@ def unshard(tree: Any) -> Any:
 
 
 def round_up(batch_size: int) -> int:
-    """The smallest multiple of the number of devices that is at least `batch_size`."""
+    """The smallest multiple of this process's devices that is at least `batch_size`."""
     devices = jax.local_device_count()
     return -(-batch_size // devices) * devices
 
 
 def batch_size(most: int, total: int) -> int:
-    """Images of one call, fewer than `most` where there are not as many in all."""
+    """Images of one call: `most`, or fewer where there are fewer in all."""
     return min(most, round_up(total))
 
 
@@ -164,56 +155,38 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(like, tree)
 
 
-def device_count() -> int:
-    """The number of devices of all processes."""
-    return jax.device_count()
-
-
 def describe_devices() -> str:
     """Such as "4 x NVIDIA H100"."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
-def process_index() -> int:
-    """This process's number, from 0."""
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """The number of processes of this run."""
-    return jax.process_count()
+    return f"{device_count()} x {jax.devices()[0].device_kind}"
 
 
 def is_main() -> bool:
     """Whether this is the process that writes and talks for all."""
-    return jax.process_index() == 0
+    return process_index() == 0
 
 
 def share(total: int) -> range:
     """The numbers of this process's items among `total`: every process_count-th."""
-    return range(jax.process_index(), total, jax.process_count())
+    return range(process_index(), total, process_count())
 
 
 def merge(values: np.ndarray) -> np.ndarray:
     """f64[N, ...], of which each process knows its `share` -> all of them, exactly."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return values
-    words = np.asarray(values, np.float64)[..., None].view(np.uint32)  # jax would make it f32.
-    every = multihost_utils.process_allgather(words)
+    every = np.array(gather(values.tolist()))  # As text: jax would make it float32.
     rows = np.arange(len(values))
-    return every[rows % jax.process_count(), rows].view(np.float64)[..., 0]
+    return every[rows % process_count(), rows]
 
 
 def gather(value: Any) -> list[Any]:
     """A value that JSON can hold -> the values of all processes, in order."""
-    if jax.process_count() == 1:
+    if process_count() == 1:
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(len(text)))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(text)] = text
-    every = multihost_utils.process_allgather(padded)
-    return [json.loads(of[:size].tobytes()) for of, size in zip(every, sizes, strict=True)]
+    text = json.dumps(value).encode()
+    longest = multihost_utils.process_allgather(np.int32(len(text))).max()
+    padded = np.frombuffer(text.ljust(longest), np.uint8)  # With spaces, which JSON ignores.
+    return [json.loads(of.tobytes()) for of in multihost_utils.process_allgather(padded)]
 
 
 def wait_for_all(what: str) -> None:
@@ -221,15 +194,12 @@ def wait_for_all(what: str) -> None:
     multihost_utils.sync_global_devices(what)
 
 
+_any = jax.pmap(lambda x: jax.lax.psum(x.astype(int), AXIS) > 0, AXIS, out_axes=None)
+
+
 def any_process(value: bool) -> Array:
     """Whether `value` holds in any process. Does not wait; all processes must call it."""
-    values = np.full(jax.local_device_count(), value)
-    return _any()(values)
-
-
-@functools.cache
-def _any() -> Callable[[np.ndarray], Array]:
-    return jax.pmap(lambda x: jax.lax.psum(x.astype(int), AXIS) > 0, AXIS, out_axes=None)
+    return _any(np.full(jax.local_device_count(), value))
 
 
 def check_same(facts: dict[str, Any]) -> None:

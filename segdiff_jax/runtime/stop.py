@@ -9,11 +9,7 @@ from segdiff_jax.runtime import parallel
 
 
 class Stopped(Exception):
-    """A run was told to stop and has saved its state.
-
-    Attributes:
-        signum: the signal.
-    """
+    """A run was told to stop by the signal `signum` and has saved its state."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -24,11 +20,9 @@ class Stopped(Exception):
 def told_to_stop() -> Iterator[Callable[[], signal.Signals | None]]:
     """Notes SIGTERM and SIGINT; a second SIGINT ends the process as usual.
 
-    Only the main thread gets signals; in others nothing changes.
-
-    Yields:
-        A function that says which signal came, None if none did. All processes of a run must call
-        it at every step; all hear of a signal at the same one, those that got none as SIGTERM.
+    It gives a function that says which signal came, or None. All processes of a run must call it at
+    every step; all hear of a signal at the same step, and as SIGTERM if it came elsewhere. Only the
+    main thread gets signals; in others nothing changes.
     """
     received: list[int] = []
 

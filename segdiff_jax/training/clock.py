@@ -8,26 +8,16 @@ from segdiff_jax.training.optimizer import progress
 
 
 class Clock:
-    """Where a run is: steps and seconds of training.
-
-    Attributes:
-        step: updates done.
-        seconds: of training done.
-    """
+    """Where a run is: `step` updates and `seconds` of training are done."""
 
     def __init__(self, train: ConfigDict, step: int, seconds: float):
         self._train, self.step, self.seconds = train, step, seconds
         self._begin = None
 
     def start(self) -> None:
-        """Notes the time before a step; the clock stands still between `__init__` and the first."""
-        self._start = time.monotonic()
+        """Comes before each step; the clock stands still until the first one."""
         if self._begin is None:
-            self._begin = self._start - self.seconds
-
-    def since_start(self) -> float:
-        """Seconds since `start`."""
-        return time.monotonic() - self._start
+            self._begin = time.monotonic() - self.seconds
 
     def tick(self) -> None:
         """Counts a step."""
@@ -36,20 +26,14 @@ class Clock:
 
     @property
     def minutes(self) -> float:
-        """Of training done."""
         return self.seconds / 60
 
     def ended(self) -> bool:
         """Whether `train.num_steps` or `train.max_minutes` are reached."""
-        limit = self._train.max_minutes
-        return self.step >= self._train.num_steps or (bool(limit) and self.minutes >= limit)
-
-    def is_half_size(self) -> bool:
-        """Whether the next step trains at half the size."""
-        return progress(self._train, self.step, self.minutes) < self._train.half_size_share
+        return progress(self._train, self.step, self.minutes) >= 1
 
 
 def is_validation_due(config: ConfigDict, clock: Clock) -> bool:
-    """After every so many steps, and before the first one if the parameters are not new."""
+    """After `validation.every` steps, at the end, and before the first step of `init_from`."""
     every, begun = config.validation.every, clock.step or config.train.init_from
     return bool(every and begun and (clock.ended() or clock.step % every == 0))

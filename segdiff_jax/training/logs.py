@@ -17,47 +17,24 @@ from tqdm import tqdm
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import naming, write_file
-from segdiff_jax.training.tracking import Trackers
+from segdiff_jax.training.trackers import Trackers
 
-COLUMNS = (
-    "step",
-    "loss",
-    "mse",
-    "vb",
-    "bce",
-    "dice",
-    "grad_norm",
-    "learning_rate",
-    "images_per_second",
-    "data_share",
-    "minutes",
-)
+LOSSES = "loss", "mse", "vb", "bce", "dice", "grad_norm"
+COLUMNS = "step", *LOSSES, "learning_rate", "images_per_second", "data_share", "minutes"
 
 
 class Logs:
-    """The logs of one run from `step` on; rows of later steps, which a killed run left, go.
+    """The logs of one run; only the main process writes and shows anything.
 
     metrics.csv has a row per logged step. `loss`, its terms and `grad_norm` are means over the
     steps since the row before; `data_share` is the part of the time spent waiting for data.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        config: ConfigDict,
-        step: int,
-        pending: Sequence[dict[str, float]] = (),
-    ):
-        """Opens the logs of a workdir; only the main process writes and shows anything.
+    def __init__(self, workdir: Path, config: ConfigDict, step: int, pending: Sequence[dict] = ()):
+        """Removes the rows after `step`, which a killed run left; goes on with what is `pending`.
 
-        Args:
-            workdir: of the run.
-            config: of the run.
-            step: the last one that counts.
-            pending: what `pending` gave at `step`, for a run that resumes.
-        Raises:
-            UserError: if there is a metrics.csv of another kind; as `Trackers`.
-            OSError: naming a file that cannot be written.
+        A UserError says that metrics.csv is not ours, or comes from `Trackers`. An OSError names a
+        file that cannot be written.
         """
         self._path, self._train = workdir / "metrics.csv", config.train
         self._columns = *COLUMNS, *(f"validation_{name}" for name in config.validation.scores)
@@ -70,12 +47,12 @@ class Logs:
         self._new = 0  # steps of the window that were taken here
         self._data_seconds, self._clock, self._compiling = 0.0, time.monotonic(), True
         limited = config.train.max_minutes
-        total = "{n_fmt} steps" if limited else "{bar:20} {n_fmt}/{total_fmt} steps"
+        done = "{n_fmt} steps" if limited else "{bar:20} {n_fmt}/{total_fmt} steps"
         self._bar = tqdm(
             total=config.train.num_steps,
             initial=step,
             desc="training",
-            bar_format=f"{{desc}}: {total} [{{elapsed}}{{postfix}}]",
+            bar_format=f"{{desc}}: {done} [{{elapsed}}{{postfix}}]",
             mininterval=0.5 if sys.stderr.isatty() else 10,
             postfix="compiling",
             disable=not self._writes,
@@ -87,7 +64,7 @@ class Logs:
     def __exit__(self, kind: type | None, *exception) -> None:
         self._bar.close()
         if self._writes:
-            self._trackers.close(kind)
+            self._trackers.tell("close", kind)
 
     def _trim(self, step: int) -> None:
         """Keeps the complete rows up to `step`."""
@@ -117,11 +94,7 @@ class Logs:
         self._clock = time.monotonic()
 
     def pending(self, step: int) -> list[dict[str, float]]:
-        """The metrics of each step up to `step` that no row holds yet.
-
-        Raises:
-            FloatingPointError: as `flush`.
-        """
+        """The metrics of each step up to `step` that no row holds yet; errors as of `flush`."""
         self._window = [{k: float(v) for k, v in metrics.items()} for metrics in self._window]
         check_finite(self._window, step, self._train.max_skipped)
         return self._window
@@ -129,9 +102,7 @@ class Logs:
     def flush(self, step: int, learning_rate: float, minutes: float) -> None:
         """Records the means over the steps since the last call, without skipped ones.
 
-        Raises:
-            FloatingPointError: naming the first step with NaN or infinity.
-            OSError: naming a file that cannot be written.
+        A FloatingPointError names the first step with NaN or infinity.
         """
         updated = [metrics for metrics in self.pending(step) if not metrics["nonfinite"]]
         skipped = len(self._window) - len(updated)
@@ -140,14 +111,12 @@ class Logs:
         names = updated[0].keys() - {"nonfinite"} if updated else ()
         row = {name: float(np.mean([m[name] for m in updated])) for name in names}
         seconds = time.monotonic() - self._clock
-        row["learning_rate"] = learning_rate
-        row["images_per_second"] = self._new * self._train.batch_size / seconds
-        row["data_share"] = self._data_seconds / seconds
-        row["minutes"] = minutes
-        self._row(step, row)
+        speed, share = self._new * self._train.batch_size / seconds, self._data_seconds / seconds
+        row |= {"learning_rate": learning_rate, "images_per_second": speed}
+        self._row(step, row | {"data_share": share, "minutes": minutes})
         self._bar.set_postfix_str(
-            f"loss {row.get('loss', math.nan):.4f}, {row['images_per_second']:.1f} images/s, "
-            f"{row['data_share']:.0%} in data{self._score}, {self._time(step, minutes)}",
+            f"loss {row.get('loss', math.nan):.4f}, {speed:.1f} images/s, {share:.0%} in data"
+            f"{self._score}, {self._time(step, minutes)}",
             refresh=False,
         )
         self._window, self._new = [], 0
@@ -164,12 +133,12 @@ class Logs:
     def validation(self, step: int, scores: dict[str, float], pictures: list[np.ndarray]) -> None:
         """Records validation scores; shows up to 8 rows of image, truth and prediction."""
         name, score = next(iter(scores.items()))
-        self._score = f", {'IoU' if name == 'iou' else name} {score:.3f}"
+        self._score = f", {shown(name)} {score:.3f}"
         self._row(step, {f"validation_{name}": score for name, score in scores.items()})
         if not self._writes:
             return
         rows = [np.concatenate(row, axis=1) for row in zip(*(p[:8] for p in pictures), strict=True)]
-        self._trackers.images(step, {"validation": np.concatenate(rows, axis=0)})
+        self._trackers.tell("picture", step, np.concatenate(rows, axis=0))
 
     def _row(self, step: int, values: dict[str, float]) -> None:
         if not self._writes:
@@ -177,11 +146,16 @@ class Logs:
         with naming(self._path), self._path.open("a", newline="") as file:
             table = csv.DictWriter(file, self._columns)
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
-        self._trackers.scalars(step, values)
+        self._trackers.tell("scalars", step, values)
+
+
+def shown(score: str) -> str:
+    """The name of a score, as it is printed."""
+    return "IoU" if score == "iou" else score
 
 
 def complete_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that may be absent; a killed run may leave a torn line, which goes."""
+    """The rows of a CSV file, which may be absent, without a line that a killed run left torn."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -197,10 +171,8 @@ def has_validation(workdir: Path, step: int) -> bool:
 def check_finite(window: Sequence[dict[str, float]], step: int, max_skipped: int = 0) -> None:
     """Raises a FloatingPointError that names the first step with NaN or infinity.
 
-    Args:
-        window: the metrics of the last steps; "nonfinite" counts skipped steps in a row.
-        step: the last one.
-        max_skipped: as many skipped steps in a row are no error.
+    `window` has the metrics of the steps up to `step`; their "nonfinite" counts skipped steps in a
+    row, of which `max_skipped` are no error.
     """
     for i, metrics in enumerate(window):
         numbers = {name: value for name, value in metrics.items() if name != "nonfinite"}

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,26 +26,23 @@ from segdiff_jax.methods import Method, init_variables, make_method, variables_l
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import write_file
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked, write_file
 from segdiff_jax.runtime.stop import Stopped, told_to_stop
 from segdiff_jax.training import resume
 from segdiff_jax.training.clock import Clock, is_validation_due
-from segdiff_jax.training.logs import Logs, has_validation
-from segdiff_jax.training.optimizer import learning_rate, make_optimizer
+from segdiff_jax.training.logs import Logs, has_validation, shown
+from segdiff_jax.training.optimizer import Optimizer, learning_rate, make_optimizer, progress
 from segdiff_jax.training.state import TrainState, create_state
 from segdiff_jax.training.steps import make_train_step
-from segdiff_jax.training.tracking import check_trackers
+from segdiff_jax.training.trackers import check_trackers
 
 
 def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> None:
     """Trains until `train.num_steps` or `train.max_minutes`; resumes from the last checkpoint.
 
-    Args:
-        config: see segdiff_jax/config.py.
-        workdir: folder for config.json, checkpoints/, metrics.csv and what trackers write.
-        accept_changes: resume with another model or other data than before, as far as the
-            checkpoint fits.
+    `workdir` gets config.json, checkpoints/, metrics.csv and what trackers write. With
+    `accept_changes`, a run resumes with another model or other data, as far as the checkpoint fits.
+
     Raises:
         UserError: naming the config field or the data that does not fit.
         FloatingPointError: naming the step in which the loss became NaN or infinite.
@@ -52,27 +50,30 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         Stopped: after SIGTERM or SIGINT; the state is saved.
     """
     config, workdir = with_absolute_paths(config), Path(workdir)
-    check_run(config)
+    shapes = check_run(config)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
             stack.enter_context(locked(workdir / ".lock", str(workdir)))
         checkpoints = stack.enter_context(Checkpoints(workdir))
-        settings = json.loads(config.to_json())
-        facts = {"the config": settings, "the last checkpoint": checkpoints.last_step()}
-        parallel.check_same(facts)
+        settings, last = json.loads(config.to_json()), checkpoints.last_step()
+        parallel.check_same({"the config": settings, "the last checkpoint": last})
 
         meta = resume.check_resumable(checkpoints, config, workdir, accept_changes)
         training, validation = open_data(config, None if meta else workdir / "data.png")
+        process = parallel.process_index(), parallel.process_count()
+        batches = train_iterator(
+            training, config.train.batch_size, config.seed, *process, config.data.num_threads
+        )
+        elapsed, pending, best = 0.0, (), None
         if meta:
             resume.check_number_of_images(meta, len(training), config, accept_changes)
-        batches = make_batches(config, training)
+            batches.set_state(meta["iterator"])
+            elapsed, pending = meta["elapsed"], meta["pending"]
+            best = resume.best_score(checkpoints, config)
         method = make_method(config, parallel.AXIS)
         tx = make_optimizer(config.train, method.model, len(training) / config.train.batch_size)
-        state = restore_or_create(config, checkpoints, method, tx, meta)
-        if meta:
-            batches.set_state(meta["iterator"])
-        clock = Clock(config.train, int(state.step), meta["elapsed"] if meta else 0.0)
-        best = resume.best_score(checkpoints, config) if meta else None
+        state = restore_or_create(config, shapes, checkpoints, method, tx)
+        clock = Clock(config.train, int(state.step), elapsed)
         if parallel.is_main():
             write_file(workdir / "config.json", json.dumps(settings, indent=2))
         print(describe(config, state, len(training), len(validation)), flush=True)
@@ -80,24 +81,20 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             print(f"resuming {workdir} at step {clock.step}", flush=True)
 
         step = make_train_step(config, method, tx, parallel.AXIS)
-        step_fns = {
-            half: parallel.pmap_train_step(dataclasses.replace(step, half_size=half))
-            for half in (False, True)
-        }
+        steps = [dataclasses.replace(step, half_size=half) for half in (False, True)]
+        step_fns = [parallel.pmap_train_step(step) for step in steps]
         driver, metrics = make_validation_driver(config, method), None
         key = jax.random.key(config.seed)
         # A validation is owed to a run that was stopped before it was done or starts elsewhere.
-        owed = is_validation_due(config, clock)
-        owed = owed and not (clock.step and has_validation(workdir, clock.step))
-        (owed, *_) = parallel.gather(owed)
+        done = clock.step and has_validation(workdir, clock.step)
+        (owed, *_) = parallel.gather(is_validation_due(config, clock) and not done)
         if clock.ended() and not owed:
             print(f"already trained: {summary(clock, best, config, workdir)}", flush=True)
             return
         stack.enter_context(advice_for_nan(checkpoints, workdir))
-        logs = stack.enter_context(
-            Logs(workdir, config, clock.step, meta["pending"] if meta else ())
-        )
+        logs = stack.enter_context(Logs(workdir, config, clock.step, pending))
         stop_signal = stack.enter_context(told_to_stop())
+        about = {"config": settings, "version": VERSION}
         while True:
             if owed:
                 variables = state.averaged()
@@ -105,17 +102,20 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
                 if is_better(scores, best):
                     best = next(iter(scores.values()))
                     found = {f"validation_{name}": score for name, score in scores.items()}
-                    about = {"config": settings, "version": VERSION, "step": clock.step} | found
-                    checkpoints.save_best(clock.step, variables, about)
+                    checkpoints.save_best(
+                        clock.step, variables, about | found | {"step": clock.step}
+                    )
                 logs.validation(clock.step, scores, pictures)  # Last: it says that it is done.
                 logs.restart_clock()
             if clock.ended():
                 break
             clock.start()
+            start, former = time.monotonic(), metrics
             batch = parallel.shard(next(batches))
-            waited, former = clock.since_start(), metrics
+            waited = time.monotonic() - start
             rate = np.float32(learning_rate(config.train, clock.step, clock.minutes))
-            state, metrics = step_fns[clock.is_half_size()](state, batch, key, rate)
+            half = progress(config.train, clock.step, clock.minutes) < config.train.half_size_share
+            state, metrics = step_fns[half](state, batch, key, rate)
             # One step ahead of the device keeps it busy; more would make the clock run ahead.
             jax.block_until_ready(former)
             clock.tick()
@@ -125,16 +125,14 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             if owed or saves or clock.step % config.train.log_every == 0 or clock.step == 1:
                 logs.flush(clock.step, float(rate), clock.minutes)
             if saves or stop:
-                about = {
-                    "config": settings,
-                    "version": VERSION,
+                place = {
                     "step": clock.step,
                     "iterator": batches.get_state(),
                     "elapsed": clock.seconds,
                     "pending": logs.pending(clock.step),  # Refuses a state with NaN.
                     "training_images": len(training),
                 }
-                checkpoints.save_last(clock.step, state.trees(), about)
+                checkpoints.save_last(clock.step, state.trees(), about | place)
             if stop and not clock.ended():
                 raise Stopped(
                     f"stopped by {stop.name} after step {clock.step}, which is saved; the same "
@@ -155,35 +153,36 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_run(config: ConfigDict) -> None:
-    """Raises a UserError that names what is wrong, before anything is read or written."""
+def check_run(config: ConfigDict) -> dict[str, Any]:
+    """The network's shapes; a UserError names what is wrong, before anything is read or written."""
     check(config)
-    train, size = config.train, config.data.image_size
+    train = config.train
     check_trackers(train.trackers)
     scores = config.validation.scores
     if not scores or set(scores) - SCORES.keys():
         raise UserError(f"validation.scores={scores} must be one or some of {', '.join(SCORES)}")
-    parts = parallel.device_count() * train.microbatches
+    devices = parallel.device_count()
+    parts = devices * train.microbatches
     if train.batch_size % parts:
         raise UserError(
-            f"train.batch_size={train.batch_size} does not divide over "
-            f"{parallel.device_count()} devices x {train.microbatches} microbatches: choose a "
-            f"multiple of {parts}"
+            f"train.batch_size={train.batch_size} does not divide over {devices} devices x "
+            f"{train.microbatches} microbatches: choose a multiple of {parts}"
         )
     if train.max_minutes and parallel.process_count() > 1:
         raise UserError("train.max_minutes needs a single process: each has a clock of its own")
-    like = network_like(config)
+    shapes = network_shapes(config)
     if train.half_size_share:
         half = config.copy_and_resolve_references()
-        half.data.image_size = size // 2
-        if network_like(half, "train.half_size_share: ")["params"] != like["params"]:
+        half.data.image_size //= 2
+        if network_shapes(half, "train.half_size_share: ")["params"] != shapes["params"]:
             raise UserError(
                 f"train.half_size_share={train.half_size_share}: the parameters of "
                 f"{config.model.name} have the size of the image; set 0"
             )
+    return shapes
 
 
-def network_like(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+def network_shapes(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Shapes of the network's variables; a UserError if fields of the network do not fit."""
     try:
         return variables_like(make_method(config))
@@ -194,10 +193,7 @@ def network_like(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource, ResizedSource]:
     """The training and the validation images.
 
-    Args:
-        config: of the run.
-        overview: where to draw images with their masks, if the data set has statistics; None:
-            nowhere.
+    If the data set has statistics, some images are drawn with their masks in the file `overview`.
     """
     data, classes = config.data, classes_of(config.data)
     prepare = functools.partial(
@@ -218,29 +214,17 @@ def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource,
     return training, validation
 
 
-def make_batches(config: ConfigDict, training: ResizedSource) -> Any:
-    """The endless batches of this process, see `train_iterator`."""
-    return train_iterator(
-        training,
-        config.train.batch_size,
-        config.seed,
-        parallel.process_index(),
-        parallel.process_count(),
-        config.data.num_threads,
-    )
-
-
 def restore_or_create(
-    config: ConfigDict, checkpoints: Checkpoints, method: Method, tx: Any, resumes: Any
+    config: ConfigDict, shapes: Any, checkpoints: Checkpoints, method: Method, tx: Optimizer
 ) -> TrainState:
     """The last state, or a new one from new parameters or from `train.init_from`."""
     create = functools.partial(create_state, tx=tx, history=method.timestep_sampler.init())
-    like = jax.eval_shape(lambda: create(init_variables(method, config.seed)))
-    if resumes:
+    if checkpoints.last_step() is not None:
+        like = jax.eval_shape(create, shapes)
         state = like.from_trees(checkpoints.restore_last(like.trees()))
     elif config.train.init_from:
         checkpoint = resume.check_same_network(config)
-        variables = load_variables(checkpoint, like.averaged())
+        variables = load_variables(checkpoint, shapes)
         print(f"starting from the parameters of {checkpoint}", flush=True)
         state = jax.jit(create)(variables)
     else:
@@ -252,8 +236,7 @@ def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
     """Samples as `config.validation` says, and without views for methods that need no samples."""
     config = config.copy_and_resolve_references()
     sampler, validation = config.sampler, config.validation
-    sampler.native = False
-    sampler.steps, sampler.samples = validation.steps, validation.samples
+    sampler.update(native=False, steps=validation.steps, samples=validation.samples)
     if config.method == "supervised":
         sampler.flips = sampler.rotations = False
     windows = make_windows(config.data, sampler)
@@ -278,7 +261,7 @@ def describe(config: ConfigDict, state: TrainState, training: int, validation: i
 
 def summary(clock: Clock, best: float | None, config: ConfigDict, workdir: Path) -> str:
     """Steps, minutes, best score and where they are."""
-    name = {"iou": "IoU"}.get(config.validation.scores[0], config.validation.scores[0])
+    name = shown(config.validation.scores[0])
     found = "" if best is None else f", best validation {name} {best:.4f}"
     return f"{clock.step} steps, {clock.minutes:.1f} minutes{found}; {workdir}"
 

@@ -14,19 +14,15 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from segdiff_jax.models import prepare_optimizer
 
+Optimizer = optax.GradientTransformation
 MOST_STACKED = 2**18  # elements of a leaf that is stacked with others
 
 
 def learning_rate(train: ConfigDict, step: int, minutes: float) -> float:
-    """The learning rate of an update.
+    """The learning rate of the update after `step` updates and `minutes` of training.
 
     `train.learning_rate`, times a linear warm-up and, with "cosine", times (1 + cos(pi p)) / 2,
     where p is `progress` (Loshchilov and Hutter 2017, arXiv 1608.03983, eq. 5).
-
-    Args:
-        train: `config.train`.
-        step: updates done before.
-        minutes: of training done before.
     """
     # Counted from 1, so that the first step already moves.
     rate = train.learning_rate * min(1.0, (step + 1) / (train.warmup_steps + 1))
@@ -37,21 +33,18 @@ def learning_rate(train: ConfigDict, step: int, minutes: float) -> float:
 
 
 def progress(train: ConfigDict, step: int, minutes: float) -> float:
-    """The share of `train.num_steps` or `train.max_minutes` that is done, whichever is larger.
-
-    Arguments are those of `learning_rate`.
-    """
+    """The share of `train.num_steps` or `train.max_minutes` that is done, whichever is larger."""
     limit = train.max_minutes
     return max(step / train.num_steps, minutes / limit if limit else 0.0)
 
 
 def make_optimizer(
     train: ConfigDict, model: nn.Module | None = None, steps_per_epoch: float = 1.0
-) -> optax.GradientTransformation:
+) -> Optimizer:
     """`train.optimizer` after clipping the global norm of the gradient (0: off).
 
-    An update whose gradient holds NaN or infinity is zero; but after `train.max_skipped` such
-    updates in a row, it is what it is.
+    An update whose gradient holds NaN or infinity is zero, except after `train.max_skipped` such
+    updates in a row.
 
     "adamw" is AdamW (Loshchilov and Hutter 2019). "muon" is Muon for kernels (Jordan et al. 2024,
     kellerjordan.github.io/posts/muon): the averaged gradient with its singular values brought to
@@ -59,12 +52,8 @@ def make_optimizer(
     arXiv 2502.16982, eq. 4); a convolution is an (h w C_in) x C_out matrix. All other parameters
     get AdamW with Nesterov momentum.
 
-    Its own rate is 1; `apply_gradients` multiplies by `learning_rate`.
-
-    Args:
-        train: `config.train`.
-        model: the network, whose own needs are met, see `models.prepare_optimizer`.
-        steps_per_epoch: updates in one pass over the training images.
+    Its own rate is 1; `apply_gradients` multiplies by `learning_rate`. A `model` may need more, see
+    `models.prepare_optimizer`; `steps_per_epoch` are the updates in one pass over the images.
     """
     if train.optimizer == "adamw":
         optimizer = optax.adamw(1.0, weight_decay=train.weight_decay)
@@ -82,15 +71,12 @@ def make_optimizer(
 
 
 def nonfinite_in_a_row(opt_state: Any) -> Array:
-    """i32[], how many gradients up to the last one held NaN or infinity; see `make_optimizer`."""
+    """i32[], how many gradients up to the last one held NaN or infinity."""
     return getattr(opt_state, "notfinite_count", jnp.zeros((), jnp.int32))
 
 
-def on_stacks(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+def on_stacks(tx: Optimizer) -> Optimizer:
     """The same updates, computed on `stacks` of the parameters."""
-
-    def init(params: Any) -> Any:
-        return tx.init(stacks(params))
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         new, state = tx.update(stacks(updates), state, stacks(params))
@@ -98,7 +84,7 @@ def on_stacks(tx: optax.GradientTransformation) -> optax.GradientTransformation:
         next_of = lambda path, leaf: next(rest[_stack_name(path, leaf)])
         return jax.tree_util.tree_map_with_path(next_of, updates), state
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda params: tx.init(stacks(params)), update)
 
 
 def stacks(tree: Any) -> dict[str, Array]:
@@ -123,12 +109,11 @@ def _stack_name(path: tuple[Any, ...], leaf: Array) -> str:
 def _as_matrices(stacked: dict[str, Array]) -> dict[str, MuonDimensionNumbers | None]:
     """Which axes of each stack of kernels are a matrix's rows and columns; None for other stacks.
 
-    All axes before a convolution's four or a dense layer's two count matrices.
+    The axes before a convolution's four or a dense layer's two count matrices.
     """
-
-    def axes(name, stack):
-        if not name.startswith("kernel "):
-            return None
-        return MuonDimensionNumbers(tuple(range(-min(stack.ndim - 1, 4), -1)), -1)
-
-    return {name: axes(name, stack) for name, stack in stacked.items()}
+    matrices = dict.fromkeys(stacked)
+    for name, stack in stacked.items():
+        if name.startswith("kernel "):
+            rows = tuple(range(-min(stack.ndim - 1, 4), -1))
+            matrices[name] = MuonDimensionNumbers(rows, -1)
+    return matrices

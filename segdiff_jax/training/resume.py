@@ -15,9 +15,8 @@ def check_resumable(
 ) -> dict[str, Any] | None:
     """The metadata of the last checkpoint, None if there is none; prints what changed since.
 
-    Raises:
-        UserError: unless `accept_changes`, if a field changed that is fixed for a run; if the
-            workdir holds an imported checkpoint.
+    A UserError names fields that changed and are fixed for a run, unless `accept_changes`; or says
+    that the workdir holds an imported checkpoint.
     """
     meta = checkpoints.last_meta()
     if meta is None:
@@ -53,8 +52,7 @@ def check_number_of_images(
 def check_same_network(config: ConfigDict) -> Path:
     """The checkpoint of `train.init_from`; prints how its `config.diffusion` differs.
 
-    Raises:
-        UserError: if it holds another network.
+    A UserError says that it holds another network.
     """
     path = config.train.init_from
     checkpoint = find_checkpoint(path)
@@ -73,17 +71,16 @@ def check_same_network(config: ConfigDict) -> Path:
 
 def best_score(checkpoints: Checkpoints, config: ConfigDict) -> float | None:
     """The best validation score so far, if it was found by the same validation as now's."""
-    meta = checkpoints.best_meta()
+    meta = checkpoints.best_meta() or {}
     score = f"validation_{config.validation.scores[0]}"
-    if meta is None or score not in meta:
+    if score not in meta:
         return None
     changed = schema.changes(schema.saved_config(meta), config)
     free = "validation.every", "sampler.steps", "sampler.samples", "sampler.native"
     free += "sampler.max_batch", "sampler.max_memory"
     same = "validation.", "sampler.", "diffusion.variance"
-    if any(name.startswith(same) and name not in free for name in changed):
-        return None
-    return meta[score]
+    other = any(name.startswith(same) and name not in free for name in changed)
+    return None if other else meta[score]
 
 
 def _lines(changed: dict[str, tuple[Any, Any]], before: str, now: str) -> list[str]:

@@ -9,28 +9,19 @@ from flax import struct
 from jax import Array
 
 from segdiff_jax.runtime.checkpoint import variable_trees
-from segdiff_jax.training.optimizer import nonfinite_in_a_row
+from segdiff_jax.training.optimizer import Optimizer, nonfinite_in_a_row
 
 
 @struct.dataclass
 class TrainState:
-    """What changes from step to step.
+    """What changes from step to step."""
 
-    Attributes:
-        step: i32[], updates done.
-        params, ema_params: f32 trees, the second a moving average of the first.
-        opt_state: of the optimiser.
-        batch_stats: f32 tree, the same moving average of the statistics of each batch, for batch
-            norm; empty for models without it.
-        history: of the method's timestep sampler; None if it keeps none.
-    """
-
-    step: Array
-    params: Any
-    ema_params: Any
+    step: Array  # i32[], updates done
+    params: Any  # f32 tree
+    ema_params: Any  # its moving average
     opt_state: Any
-    batch_stats: Any
-    history: Any = None
+    batch_stats: Any  # f32 tree, batch norm's statistics, averaged like params; empty without it
+    history: Any = None  # of the method's timestep sampler, if it keeps one
 
     def averaged(self) -> dict[str, Any]:
         """The variables that are evaluated and sampled."""
@@ -46,41 +37,25 @@ class TrainState:
     def from_trees(self, trees: dict[str, Any]) -> "TrainState":
         """A state like this one with the values of `trees`."""
         rest = dict(trees["rest"])
-        return self.replace(
-            ema_params=trees["ema_params"],
-            batch_stats=trees.get("batch_stats", self.batch_stats),
-            history=rest.pop("timestep_history", None),
-            **rest,
-        )
+        rest["history"] = rest.pop("timestep_history", None)
+        batch_stats = trees.get("batch_stats", self.batch_stats)
+        return self.replace(ema_params=trees["ema_params"], batch_stats=batch_stats, **rest)
 
 
-def create_state(
-    variables: dict[str, Any], tx: optax.GradientTransformation, history: Any = None
-) -> TrainState:
+def create_state(variables: dict[str, Any], tx: Optimizer, history: Any = None) -> TrainState:
     """The state before the first step; the moving average starts at the parameters."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    ema_params = jax.tree.map(jnp.copy, params)
-    step, opt_state = jnp.zeros((), jnp.int32), tx.init(params)
-    return TrainState(step, params, ema_params, opt_state, batch_stats, history)
+    step, ema_params = jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params)
+    return TrainState(step, params, ema_params, tx.init(params), batch_stats, history)
 
 
 def apply_gradients(
-    state: TrainState,
-    grads: Any,
-    batch_stats: Any,
-    tx: optax.GradientTransformation,
-    decay: Array | float,
-    rate: Array | float = 1.0,
+    state: TrainState, grads: Any, batch_stats: Any, tx: Optimizer, decay: Any, rate: Any = 1.0
 ) -> TrainState:
     """One update of the parameters and of the moving averages.
 
-    Args:
-        state: before.
-        grads: like its params.
-        batch_stats: the statistics of this batch alone.
-        tx: the optimiser.
-        decay: of the moving averages in this update, see `warm_decay`.
-        rate: what the update of `tx` is multiplied by.
+    `grads` are like the parameters, `batch_stats` the statistics of this batch alone, `decay` is
+    for the averages in this update, see `warm_decay`, and `rate` multiplies the update of `tx`.
     """
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     finite = nonfinite_in_a_row(opt_state) == 0
@@ -89,13 +64,8 @@ def apply_gradients(
     params = optax.apply_updates(state.params, jax.tree.map(lambda x: rate * x, updates))
     new = {"params": params, "batch_stats": batch_stats}
     averaged = optax.incremental_update(new, state.averaged(), 1 - decay)
-    return state.replace(
-        step=state.step + 1,
-        params=params,
-        ema_params=averaged["params"],
-        opt_state=opt_state,
-        batch_stats=averaged["batch_stats"],
-    )
+    state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+    return state.replace(ema_params=averaged["params"], batch_stats=averaged["batch_stats"])
 
 
 def warm_decay(decay: float, step: Array) -> Array:

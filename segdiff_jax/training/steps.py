@@ -16,7 +16,7 @@ from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import TWO, Classes, classes_of
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.methods import Method
-from segdiff_jax.training.optimizer import nonfinite_in_a_row, stacks
+from segdiff_jax.training.optimizer import Optimizer, nonfinite_in_a_row, stacks
 from segdiff_jax.training.state import TrainState, apply_gradients, warm_decay
 
 Batch = dict[str, Array]
@@ -26,23 +26,16 @@ Batch = dict[str, Array]
 class TrainStep:
     """One update: (state, batch, key, rate) -> (state, metrics).
 
-    Attributes:
-        method: its `losses` are minimised.
-        tx: the optimiser.
+    Attributes (for the others see config.py):
         augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
-        ema_decay: of the moving averages.
-        classes: of the masks.
-        soft_masks: train on each class's share of a pixel, not on the most likely class.
-        microbatches: gradients are averaged over this many parts of the batch, to save memory;
-            batch norm takes the statistics of each part, which are averaged too.
-        half_size: train on images and masks of half the height and width, the means of 2 x 2
-            augmented pixels, which is about four times as fast.
-        patch_size: train on a square of this side, cut from each image at random; 0: all of it.
+        microbatches: batch norm takes the statistics of each part, which are averaged too.
+        half_size: train on the means of 2 x 2 augmented pixels, about four times as fast.
+        patch_size: side of the square that is cut from each image at random; 0: all of it.
         axis_name: the axis of the devices to average over, if any.
     """
 
     method: Method
-    tx: optax.GradientTransformation
+    tx: Optimizer
     augment: Callable[[Array, Array, Array], tuple[Array, Array]]
     ema_decay: float
     classes: Classes = TWO
@@ -55,19 +48,12 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batch: Batch, key: Array, rate: Array | float
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One update.
+        """The new state; f32[] "loss", its terms and "grad_norm"; and i32[] "nonfinite".
 
-        Args:
-            state: before.
-            batch: "image" u8[B, H, W, 3], "mask" u8[B, H, W, C] (255 times each class's share of
-                the pixel) and "index" i32[B], each example's place in the global batch. The noise
-                of an example follows from that and the step, so that the number of devices does
-                not change it.
-            key: of the run; the same at every step.
-            rate: what the update is multiplied by, see `optimizer.learning_rate`.
-        Returns:
-            The new state, and f32[] each of "loss", the terms whose sum it is and "grad_norm"; and
-            "nonfinite" i32[], see `nonfinite_in_a_row`.
+        `batch` has "image" u8[B, H, W, 3], "mask" u8[B, H, W, C] (255 times each class's share of
+        the pixel) and "index" i32[B], each example's place in the global batch. The noise of an
+        example follows from its index, the step and the run's `key`: the number of devices does not
+        change it. `rate` is the learning rate.
         """
         step_key = jax.random.fold_in(key, state.step)
         grad_fn = jax.value_and_grad(self._loss, has_aux=True)
@@ -76,28 +62,24 @@ class TrainStep:
             (loss, (terms, batch_stats, seen)), grads = grad_fn(state.params, state, part, step_key)
             return (loss, terms, batch_stats, grads), seen
 
-        means, seen = self._mean_of_parts(evaluate, batch)
-        loss, terms, batch_stats, grads = means
+        (loss, terms, batch_stats, grads), seen = self._mean_of_parts(evaluate, batch)
         if self.axis_name is not None:  # Batch norm itself averages its statistics.
             loss, terms, grads = jax.lax.pmean((loss, terms, grads), self.axis_name)
         metrics = {"loss": loss, **terms, "grad_norm": optax.tree.norm(stacks(grads))}
         decay = warm_decay(self.ema_decay, state.step)
-        history = state.history
         state = apply_gradients(state, grads, batch_stats, self.tx, decay, rate)
         nonfinite = nonfinite_in_a_row(state.opt_state)
-        if history is not None:
+        if state.history is not None:
             if self.axis_name is not None:
                 seen = jax.lax.all_gather(seen, self.axis_name, tiled=True)
-            updated = self.method.timestep_sampler.update(history, *seen)
+            updated = self.method.timestep_sampler.update(state.history, *seen)
             keep = lambda new, old: jnp.where(nonfinite == 0, new, old)
-            state = state.replace(history=jax.tree.map(keep, updated, history))
+            state = state.replace(history=jax.tree.map(keep, updated, state.history))
         return state, metrics | {"nonfinite": nonfinite}
 
-    def _loss(
-        self, params: Any, state: TrainState, part: Batch, step_key: Array
-    ) -> tuple[Array, tuple[dict[str, Array], Any, tuple[Array, ...]]]:
+    def _loss(self, params: Any, state: TrainState, part: Batch, key: Array) -> tuple[Array, Any]:
         """The mean loss of a part of the batch, its terms, batch statistics and what was seen."""
-        split = lambda i: jax.random.split(jax.random.fold_in(step_key, i), 4)
+        split = lambda i: jax.random.split(jax.random.fold_in(key, i), 4)
         keys = jax.vmap(split)(part["index"])
         image, mask = part["image"], part["mask"]
         if self.patch_size:
@@ -130,10 +112,7 @@ class TrainStep:
 
 
 def make_train_step(
-    config: ConfigDict,
-    method: Method,
-    tx: optax.GradientTransformation,
-    axis_name: str | None = None,
+    config: ConfigDict, method: Method, tx: Optimizer, axis_name: str | None = None
 ) -> TrainStep:
     """The step that a config describes, at full size."""
     return TrainStep(

@@ -5,13 +5,13 @@ import sys
 import threading
 import time
 
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked
 from tests.conftest import ROOT
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from segdiff_jax.runtime.lock import locked
+from segdiff_jax.runtime.files import locked
 with locked(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     sys.stdin.readline()

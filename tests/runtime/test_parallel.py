@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
@@ -37,33 +36,32 @@ def test_processes_share_items_and_merge_what_they_found_exactly(monkeypatch):
     total, count = 7, 3
     exact = np.random.default_rng(0).random(total)
     found = [np.full(total, np.nan) for _ in range(count)]
-    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr(parallel, "process_count", lambda: count)
     for index, values in enumerate(found):
-        monkeypatch.setattr(jax, "process_index", lambda i=index: i)
+        monkeypatch.setattr(parallel, "process_index", lambda i=index: i)
         assert parallel.is_main() == (index == 0)
         mine = list(parallel.share(total))
         values[mine] = exact[mine]
     assert mine == [2, 5]
-
-    def allgather(value):
-        assert value.dtype == np.uint32  # jax would make float64 float32.
-        return np.stack([values[..., None].view(np.uint32) for values in found])
-
-    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    texts = [np.frombuffer(json.dumps(values.tolist()).encode(), np.uint8) for values in found]
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: gathered(texts, value))
     np.testing.assert_array_equal(parallel.merge(found[1]), exact)
+
+
+def gathered(texts, value):
+    """The lengths of the texts, or the texts themselves, as `value` asks for."""
+    assert value.dtype in (np.int32, np.uint8)  # jax would make float64 float32.
+    if value.ndim == 0:
+        return np.array([len(text) for text in texts])
+    padded = [text.tobytes().ljust(len(value)) for text in texts]
+    return np.stack([np.frombuffer(text, np.uint8) for text in padded])
 
 
 def test_processes_gather_text_of_any_length(monkeypatch):
     values = [{"done": ["a"]}, {"done": ["b" * 9, "ä"]}]
     texts = [np.frombuffer(json.dumps(value).encode(), np.uint8) for value in values]
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-
-    def allgather(value):
-        if value.ndim == 0:
-            return np.array([len(text) for text in texts])
-        return np.stack([np.pad(text, (0, len(value) - len(text))) for text in texts])
-
-    monkeypatch.setattr(multihost_utils, "process_allgather", allgather)
+    monkeypatch.setattr(parallel, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda value: gathered(texts, value))
     assert parallel.gather(values[0]) == parallel.gather(values[1]) == values
 
 

@@ -19,8 +19,7 @@ from segdiff_jax.runtime.stop import Stopped
 from segdiff_jax.schema import NETWORK, RUN
 from segdiff_jax.training.logs import Logs
 from segdiff_jax.training.loop import train
-from segdiff_jax.training.trackers import TRACKERS
-from segdiff_jax.training.tracking import check_trackers
+from segdiff_jax.training.trackers import TRACKERS, check_trackers
 from tests.conftest import ROOT
 
 PICTURES = [np.full((9, 4, 4, 3), value, np.uint8) for value in (10, 20, 30)]
@@ -300,7 +299,7 @@ def test_a_tracker_that_was_left_out_for_a_while_goes_on_with_its_run(wandb, mlf
     assert not changes(before, now, (RUN, NETWORK))
 
 
-@pytest.mark.parametrize("method", ["scalars", "images", "close"])
+@pytest.mark.parametrize("method", ["scalars", "picture", "close"])
 def test_a_tracker_that_fails_is_told_of_once_and_left_out(
     wandb, mlflow, tmp_path, monkeypatch, capsys, method
 ):
