@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from segdiff_jax.config import AUGMENT, check, default_config
+from segdiff_jax.config import check, default_config
 from segdiff_jax.data import augment as module
 from segdiff_jax.data.artefacts import ARTEFACTS, Artefact
+from segdiff_jax.schema import AUGMENT
 
 SIZE, COUNT = 16, 64
 DEFAULT = {name: field.default for name, field in AUGMENT.items()}
