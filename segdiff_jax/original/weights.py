@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -25,45 +24,37 @@ COLOURS = {
     "cityscapes_instances": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
-RES_BLOCK = {
+# The original's names of our modules where they differ; `_unet_block` has those with numbers.
+NAMES = {
     "norm_in": "in_layers.0",
     "conv_in": "in_layers.2",
     "time": "emb_layers.1",
     "norm_out": "out_layers.0",
     "conv_out": "out_layers.3",
     "skip": "skip_connection",
-}
-ATTENTION = {"norm": "norm", "qkv": "qkv", "proj": "proj_out"}
-RRDB_ENDS = {
-    "conv_first": "conv_first",
+    "proj": "proj_out",
     "conv_trunk": "trunk_conv",
     "conv_hr": "HRconv",
-    "conv_last": "conv_last",
-}
-UNET_ENDS = {
     "time_0": "time_embed.0",
     "time_1": "time_embed.2",
     "out_norm": "out.0",
     "out_conv": "out.2",
-    "middle_attention": "middle_block.1",
     "middle_res0": "middle_block.0",
+    "middle_attention": "middle_block.1",
     "middle_res1": "middle_block.2",
 }
 
 
 def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Turns a state dict of the original into parameters of the SegDiff that it describes.
+    """The parameters f32 of `SegDiff(**config_from_torch(state_dict))`.
 
-    Args:
-        state_dict: the original's names -> arrays, of any float type.
-    Returns:
-        A tree of f32 arrays for `SegDiff(**config_from_torch(state_dict)).apply`.
-    Raises:
-        UserError: naming every array that is missing, left over or of another shape.
+    UserError names every array that is missing, left over or of another shape.
     """
     config = config_from_torch(state_dict)
+    smallest = 2 ** (len(config["channel_mult"]) - 1)
+    like = variables_like(SegDiff(**config), smallest)["params"]
     problems, params, used = [], {}, set()
-    for path, leaf in expected_params(config).items():
+    for path, leaf in traverse_util.flatten_dict(like).items():
         name, shape = torch_name(path, config), torch_shape(path, leaf.shape)
         used.add(name)
         if name not in state_dict:
@@ -72,8 +63,9 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
             problems.append(f"{name} has shape {state_dict[name].shape}, not {shape}")
         else:
             array = np.asarray(state_dict[name], np.float32)
-            array = array.transpose(2, 3, 1, 0) if len(leaf.shape) == 4 else array
-            params[path] = array.reshape(shape[:2]).T if len(leaf.shape) == 2 else array
+            is_conv = len(leaf.shape) == 4
+            array = array.transpose(2, 3, 1, 0) if is_conv else array.reshape(leaf.shape[::-1]).T
+            params[path] = array
     problems += [f"{name} is not used" for name in state_dict.keys() - used]
     if problems:
         raise UserError("not a state dict of the original SegDiff: " + "; ".join(sorted(problems)))
@@ -83,12 +75,7 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def torch_from_params(
     params: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Turns parameters into a state dict of the original: its names -> f32 arrays.
-
-    Args:
-        params: of `SegDiff(**config)` with group norm.
-        config: see `torch_name`.
-    """
+    """The original's names -> f32 arrays, from the parameters of `SegDiff(**config)`."""
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         array = np.asarray(leaf, np.float32)
@@ -99,12 +86,9 @@ def torch_from_params(
 
 
 def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arguments of the SegDiff that a state dict describes, as far as shapes tell.
+    """The fields of the SegDiff that a state dict describes; UserError if an array is missing.
 
     The number of heads (4 in the original) and the dropout leave no trace in the shapes.
-
-    Raises:
-        UserError: naming the first array that is needed to tell and is missing.
     """
 
     def shape(name):
@@ -117,10 +101,8 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return sorted(int(match[1]) for match in matches if match)
 
     channels = shape("input_blocks.0.0.weight")[0]
-    downsamples = numbers(r"input_blocks\.(\d+)\.0\.op\.weight")
-    res_blocks = numbers(r"input_blocks\.(\d+)\.0\.in_layers\.2\.weight")
-    levels = len(downsamples) + 1
-    num_res_blocks = len(res_blocks) // levels
+    levels = len(numbers(r"input_blocks\.(\d+)\.0\.op\.weight")) + 1
+    num_res_blocks = len(numbers(r"input_blocks\.(\d+)\.0\.in_layers\.2\.weight")) // levels
     last = [level * (num_res_blocks + 1) + num_res_blocks for level in range(levels)]
     width = [shape(f"input_blocks.{i}.0.out_layers.3.weight")[0] for i in last]
     attention = numbers(r"input_blocks\.(\d+)\.1\.qkv\.weight")
@@ -136,12 +118,6 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "rrdb_width": rrdb_width,
         "rrdb_growth": rrdb_growth,
     }
-
-
-def expected_params(config: Mapping[str, Any]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Path -> shape of every parameter of `SegDiff(**config)`; nothing is computed."""
-    size = 2 ** (len(config["channel_mult"]) - 1)
-    return traverse_util.flatten_dict(variables_like(SegDiff(**config), size)["params"])
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -163,18 +139,18 @@ def torch_name(path: tuple[str, ...], config: Mapping[str, Any]) -> str:
         case ["G", block, dense, conv]:
             name = f"rrdb.RRDB_trunk.{block.removeprefix('block')}.RDB{dense[-1]}.{conv}"
         case ["G", end]:
-            name = f"rrdb.{RRDB_ENDS[end]}"
+            name = f"rrdb.{NAMES.get(end, end)}"
         case ["unet", block]:
             name = _unet_block(block, config)
         case ["unet", block, layer]:
-            name = f"{_unet_block(block, config)}.{(RES_BLOCK | ATTENTION)[layer]}"
+            name = f"{_unet_block(block, config)}.{NAMES.get(layer, layer)}"
     return f"{name}.{suffix}"
 
 
 def _unet_block(block: str, config: Mapping[str, Any]) -> str:
     """The original's name of a block of our U-Net; it counts the blocks through all levels."""
-    if block in UNET_ENDS:
-        return UNET_ENDS[block]
+    if block in NAMES:
+        return NAMES[block]
     side, level, kind, i = re.fullmatch(r"(down|up)(\d+)_([a-z]+)(\d*)", block).groups()
     level, i = int(level), int(i or config["num_res_blocks"])
     attention = 2**level in config["attention_resolutions"]
