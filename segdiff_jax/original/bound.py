@@ -22,6 +22,7 @@ from segdiff_jax.diffusion.process import (
     q_sample,
 )
 
+PIXELS = (1, 2, 3)
 HALF_BIN = 1 / 255  # of the 256 values of 8 bits, from -1 to +1
 LEAST_PROBABILITY = 1e-12
 LEAST_TAIL = 2.0**-25  # less than that beside 1 is nothing in float32
@@ -96,11 +97,7 @@ def prior_term(process: Process, x_start: Array) -> Array:
 
 
 def variational_bound(
-    process: Process,
-    variance: str,
-    denoise_fn: Callable[[Array, Array], Prediction],
-    x_start: Array,
-    noise_fn: Callable[[Array], Array],
+    process: Process, variance: str, denoise_fn: Callable, x_start: Array, noise_fn: Callable
 ) -> Bound:
     """The whole bound, each term at one noisy mask (Nichol and Dhariwal 2021, eq. 4).
 
@@ -115,8 +112,8 @@ def variational_bound(
         error = (prediction.x_start - x_start) / process.input_scale
         return (
             vb_term(process, variance, prediction, x_start, x_t, t),
-            _mean(jnp.square(error)),
-            _mean(jnp.square(prediction.eps - noise)),
+            jnp.mean(jnp.square(error), PIXELS),
+            jnp.mean(jnp.square(prediction.eps - noise), PIXELS),
         )
 
     steps = jnp.arange(len(process.schedule), dtype=jnp.int32)
@@ -125,9 +122,5 @@ def variational_bound(
     return Bound(prior + vb.sum(1), prior, vb, x_start_mse, eps_mse)
 
 
-def _mean(x: Array) -> Array:
-    return jnp.mean(x, (1, 2, 3))
-
-
 def _bits_per_pixel(nats: Array) -> Array:
-    return _mean(nats) / np.log(2)
+    return jnp.mean(nats, PIXELS) / np.log(2)

@@ -5,23 +5,23 @@ python -m segdiff_jax.original.export_torch --workdir=runs/isic2016 --out=origin
 The folder then holds ema_STEP.pt and args.json for its sampling scripts: see docs/original.md.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import flatten, saved_config
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.original.import_torch import FIXED, SAME, find_torch, read_args
-from segdiff_jax.original.weights import torch_from_params
+from segdiff_jax.original.weights import StateDict, torch_from_params
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import replacing, write_file
+from segdiff_jax.runtime.files import write_file
 
 # By the image's size; at 256 px, there is a choice.
 DEEPER = 1, 1, 1, 2, 2, 4, 4
@@ -33,8 +33,8 @@ CHANNEL_MULT = {
 }
 
 
-def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict]:
-    """The averaged parameters of a checkpoint, in the original's names, its args.json and its meta.
+def export_state_dict(path: str | Path) -> tuple[StateDict, dict[str, Any], dict[str, Any]]:
+    """The averaged parameters of a checkpoint, its args.json and its meta.
 
     FileNotFoundError if there is no checkpoint; UserError as of `args_from_config`.
     """
@@ -61,8 +61,7 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
             )
     model, diffusion = config.model, config.diffusion
     size, mult = config.data.image_size, model.channel_mult
-    dataset, _, label = config.data.dataset.partition("/")
-    label = label if dataset == "cityscapes_instances" else ""
+    label = config.data.dataset.partition("cityscapes_instances/")[2]
     if mult not in CHANNEL_MULT.get(size, ()):
         known = ", ".join(f"{m} at {s}" for s, mults in CHANNEL_MULT.items() for m in mults)
         raise UserError(
@@ -93,7 +92,6 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argument_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
     parser.add_argument("--out", required=True, help="the folder to write to")
@@ -106,17 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = out / "args.json"
         if path.exists() and read_args(path) != args:
             raise UserError(f"{path} is of another run: give another --out")
-        tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
-        with replacing(out / name) as part:
-            try:
-                torch.save(tensors, part)
-            except RuntimeError as error:  # How torch reports a full disk.
-                raise OSError(str(error)) from error
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, buffer)
+        write_file(out / name, buffer.getvalue())
         write_file(path, json.dumps(args, indent=4))
         model = saved_config(meta).model
         mean, std = (model[name] or [127.5] * 3 for name in ("image_mean", "image_std"))
         print(
-            f"{out}: {name}, {len(tensors)} arrays, and args.json\n"
+            f"{out}: {name}, {len(state_dict)} arrays, and args.json\n"
             "the data set there must normalise the colours, 0 to 255, by mean "
             f"{list(mean)} and standard deviation {list(std)}"
         )

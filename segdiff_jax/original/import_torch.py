@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import VERSION, check, default_config, set_fields
 from segdiff_jax.diffusion.schedule import space_timesteps
-from segdiff_jax.original.weights import COLOURS, config_from_torch, params_from_torch
+from segdiff_jax.original.weights import COLOURS, StateDict, config_from_torch, params_from_torch
 from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
@@ -64,7 +63,7 @@ SCHEDULE_SAMPLERS = {"uniform": "uniform", "loss-second-moment": "loss_second_mo
 
 
 def import_state_dict(
-    state_dict: Mapping[str, np.ndarray], args: Mapping[str, Any], workdir: str | Path, dataset: str
+    state_dict: StateDict, args: dict[str, Any], workdir: str | Path, dataset: str
 ) -> ConfigDict:
     """Writes a new workdir with the parameters as its best checkpoint; its config.
 
@@ -78,17 +77,15 @@ def import_state_dict(
     saved = json.loads(config.to_json())
     with replacing(workdir) as part:
         with Checkpoints(part) as checkpoints:
-            meta = {"config": saved, "version": VERSION, "step": 0, "args": dict(args)}
+            meta = {"config": saved, "version": VERSION, "step": 0, "args": args}
             checkpoints.save_best(0, {"params": params}, meta)
         write_file(part / "config.json", json.dumps(saved, indent=2))
     return config
 
 
-def config_from_args(
-    args: Mapping[str, Any], state_dict: Mapping[str, np.ndarray], dataset: str = ""
-) -> ConfigDict:
+def config_from_args(args: dict[str, Any], state_dict: StateDict, dataset: str = "") -> ConfigDict:
     """Our config of a network that the original has trained; see `import_state_dict`."""
-    args, model = DEFAULTS | dict(args), config_from_torch(state_dict)
+    args, model = DEFAULTS | args, config_from_torch(state_dict)
     _refuse(args)
     size = int(args["image_size"])
     args |= {"image_size": size, "seed": int(args["seed"] or 0)}
@@ -143,7 +140,7 @@ def config_from_args(
     return config
 
 
-def _refuse(args: Mapping[str, Any]) -> None:
+def _refuse(args: dict[str, Any]) -> None:
     """Raises a UserError that names an argument that is missing or cannot be imported."""
     for name in ("attention_resolutions", *SAME.values()):
         if name not in args:
@@ -166,7 +163,7 @@ def _refuse(args: Mapping[str, Any]) -> None:
             raise UserError(f"timestep_respacing={respacing!r} in args.json: {error}") from error
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+def read_state_dict(path: str | Path) -> StateDict:
     """Name -> f32 array, from model*.pt or ema*.pt of the original; nothing in the file is run.
 
     FileNotFoundError if there is none; UserError if it holds something else.
@@ -210,7 +207,6 @@ def read_args(path: str | Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argument_parser(__doc__)
     parser.add_argument("model", help="model*.pt or, its moving average, ema*.pt")
     parser.add_argument("--args", help="args.json of the run; default: beside the model")
@@ -228,8 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("no --dataset: images are normalised to [-1, 1], unlike the original's")
         if args.get("lr_anneal_steps"):
             print("lr_anneal_steps is not carried over: see train.schedule")
-        print(f"python sample.py --workdir={given.workdir} --images=FOLDER")
         print(
+            f"python sample.py --workdir={given.workdir} --images=FOLDER\n"
             f"python train.py --config=configs/saved.py:{given.workdir} --workdir=OTHER  "
             f"# data.dataset={config.data.dataset} in --config.data.manual_dir=FOLDER"
         )

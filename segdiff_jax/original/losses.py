@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.diffusion.process import Process
-from segdiff_jax.original.bound import vb_term
+from segdiff_jax.original.bound import PIXELS, vb_term
 
 
 def mse(process: Process, output: Array, noised: Any) -> dict[str, Array]:
     """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
     target = process.target(noised.x_start, noised.t, noised.eps)
     chex.assert_equal_shape([output, target])
-    return {"mse": jnp.mean(jnp.square(output - target), (1, 2, 3))}
+    return {"mse": jnp.mean(jnp.square(output - target), PIXELS)}
 
 
 def bound_loss(name: str, variance: str) -> Callable[[Process, Array, Any], dict[str, Array]]:

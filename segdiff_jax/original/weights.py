@@ -14,6 +14,8 @@ from segdiff_jax.models import variables_like
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.runtime.errors import UserError
 
+StateDict = Mapping[str, np.ndarray]  # the original's names -> arrays
+
 # Mean and standard deviation of the colours, 0 to 255, by which the original normalises.
 COLOURS = {
     "monuseg": ((142.07, 98.48, 132.96), (65.78, 57.05, 57.78)),
@@ -45,16 +47,16 @@ NAMES = {
 }
 
 
-def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def params_from_torch(state_dict: StateDict) -> dict[str, Any]:
     """The parameters f32 of `SegDiff(**config_from_torch(state_dict))`.
 
     UserError names every array that is missing, left over or of another shape.
     """
     config = config_from_torch(state_dict)
     smallest = 2 ** (len(config["channel_mult"]) - 1)
-    like = variables_like(SegDiff(**config), smallest)["params"]
+    leaves = traverse_util.flatten_dict(variables_like(SegDiff(**config), smallest)["params"])
     problems, params, used = [], {}, set()
-    for path, leaf in traverse_util.flatten_dict(like).items():
+    for path, leaf in leaves.items():
         name, shape = torch_name(path, config), torch_shape(path, leaf.shape)
         used.add(name)
         if name not in state_dict:
@@ -62,20 +64,17 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         elif state_dict[name].shape != shape:
             problems.append(f"{name} has shape {state_dict[name].shape}, not {shape}")
         else:
-            array = np.asarray(state_dict[name], np.float32)
-            is_conv = len(leaf.shape) == 4
-            array = array.transpose(2, 3, 1, 0) if is_conv else array.reshape(leaf.shape[::-1]).T
-            params[path] = array
+            array, like = np.asarray(state_dict[name], np.float32), leaf.shape
+            is_conv = len(like) == 4
+            params[path] = array.transpose(2, 3, 1, 0) if is_conv else array.reshape(like[::-1]).T
     problems += [f"{name} is not used" for name in state_dict.keys() - used]
     if problems:
         raise UserError("not a state dict of the original SegDiff: " + "; ".join(sorted(problems)))
     return traverse_util.unflatten_dict(params)
 
 
-def torch_from_params(
-    params: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """The original's names -> f32 arrays, from the parameters of `SegDiff(**config)`."""
+def torch_from_params(params: Mapping[str, Any], config: Mapping[str, Any]) -> StateDict:
+    """The f32 arrays of the parameters of `SegDiff(**config)`."""
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         array = np.asarray(leaf, np.float32)
@@ -85,7 +84,7 @@ def torch_from_params(
     return state_dict
 
 
-def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def config_from_torch(state_dict: StateDict) -> dict[str, Any]:
     """The fields of the SegDiff that a state dict describes; UserError if an array is missing.
 
     The number of heads (4 in the original) and the dropout leave no trace in the shapes.
@@ -98,7 +97,7 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     def numbers(pattern):
         matches = (re.fullmatch(pattern, name) for name in state_dict)
-        return sorted(int(match[1]) for match in matches if match)
+        return {int(match[1]) for match in matches if match}
 
     channels = shape("input_blocks.0.0.weight")[0]
     levels = len(numbers(r"input_blocks\.(\d+)\.0\.op\.weight")) + 1
@@ -124,9 +123,8 @@ def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...
     """The original's shape of our parameter at `path`: OIHW, OI11 (skip), OI1 (attention), OI."""
     if len(shape) == 4:
         return shape[3], shape[2], shape[0], shape[1]
-    if len(shape) == 2:
-        return (*shape[::-1], *{"skip": (1, 1), "qkv": (1,), "proj": (1,)}.get(path[-2], ()))
-    return shape
+    ones = {"skip": (1, 1), "qkv": (1,), "proj": (1,)} if len(shape) == 2 else {}
+    return *shape[::-1], *ones.get(path[-2], ())
 
 
 def torch_name(path: tuple[str, ...], config: Mapping[str, Any]) -> str:
@@ -140,10 +138,8 @@ def torch_name(path: tuple[str, ...], config: Mapping[str, Any]) -> str:
             name = f"rrdb.RRDB_trunk.{block.removeprefix('block')}.RDB{dense[-1]}.{conv}"
         case ["G", end]:
             name = f"rrdb.{NAMES.get(end, end)}"
-        case ["unet", block]:
-            name = _unet_block(block, config)
-        case ["unet", block, layer]:
-            name = f"{_unet_block(block, config)}.{NAMES.get(layer, layer)}"
+        case ["unet", block, *layers]:
+            name = ".".join([_unet_block(block, config), *(NAMES.get(x, x) for x in layers)])
     return f"{name}.{suffix}"
 
 
