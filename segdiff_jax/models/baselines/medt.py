@@ -96,7 +96,7 @@ class AxialBlock(nn.Module):
         channels: channels within the block; twice as many come out.
         stride: 2 halves the size (rounded up) after the attention.
         attention: `AxialAttention` of these channels and a name.
-        axis_name: see there.
+        axis_name: see `AxialAttention`.
     """
 
     channels: int
@@ -128,19 +128,19 @@ class AxialUNet(nn.Module):
     """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch.
 
     Attributes:
+        attention, axis_name: see `AxialBlock`.
         channels: base width; level k has 2^(k+1) times as many channels within its blocks.
         stem: channels of the stem's first and last convolution; the second has 16 `channels`.
         blocks: number of blocks of each level; every level but the first halves the size.
         lowest: a convolution of the last level comes first in the decoder.
-        attention, axis_name: see `AxialBlock`.
     """
 
+    attention: Callable[..., AxialAttention]
+    axis_name: str | None
     channels: int
     stem: int
     blocks: tuple[int, ...]
     lowest: bool
-    attention: Callable[..., AxialAttention]
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Array:
@@ -224,7 +224,7 @@ class MedT(nn.Module):
         def branch(name, stem, blocks, **kind):
             attend = functools.partial(AxialAttention, groups=self.groups, axis_name=axis, **kind)
             lowest = name != "global"
-            return AxialUNet(self.channels, stem, blocks, lowest, attend, axis, name=name)
+            return AxialUNet(attend, axis, self.channels, stem, blocks, lowest, name=name)
 
         gated, has_local, positions = VARIANTS[self.variant]
         name, blocks = ("global", self.blocks[:2]) if has_local else ("branch", self.blocks)
