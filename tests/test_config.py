@@ -14,6 +14,7 @@ from segdiff_jax.config import (
     VERSION,
     changes,
     check,
+    complete,
     default_config,
     parse_fields,
     sampling_fields,
@@ -31,7 +32,7 @@ from segdiff_jax.inference.combine import ENSEMBLES
 from segdiff_jax.methods import METHODS
 from segdiff_jax.methods.losses import LOSSES
 from segdiff_jax.models import MODELS
-from segdiff_jax.models.baselines import medt, unet
+from segdiff_jax.models.baselines import medt
 from segdiff_jax.original.import_torch import SCHEDULE_SAMPLERS
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import FREE, NETWORK, RUN, above, all_above, at_least, fields, within
@@ -71,8 +72,6 @@ def test_choices_are_what_the_code_has(name, table):
 def test_choices_of_the_models_are_what_the_code_has():
     assert schema.MODELS.keys() == MODELS.keys()
     assert choices(schema.sections("unet")["model"]["name"]) == sorted(MODELS)
-    assert choices(schema.MODELS["unet"]["padding"]) == sorted(unet.PADDINGS)
-    assert choices(schema.MODELS["unet"]["norm"]) == sorted(unet.NORMS)
     assert choices(schema.MODELS["medt"]["variant"]) == sorted(medt.VARIANTS)
     assert set(schema.DENOISERS) == {name for name in MODELS if hasattr(MODELS[name], "denoise")}
 
@@ -117,6 +116,39 @@ def test_several_wrong_fields_are_named_at_once():
         "train.batch_size=0 must be at least 1",
         "sampler.eta=1.5 must be from 0 to 1",
     ]
+
+
+@pytest.mark.parametrize(
+    "model, field, value, message",
+    [
+        ("segdiff", "dtype", "float16", "is unknown: choose one of ('float32', 'bfloat16')"),
+        ("segdiff", "attention", "flash", "is unknown: choose one of ('xla', 'cudnn')"),
+        ("segdiff", "num_heads", 0, "must be at least 1"),
+        ("segdiff", "norm_groups", -1, "must be at least 0"),
+        ("unet", "padding", "full", "is unknown: choose one of ('same', 'valid')"),
+        ("unet", "norm", "layer", "is unknown: choose one of ('batch', 'group', 'none')"),
+        ("unet", "dtype", "float16", "is unknown: choose one of ('float32', 'bfloat16')"),
+        (
+            "medt",
+            "variant",
+            "local",
+            "is unknown: choose one of ('axial', 'gated', 'logo', 'medt')",
+        ),
+    ],
+)
+def test_a_wrong_field_of_a_network_is_named(model, field, value, message):
+    config = default_config(model)
+    config.model[field] = value
+    with pytest.raises(UserError, match=re.escape(f"model.{field}={value!r} {message}")):
+        check(config)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("field", ["depth", "axis_name", "parent"])
+def test_a_network_has_no_other_fields(model, field):
+    saved = {"model": {"name": model, field: 3}}
+    with pytest.raises(UserError, match=f"model.{field}=3: there is no such field"):
+        complete(saved)
 
 
 def test_an_unknown_model_is_named():

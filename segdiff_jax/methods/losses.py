@@ -7,14 +7,13 @@ loss(process, output, noised).
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
 from segdiff_jax.diffusion.process import Process
-from segdiff_jax.original import losses as original
+from segdiff_jax.original.losses import bound_loss, mse
 
 PIXELS = (1, 2, 3)
 
@@ -35,13 +34,6 @@ class Noised(NamedTuple):
     t: Array
     eps: Array
     x_t: Array
-
-
-def mse(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
-    """mean (output - target)^2 over pixels (Ho et al. 2020, eq. 14)."""
-    target = process.target(noised.x_start, noised.t, noised.eps)
-    chex.assert_equal_shape([output, target])
-    return {"mse": jnp.mean(jnp.square(output - target), PIXELS)}
 
 
 def bce_dice_of_mask(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
@@ -78,5 +70,5 @@ LOSSES: dict[str, Callable[[Process, Array, Noised], dict[str, Array]]] = {
 def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], Any]:
     """The loss of `diffusion.loss`; the original's if it trains a variance or is a bound."""
     if variance == "learned_range" or name not in LOSSES:
-        return original.bound_loss(name, variance)
+        return bound_loss(name, variance)
     return LOSSES[name]

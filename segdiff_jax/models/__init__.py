@@ -17,7 +17,6 @@ from segdiff_jax.models.baselines.medt import MedT, freeze_gates
 from segdiff_jax.models.baselines.unet import RonnebergerUNet
 from segdiff_jax.models.medsegdiff import MedSegDiff
 from segdiff_jax.models.segdiff import SegDiff
-from segdiff_jax.runtime.errors import UserError
 
 MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet, "medt": MedT}
 
@@ -25,30 +24,11 @@ MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet,
 def make_model(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     """The network that `config.model` describes.
 
-    Args:
-        config: `config.model`.
-        axis_name: of the devices over which batch statistics are averaged in training, if any.
-    Raises:
-        UserError: naming the field that is unknown or wrong; SegDiff and MedSegDiff check theirs
-            when variables are made or used.
+    Fields that do not fit each other are a UserError when variables are made or used. Training
+    averages the statistics of batch norm over the devices of `axis_name`.
     """
     fields = dict(config)
-    name = fields.pop("name")
-    if name not in MODELS:
-        raise UserError(f"model.name={name!r}: choose one of {sorted(MODELS)}")
-    known = MODELS[name].__dataclass_fields__.keys()
-    unknown = fields.keys() - (known - {"axis_name", "parent", "name"})  # The last two are Flax's.
-    if unknown:
-        raise UserError(f"model.{sorted(unknown)[0]} is not a field of {name}")
-    if "axis_name" in known:
-        fields["axis_name"] = axis_name
-    # Sequences as tuples: a checkpoint's config comes back from JSON with lists.
-    return MODELS[name](**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-
-
-def is_diffusion(model: nn.Module) -> bool:
-    """Whether the network denoises masks, instead of making one of the image alone."""
-    return hasattr(model, "denoise")
+    return MODELS[fields.pop("name")](**fields, axis_name=axis_name)
 
 
 def init_variables(
@@ -56,18 +36,14 @@ def init_variables(
 ) -> dict[str, Any]:
     """Initial variables: "params" f32 and, for models with batch norm, "batch_stats" f32.
 
+    A diffusion model's noisy input has `mask_channels`, see `Process.input_channels`.
+
     Call it under `jax.jit`: without, each operation is compiled alone, which is slow. XLA's own
     generator draws the parameters, since the default one takes five times as long to compile.
-
-    Args:
-        model: see `make_model`.
-        seed: of the drawn parameters.
-        image_size: height and width of the images.
-        mask_channels: channels of a diffusion model's noisy input, see `Process.input_channels`.
     """
     x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (mask_channels, 3))
     key = jax.random.key(seed, impl="rbg")
-    if is_diffusion(model):
+    if hasattr(model, "denoise"):
         return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
     return model.init(key, image)
 

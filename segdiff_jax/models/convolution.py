@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models import cpu_gradients
-from segdiff_jax.models.cpu_gradients import same_conv
 
 KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -25,16 +24,11 @@ ZerosConv = functools.partial(Conv, kernel_init=nn.initializers.zeros)
 def upsample_conv(x: Array, kernel: Array) -> Array:
     """dtype[B, H, W, C], f32[3, 3, C, features] -> dtype[B, 2H, 2W, features]."""
     large = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-    return same_conv(large, kernel.astype(x.dtype))
+    return cpu_gradients.same_conv(large, kernel.astype(x.dtype))
 
 
 class UpsampleConv(nn.Module):
-    """Each pixel as 2 x 2 pixels, then a 3x3 convolution.
-
-    Attributes:
-        features: channels of the output.
-        dtype: of the computation; parameters are float32.
-    """
+    """Each pixel as 2 x 2 pixels, then a 3x3 convolution. Parameters are float32."""
 
     features: int
     dtype: jnp.dtype = jnp.float32

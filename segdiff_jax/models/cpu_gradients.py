@@ -27,13 +27,10 @@ same_conv = functools.partial(
 
 
 def on_cpu(fast: Callable[..., Array], pays: Callable[..., bool] = lambda *arrays: True) -> Any:
-    """A decorator that computes a function by another one, `fast`, on CPU.
+    """A decorator that computes a function of arrays (or lists of them) by `fast` on CPU.
 
-    JAX chooses when it lowers a program for a platform: the program holds one of the two alone.
-
-    Args:
-        fast: takes the same arrays (or lists of them) and gives the same result.
-        pays: takes those arrays; False keeps the decorated function on CPU, too.
+    JAX chooses when it lowers a program for a platform: the program holds one of the two alone. If
+    `pays` is False for the arrays, the decorated function is used on CPU, too.
     """
 
     def decorate(plain):
@@ -51,28 +48,10 @@ def on_cpu(fast: Callable[..., Array], pays: Callable[..., bool] = lambda *array
 def convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
     """`lax.conv_general_dilated`; on CPU its kernel's gradient is `gradient_by_parts`.
 
-    Args:
-        x: f[B, H, W, C_in].
-        kernel: f[h, w, C_in, C_out].
-        strides, pads: of height and width.
-        options: as there.
-    Returns:
-        f[B, H', W', C_out].
+    f[B, H, W, C_in], f[h, w, C_in, C_out] -> f[B, H', W', C_out]; `strides` and `pads` are of
+    height and width.
     """
     conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
-    fast = lambda x, kernel: _convolve(x, kernel, strides, pads, **options)
-    return on_cpu(fast, _parts_pay)(conv)(x, kernel)
-
-
-def _parts_pay(x: Array, kernel: Array) -> bool:
-    return len(x) > 1 and min(x.shape[1:3]) >= 32 and min(kernel.shape[2:]) >= 32
-
-
-def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **options: Any) -> Array:
-    """`convolve` on CPU."""
-    conv = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, **options)
-    if not _parts_pay(x, kernel):
-        return conv(x, kernel)
 
     def backward(saved, gradient):
         x, kernel = saved
@@ -81,22 +60,21 @@ def _convolve(x: Array, kernel: Array, strides: Sequence[int], pads: Pads, **opt
 
     fast = jax.custom_vjp(conv)
     fast.defvjp(lambda x, kernel: (conv(x, kernel), (x, kernel)), backward)
-    return fast(x, kernel)
+    return on_cpu(fast, _parts_pay)(conv)(x, kernel)
+
+
+def _parts_pay(x: Array, kernel: Array) -> bool:
+    return len(x) > 1 and min(x.shape[1:3]) >= 32 and min(kernel.shape[2:]) >= 32
 
 
 def gradient_by_parts(
     x: Array, kernel: Array, gradient: Array, strides: Sequence[int], pads: Pads, **options: Any
 ) -> Array:
-    """The gradient of a convolution's kernel: the sum of those of parts of the batch.
+    """The gradient of a convolution's kernel: the sum of the gradients of parts of the batch.
 
     XLA on CPU is up to four times as slow for all images together, or for many channels of a large
-    image.
-
-    Args:
-        kernel: f[h, w, C_in, C_out]; only its shape and dtype matter.
-        gradient: f[B, H', W', C_out], of what `convolve` gives for the other arguments.
-    Returns:
-        f[h, w, C_in, C_out].
+    image. `gradient` f[B, H', W', C_out] is of the result of `convolve` for the other arguments.
+    Only the shape and dtype of `kernel` matter.
     """
     batch, height, width, channels = gradient.shape
     images = -(-batch // MOST_PARTS)
@@ -107,12 +85,11 @@ def gradient_by_parts(
     seen = strides[0] * (rows - 1) + kernel.shape[0]
     total = jnp.zeros(kernel.shape, jnp.float32)
     for i, row in itertools.product(range(0, batch, images), range(0, height, rows)):
-        of_images = slice(i, i + images)
-        part = x[of_images, strides[0] * row :][:, :seen]
+        part = x[i : i + images, strides[0] * row :][:, :seen]
         conv = lambda kernel, part=part: lax.conv_general_dilated(
             part, kernel, strides, ((0, 0), pads[1]), **options
         )
-        of_part = gradient[of_images, row : row + rows]
+        of_part = gradient[i : i + images, row : row + rows]
         total += jax.linear_transpose(conv, kernel)(of_part)[0]
     return total.astype(kernel.dtype)
 
@@ -123,22 +100,17 @@ def upsample_conv(x: Array, kernel: Array) -> Array:
     Each pixel becomes four. Each of the four sees 2 x 2 pixels of the small image, so a 2 x 2
     convolution of the small image makes it, with sums of the kernel's rows and columns. That takes
     16 products for a pixel and a pair of channels instead of 36, and no large image in between.
-
-    Args:
-        x: dtype[B, H, W, C].
-        kernel: f32[3, 3, C, features].
-    Returns:
-        dtype[B, 2H, 2W, features].
     """
     batch, height, width, _ = x.shape
-    # What of the rows or columns before, at and after it sees an even pixel, and an odd one.
+    # The kernel's rows that fall on each of the two small rows that a large row sees: the one
+    # before its own and its own if it is even, its own and the next if it is odd. So for columns.
     sums = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], jnp.float32)
     kernels = jnp.einsum("yik,xjl,klcf->yxijcf", sums, sums, kernel, precision="highest")
     kernels = kernels.astype(x.dtype)
 
     def pixels(row, column):
         pads = (1 - row, row), (1 - column, column)
-        return _convolve(x, kernels[row, column], (1, 1), pads, dimension_numbers=NUMBERS)
+        return convolve(x, kernels[row, column], (1, 1), pads, dimension_numbers=NUMBERS)
 
     rows = [jnp.stack([pixels(row, 0), pixels(row, 1)], axis=3) for row in (0, 1)]
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, kernel.shape[-1])
@@ -155,9 +127,6 @@ def with_wide_gradient(dense_features: Callable[..., tuple[Array, Array]]) -> Ca
     Several convolutions see the same features. In the gradient they become one convolution, with
     all their kernels side by side (the convolution of a concatenation is the sum of the parts'
     convolutions). There are as many products, and nothing to add up in between.
-
-    Args:
-        dense_features: see `rrdb.dense_features`.
     """
 
     def forward(x, kernels, biases):
@@ -169,9 +138,7 @@ def with_wide_gradient(dense_features: Callable[..., tuple[Array, Array]]) -> Ca
     return dense_block
 
 
-def _dense_backward(
-    saved: tuple[Array, list[Array]], gradient: Array
-) -> tuple[Array, list[Array], list[Array]]:
+def _dense_backward(saved, gradient):
     """The gradients of x, kernels and biases from all that the last convolution sees."""
     features, kernels = saved
     width, growth = gradient.shape[-1], kernels[0].shape[-1]
@@ -180,7 +147,7 @@ def _dense_backward(
     parts += [slice(width + i * growth, width + (i + 1) * growth) for i in range(4)]
 
     def to_part(i, later):
-        """The gradient of a part from those of the results of all convolutions that see it."""
+        """The gradient of a part from the gradients of all convolutions that see it."""
         kernel = jnp.concatenate([kernel[:, :, parts[i]] for kernel in kernels[i:]], axis=-1)
         return same_conv(later, kernel[::-1, ::-1].swapaxes(2, 3))
 
@@ -189,14 +156,15 @@ def _dense_backward(
         grown = to_part(i, later)
         grown = jnp.where(features[..., parts[i]] >= 0, grown, 0.2 * grown)
         later = jnp.concatenate([grown, later], axis=-1)
+    edges = [k * growth for k in range(1, 5)]
     to_kernels = [[] for _ in kernels]
     for i in range(5):
         seen, of_all = features[..., parts[i]], later[..., i * growth :]
         like = jnp.zeros((3, 3, seen.shape[-1], of_all.shape[-1]), seen.dtype)
         wide = gradient_by_parts(seen, like, of_all, (1, 1), SAME, dimension_numbers=NUMBERS)
-        edges = [k * growth for k in range(1, 5 - i)]
-        for to_kernel, own in zip(to_kernels[i:], jnp.split(wide, edges, axis=-1), strict=True):
+        split = jnp.split(wide, edges[: 4 - i], axis=-1)
+        for to_kernel, own in zip(to_kernels[i:], split, strict=True):
             to_kernel.append(own)
-    to_biases = jnp.split(later.sum((0, 1, 2)), [k * growth for k in range(1, 5)])
+    to_biases = jnp.split(later.sum((0, 1, 2)), edges)
     to_kernels = [jnp.concatenate(of, axis=2) for of in to_kernels]
     return to_part(0, later) + gradient, to_kernels, to_biases

@@ -41,10 +41,7 @@ class ImageLevel(nn.Module):
 
         (LN(m_I) * LN(FF-Parser(m_x))) * m_I        (section 3.2)
 
-    Attributes:
-        channels: channels of this level.
-        downsample: halve the size first.
-        The others are those of `ResBlock`.
+    With `downsample`, a convolution halves the size first. The other fields are `ResBlock`'s.
     """
 
     channels: int
@@ -58,25 +55,13 @@ class ImageLevel(nn.Module):
     def __call__(self, m_image: Array, m_mask: Array, emb: Array, train: bool) -> Array:
         """The image's features of the level before and the mask's of this one -> the image's.
 
-        Args:
-            m_image: dtype[B, H', W', C]; H' and W' are twice H and W with `downsample`.
-            m_mask: dtype[B, H, W, channels].
-            emb: f32[B, E], the embedding of the timestep.
-            train: see `ResBlock`.
-        Returns:
-            dtype[B, H, W, channels].
+        dtype[B, H', W', C], dtype[B, H, W, channels], the timestep's embedding f32[B, E] ->
+        dtype[B, H, W, channels]; H' and W' are twice H and W with `downsample`.
         """
         if self.downsample:
             m_image = Conv(m_image.shape[-1], strides=2, dtype=self.dtype, name="down")(m_image)
-        block = ResBlock(
-            channels=self.channels,
-            dropout=self.dropout,
-            scale_shift_norm=self.scale_shift_norm,
-            norm=self.norm,
-            dtype=self.dtype,
-            name="res",
-        )
-        m_image = block(m_image, emb, train)
+        fields = self.channels, self.dropout, self.scale_shift_norm, self.norm, self.dtype
+        m_image = ResBlock(*fields, name="res")(m_image, emb, train)
         norms = [nn.LayerNorm(dtype=jnp.float32, name=f"norm_{of}") for of in ("image", "mask")]
         affinity = norms[0](m_image) * norms[1](FFParser(name="ff_parser")(m_mask))
         return affinity.astype(self.dtype) * m_image
@@ -86,8 +71,8 @@ class MedSegDiff(SegDiff):
     """SegDiff whose image encoder goes on, level by level, beside the mask's.
 
     The mask's encoder sees F(x_t) alone. The image's encoder starts from G(I), all that depends on
-    neither t nor x_t. The decoder D sees the sum of both, at the end of every level. The attributes
-    are `SegDiff`'s. The maps of the FF-Parsers fix the size of the image.
+    neither t nor x_t. The decoder D sees the sum of both, at the end of every level. The maps of
+    the FF-Parsers fix the size of the image.
     """
 
     def setup(self):
@@ -99,7 +84,7 @@ class MedSegDiff(SegDiff):
                 downsample=level > 0,
                 dropout=self.dropout,
                 scale_shift_norm=self.scale_shift_norm,
-                norm=self.make_norm(),
+                norm=self.norm,
                 dtype=jnp.dtype(self.dtype),
             )
             for level, mult in enumerate(self.channel_mult)

@@ -12,14 +12,10 @@ Norm = Callable[[bool, str | None], nn.Module]
 
 
 def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
-    """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167).
+    """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167); the axis is of the batch's devices.
 
-    In training its new statistics are the batch's own. `training.state.apply_gradients` averages
-    them over the steps, just as it averages the parameters.
-
-    Args:
-        train: normalise by the statistics of the batch, instead of the given ones.
-        axis_name: of the devices over which the batch is spread, if any.
+    In training it normalises by the statistics of the batch, which are the new ones as they are.
+    `training.state.apply_gradients` averages them over the steps, just like the parameters.
     """
     return functools.partial(
         nn.BatchNorm, not train, momentum=0.0, dtype=jnp.float32, axis_name=axis_name

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models import cpu_gradients
-from segdiff_jax.models.convolution import KERNEL_INIT, Conv, same_conv
+from segdiff_jax.models.convolution import KERNEL_INIT, Conv
 
 leaky_relu = functools.partial(nn.leaky_relu, negative_slope=0.2)
 
@@ -29,14 +29,11 @@ class Weights(nn.Module):
 
 def dense_features(x: Array, kernels: list[Array], biases: list[Array]) -> tuple[Array, Array]:
     """`dense_block`, and all that its last convolution sees, f[B, H, W, width + 4 growth]."""
-    *inner, last = [
-        lambda x, kernel=kernel, bias=bias: same_conv(x, kernel) + bias[None, None, None]
-        for kernel, bias in zip(kernels, biases, strict=True)
-    ]
+    conv = lambda i: cpu_gradients.same_conv(features, kernels[i]) + biases[i][None, None, None]
     features = x
-    for conv in inner:
-        features = jnp.concatenate([features, leaky_relu(conv(features))], axis=-1)
-    return 0.2 * last(features) + x, features
+    for i in range(4):
+        features = jnp.concatenate([features, leaky_relu(conv(i))], axis=-1)
+    return 0.2 * conv(4) + x, features
 
 
 @cpu_gradients.on_cpu(
@@ -56,10 +53,7 @@ def dense_block(x: Array, kernels: list[Array], biases: list[Array]) -> Array:
 
 
 class DenseBlock(nn.Module):
-    """`dense_block` with parameters; each of its first four convolutions makes `growth` channels.
-
-    `dtype` is that of the computation; parameters are float32.
-    """
+    """`dense_block` with parameters, which are float32."""
 
     growth: int
     dtype: jnp.dtype = jnp.float32
@@ -77,7 +71,7 @@ class DenseBlock(nn.Module):
 
 
 class RRDB(nn.Module):
-    """Three dense blocks; 0.2 of their output is added to the input, f[B, H, W, width]."""
+    """Three dense blocks; 0.2 of their output is added to the input."""
 
     growth: int
     dtype: jnp.dtype = jnp.float32
@@ -92,23 +86,14 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """The image encoder G.
-
-    Attributes:
-        out_channels: channels of the features, the U-Net's base width.
-        blocks: number of RRDB blocks.
-        width: channels of each block.
-        growth: channels that each convolution of a block adds.
-        remat: compute each block again in the backward pass, to save memory.
-        dtype: of the computation; parameters are float32.
-    """
+    """The image encoder G. Its fields are `model.rrdb_...` of the config."""
 
     out_channels: int
-    blocks: int = 6
-    width: int = 64
-    growth: int = 32
-    remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    blocks: int
+    width: int
+    growth: int
+    remat: bool
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, image: Array) -> Array:

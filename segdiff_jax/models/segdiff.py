@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.convolution import Conv
-from segdiff_jax.models.norms import Norm, make_norm
+from segdiff_jax.models.norms import make_norm
 from segdiff_jax.models.rrdb import RRDBNet
 from segdiff_jax.models.unet import UNet
 from segdiff_jax.runtime.errors import UserError
@@ -14,16 +14,9 @@ from segdiff_jax.runtime.errors import UserError
 class SegDiff(nn.Module):
     """F, G, E and D put together; the defaults are the paper's network for 256 px.
 
-    Any height and width divisible by 2^(levels - 1) will do; others raise a ValueError. A field
-    that does not fit raises a ValueError with its name, when variables are made or used.
-
-    Attributes:
-        rrdb_blocks, rrdb_width, rrdb_growth, rrdb_remat: of G, see `RRDBNet`.
-        norm_groups, axis_name: see `make_norm`.
-        image_mean, image_std: three numbers each, for colours from 0 to 255: G sees
-            (image - mean) / std, as in the original. Without them it sees the image from -1 to +1.
-        dtype: "float32" or "bfloat16", of the computation; parameters are float32.
-        The others are those of `UNet`.
+    Height and width must be divisible by 2^(levels - 1). The fields are `config.model`'s, and
+    `axis_name` is of the devices that batch norm averages over in training. A field that does not
+    fit is a UserError when variables are made or used.
     """
 
     channels: int = 128
@@ -47,63 +40,27 @@ class SegDiff(nn.Module):
     axis_name: str | None = None
 
     def setup(self):
-        if self.dtype not in ("float32", "bfloat16"):
-            raise UserError(f"model.dtype={self.dtype!r}: choose 'float32' or 'bfloat16'")
-        if self.attention not in ("xla", "cudnn"):
-            raise UserError(f"model.attention={self.attention!r}: choose 'xla' or 'cudnn'")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise UserError("model.attention='cudnn' needs model.dtype='bfloat16'")
         if not len(self.image_mean) == len(self.image_std) in (0, 3) or 0 in self.image_std:
             raise UserError(
-                f"model.image_mean={tuple(self.image_mean)}, "
-                f"model.image_std={tuple(self.image_std)}: give three numbers for each, or none"
+                f"model.image_mean={self.image_mean}, model.image_std={self.image_std}: give three "
+                "numbers for each, or none"
             )
         levels = [2**level for level in range(len(self.channel_mult))]
         for field in ("remat_resolutions", "attention_resolutions"):
             if not set(getattr(self, field)) <= set(levels):
                 raise UserError(
-                    f"model.{field}={tuple(getattr(self, field))}: the factors of the levels are "
-                    f"{levels}"
+                    f"model.{field}={getattr(self, field)}: the factors of the levels are {levels}"
                 )
         for factor, mult in zip(levels, self.channel_mult, strict=True):
             attends = factor in self.attention_resolutions or factor == levels[-1]
-            if attends and (self.num_heads < 1 or mult * self.channels % self.num_heads):
+            if attends and mult * self.channels % self.num_heads:
                 raise UserError(
                     f"model.num_heads={self.num_heads} must divide the {mult * self.channels} "
                     f"channels of the attention at factor {factor}"
                 )
-        dtype = jnp.dtype(self.dtype)
-        self.F = Conv(self.channels, dtype=dtype)
-        self.G = RRDBNet(
-            out_channels=self.channels,
-            blocks=self.rrdb_blocks,
-            width=self.rrdb_width,
-            growth=self.rrdb_growth,
-            remat=self.rrdb_remat,
-            dtype=dtype,
-        )
-        self.unet = UNet(
-            channels=self.channels,
-            channel_mult=tuple(self.channel_mult),
-            num_res_blocks=self.num_res_blocks,
-            attention_resolutions=tuple(self.attention_resolutions),
-            num_heads=self.num_heads,
-            dropout=self.dropout,
-            scale_shift_norm=self.scale_shift_norm,
-            out_channels=self.out_channels,
-            norm=self.make_norm(),
-            remat_resolutions=tuple(self.remat_resolutions),
-            attention=self.attention,
-            dtype=dtype,
-        )
-
-    def make_norm(self) -> Norm:
-        """The U-Net's norm.
-
-        Raises:
-            UserError: if `channels` or `dropout` does not allow it.
-        """
-        if self.norm_groups < 0 or (self.norm_groups and self.channels % self.norm_groups):
+        if self.norm_groups and self.channels % self.norm_groups:
             raise UserError(
                 f"model.channels={self.channels} must be a multiple of "
                 f"model.norm_groups={self.norm_groups}"
@@ -113,15 +70,31 @@ class SegDiff(nn.Module):
                 f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
                 "does not allow: set model.norm_groups above 0"
             )
-        return make_norm(self.norm_groups, self.axis_name)
+        dtype = jnp.dtype(self.dtype)
+        self.norm = make_norm(self.norm_groups, self.axis_name)
+        self.F = Conv(self.channels, dtype=dtype)
+        rrdb = self.rrdb_blocks, self.rrdb_width, self.rrdb_growth, self.rrdb_remat
+        self.G = RRDBNet(self.channels, *rrdb, dtype)
+        self.unet = UNet(
+            channels=self.channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks,
+            attention_resolutions=self.attention_resolutions,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            scale_shift_norm=self.scale_shift_norm,
+            out_channels=self.out_channels,
+            norm=self.norm,
+            remat_resolutions=self.remat_resolutions,
+            attention=self.attention,
+            dtype=dtype,
+        )
 
     def encode_image(self, image: Array) -> Array:
         """G(I), which depends on neither t nor x_t: computed once per image.
 
-        Args:
-            image: f32[B, H, W, 3], from -1 to +1.
-        Returns:
-            dtype[B, H, W, channels].
+        f32[B, H, W, 3] from -1 to +1 -> dtype[B, H, W, channels]. With `image_mean`, G sees the
+        colours from 0 to 255, normalised by it and by `image_std`, as in the original.
         """
         if self.image_mean:
             mean, std = (jnp.array(x)[None, None, None] for x in (self.image_mean, self.image_std))
@@ -137,7 +110,7 @@ class SegDiff(nn.Module):
                 row.
             t: i32[B] or f32[B], timesteps of the training chain, not rescaled; or of length 1, for
                 all of the batch.
-            train: apply dropout (needs a "dropout" key).
+            train: apply dropout (needs a "dropout" key), and normalise by the batch's statistics.
         Returns:
             f32[B, H, W, out_channels].
         """

@@ -20,18 +20,14 @@ Dense = functools.partial(nn.Dense, kernel_init=KERNEL_INIT)
 ZerosDense = functools.partial(nn.Dense, kernel_init=nn.initializers.zeros)
 
 
-def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array:
+def timestep_embedding(t: Array, dim: int) -> Array:
     """Sinusoids of the timestep (Vaswani et al. 2017, section 3.5), cosines first.
 
-    Args:
-        t: f32[B] or i32[B], possibly fractional.
-        dim: length of the embedding; an odd one ends with a zero.
-        max_period: of the slowest sinusoid, in timesteps.
-    Returns:
-        f32[B, dim], in [-1, 1].
+    f32[B] or i32[B] -> f32[B, dim] in [-1, 1]; an odd `dim` ends with a zero. The slowest
+    sinusoid's wavelength is 2 pi 10000 timesteps.
     """
     half = dim // 2
-    freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     args = t.astype(jnp.float32)[:, None] * freqs[None]
     embedding = jnp.concatenate([jnp.cos(args), jnp.sin(args)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
@@ -40,20 +36,15 @@ def timestep_embedding(t: Array, dim: int, max_period: float = 10000.0) -> Array
 class ResBlock(nn.Module):
     """Norm, SiLU, conv, timestep, norm, SiLU, dropout, conv, plus the input.
 
-    Attributes:
-        channels: channels of the output.
-        dropout: share of the values that training sets to zero, 0 to 1.
-        scale_shift_norm: the timestep scales and shifts the second norm's result; otherwise it is
-            added before that norm.
-        norm: see `norms.make_norm`.
-        dtype: of the computation; parameters and norms are float32.
+    With `scale_shift_norm`, the timestep scales and shifts the second norm's result; otherwise it
+    is added before that norm. Parameters and norms are float32, whatever `dtype` is.
     """
 
     channels: int
     dropout: float
     scale_shift_norm: bool
     norm: Norm
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
@@ -94,19 +85,14 @@ def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
 class AttentionBlock(nn.Module):
     """Self-attention over all positions, plus the input.
 
-    q, k and v lie head by head ([head][q|k|v][channel]); the softmax is float32.
-
-    Attributes:
-        heads: number of heads; it must divide the channels of the input.
-        norm: see `norms.make_norm`.
-        implementation: "xla", or "cudnn": cuDNN in programs for NVIDIA GPUs, XLA in all others.
-        dtype: of the computation, bfloat16 for "cudnn"; parameters and norms are float32.
+    q, k and v lie head by head ([head][q|k|v][channel]). Parameters, norm and softmax are float32.
+    The implementation "cudnn" is for bfloat16, and only in programs for NVIDIA GPUs.
     """
 
     heads: int
     norm: Norm
-    implementation: str = "xla"
-    dtype: jnp.dtype = jnp.float32
+    implementation: str
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -126,22 +112,7 @@ class AttentionBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """E and D.
-
-    Attributes:
-        channels: base width.
-        channel_mult: width of each level, in units of `channels`; each level halves the size.
-        num_res_blocks: residual blocks per level on the way down; one more on the way up.
-        attention_resolutions: downsampling factors (1, 2, 4, ...) of the levels with attention.
-        num_heads: heads of the attention.
-        dropout, scale_shift_norm: see `ResBlock`.
-        out_channels: as many as the mask has, or twice as many with a learned variance.
-        norm: see `norms.make_norm`.
-        remat_resolutions: downsampling factors of the levels whose blocks are computed again in the
-            backward pass, to save memory.
-        attention: `implementation` of `AttentionBlock`.
-        dtype: of the computation; parameters, norms and softmax are float32.
-    """
+    """E and D. There are `num_res_blocks` per level on the way down, and one more on the way up."""
 
     channels: int
     channel_mult: tuple[int, ...]
@@ -165,20 +136,15 @@ class UNet(nn.Module):
         image: Array | None = None,
         image_levels: Sequence[Callable[[Array, Array, Array, bool], Array]] = (),
     ) -> Array:
-        """One pass down and up.
+        """dtype[B, H, W, channels] -> f32[B, H, W, out_channels]; `t` as in `SegDiff.denoise`.
 
         Args:
-            h: dtype[B, H, W, channels].
-            t: f32[B] or i32[B], timesteps; or of length 1, for all of the batch.
-            train: apply dropout, and normalise by the batch's own statistics, if by any.
             image: dtype[B, H, W, channels], features of the image, for `image_levels`.
             image_levels: an image encoder beside E, as one function for each level, or none: (its
                 features of the level before, h of this level, the embedding of t, train) -> its
                 features of this level. D sees the sum of h and them.
-        Returns:
-            f32[B, H, W, out_channels].
         Raises:
-            UserError: naming the field that does not fit the width or the size.
+            UserError: if the height or width is not divisible by 2^(levels - 1).
         """
         multiple = 2 ** (len(self.channel_mult) - 1)
         if h.shape[1] % multiple or h.shape[2] % multiple:
@@ -195,25 +161,12 @@ class UNet(nn.Module):
             return nn.remat(block, static_argnums=(num_args,)) if remat else block
 
         def res(h, width, level, name):
-            block = block_of(ResBlock, level, 3)(
-                channels=width,
-                dropout=self.dropout,
-                scale_shift_norm=self.scale_shift_norm,
-                norm=self.norm,
-                dtype=self.dtype,
-                name=name,
-            )
-            return block(h, emb, train)
+            fields = width, self.dropout, self.scale_shift_norm, self.norm, self.dtype
+            return block_of(ResBlock, level, 3)(*fields, name=name)(h, emb, train)
 
         def attend(h, level, name):
-            block = block_of(AttentionBlock, level, 2)(
-                heads=self.num_heads,
-                norm=self.norm,
-                implementation=self.attention,
-                dtype=self.dtype,
-                name=name,
-            )
-            return block(h, train)
+            fields = self.num_heads, self.norm, self.attention, self.dtype
+            return block_of(AttentionBlock, level, 2)(*fields, name=name)(h, train)
 
         skips = [h]
         for level, mult in enumerate(self.channel_mult):

@@ -1,8 +1,8 @@
 """The variational bound of a mask's negative log likelihood, in bits per pixel.
 
 L = L_0 + ... + L_T (Nichol and Dhariwal 2021, arXiv 2102.09672, eq. 4). t counts from 0; the term
-at t belongs to the step from x_t to x_{t-1}, at t = 0 to the mask itself. Shapes and ranges are
-those of `diffusion.process`.
+at t belongs to the step from x_t to x_{t-1}, at t = 0 to the mask itself. Shapes and ranges are as
+in `diffusion.process`.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from segdiff_jax.diffusion.process import (
     Prediction,
@@ -21,49 +22,36 @@ from segdiff_jax.diffusion.process import (
     q_sample,
 )
 
+PIXELS = (1, 2, 3)
 HALF_BIN = 1 / 255  # of the 256 values of 8 bits, from -1 to +1
 LEAST_PROBABILITY = 1e-12
 LEAST_TAIL = 2.0**-25  # less than that beside 1 is nothing in float32
 
 
 class Bound(NamedTuple):
-    """The bound and its parts.
+    """The bound and its parts, for the S steps of the schedule."""
 
-    Attributes:
-        total: f32[B], bits per pixel, `prior` and all of `vb`.
-        prior: f32[B], `prior_term`.
-        vb: f32[B, S], `vb_term` at each step t of the schedule.
-        x_start_mse: f32[B, S], mean squared error of the estimated mask, as +-1.
-        eps_mse: f32[B, S], that of the noise which leads from it to x_t.
-    """
-
-    total: Array
-    prior: Array
-    vb: Array
-    x_start_mse: Array
-    eps_mse: Array
+    total: Array  # f32[B], bits per pixel, `prior` and all of `vb`
+    prior: Array  # f32[B], `prior_term`
+    vb: Array  # f32[B, S], `vb_term` at each step t
+    x_start_mse: Array  # f32[B, S], mean squared error of the estimated mask, as +-1
+    eps_mse: Array  # f32[B, S], mean squared error of the noise which leads from it to x_t
 
 
-def normal_kl(
-    mean1: Array | float,
-    log_variance1: Array | float,
-    mean2: Array | float,
-    log_variance2: Array | float,
-) -> Array:
-    """KL(N(mean1, variance1) || N(mean2, variance2)) in nats, element by element.
+def normal_kl(mean1: ArrayLike, log_v1: ArrayLike, mean2: ArrayLike, log_v2: ArrayLike) -> Array:
+    """KL(N(mean1, v1) || N(mean2, v2)) in nats, element by element.
 
     (log v2/v1 + (v1 + (mean1 - mean2)^2) / v2 - 1) / 2 (Nichol and Dhariwal 2021, eqs. 6 and 7).
     """
-    ratio = jnp.exp(log_variance1 - log_variance2)
-    distance = jnp.square(mean1 - mean2) * jnp.exp(-log_variance2)
-    return 0.5 * (log_variance2 - log_variance1 + ratio + distance - 1)
+    ratio = jnp.exp(log_v1 - log_v2)
+    distance = jnp.square(mean1 - mean2) * jnp.exp(-log_v2)
+    return 0.5 * (log_v2 - log_v1 + ratio + distance - 1)
 
 
 def normal_cdf(x: Array) -> Array:
-    """(1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, to 0.0003 that of the standard normal.
+    """(1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2, within 0.0003 of the standard normal's.
 
-    The approximation of the originals and of GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415,
-    section 2).
+    As in the original and in GELU (Hendrycks and Gimpel 2016, arXiv 1606.08415, section 2).
     """
     # As a sigmoid, since XLA's tanh is too rough for the tails.
     return jax.nn.sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
@@ -74,7 +62,7 @@ def discretised_log_likelihood(x: Array, mean: Array, log_scale: Array) -> Array
 
     In nats; x is from -1 to +1, and arguments broadcast. The outermost bins, of which masks are
     made, reach to infinity. No probability is less than 1e-12, and less than 3e-8 in those bins
-    counts as 1e-12: the originals take the upper tail from 1 in float32.
+    counts as 1e-12: the original takes the upper tail from 1 in float32.
     """
     upper = (x - mean + HALF_BIN) * jnp.exp(-log_scale)
     lower = (x - mean - HALF_BIN) * jnp.exp(-log_scale)
@@ -90,10 +78,7 @@ def vb_term(
     """The bound's term at t (Nichol and Dhariwal 2021, eqs. 5 and 6).
 
     KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)); at t = 0, -log p(x_0 | x_1) of the mask's values
-    as 8 bits. `variance` of p: see `log_variance`; `prediction`: the network's for x_t.
-
-    Returns:
-        f32[B], bits per pixel.
+    as 8 bits. f32[B], bits per pixel. `variance` of p: see `log_variance`.
     """
     schedule, b = process.schedule, process.input_scale
     true_mean = posterior_mean(schedule, x_start, x_t, t)
@@ -106,29 +91,18 @@ def vb_term(
 
 
 def prior_term(process: Process, x_start: Array) -> Array:
-    """KL(q(x_T | x_0) || N(0, 1)), which nothing can train (Nichol and Dhariwal 2021, eq. 7).
-
-    f32[B], bits per pixel.
-    """
+    """KL(q(x_T | x_0) || N(0, 1)) (Nichol and Dhariwal 2021, eq. 7): f32[B], bits per pixel."""
     abar = process.schedule.alphas_cumprod[-1]
     return _bits_per_pixel(normal_kl(np.sqrt(abar) * x_start, np.log(1 - abar), 0.0, 0.0))
 
 
 def variational_bound(
-    process: Process,
-    variance: str,
-    denoise_fn: Callable[[Array, Array], Prediction],
-    x_start: Array,
-    noise_fn: Callable[[Array], Array],
+    process: Process, variance: str, denoise_fn: Callable, x_start: Array, noise_fn: Callable
 ) -> Bound:
     """The whole bound, each term at one noisy mask (Nichol and Dhariwal 2021, eq. 4).
 
-    Args:
-        process: its schedule may be respaced.
-        variance: see `log_variance`.
-        denoise_fn: (x_t, t) -> Prediction, t i32[].
-        x_start: the clean mask.
-        noise_fn: see `samplers.gaussian_noise`.
+    `denoise_fn` is (x_t, t i32[]) -> Prediction. `variance`: see `log_variance`; `noise_fn`: see
+    `samplers.gaussian_noise`. The schedule of the process may be respaced.
     """
 
     def terms(t):
@@ -138,8 +112,8 @@ def variational_bound(
         error = (prediction.x_start - x_start) / process.input_scale
         return (
             vb_term(process, variance, prediction, x_start, x_t, t),
-            _mean(jnp.square(error)),
-            _mean(jnp.square(prediction.eps - noise)),
+            jnp.mean(jnp.square(error), PIXELS),
+            jnp.mean(jnp.square(prediction.eps - noise), PIXELS),
         )
 
     steps = jnp.arange(len(process.schedule), dtype=jnp.int32)
@@ -148,9 +122,5 @@ def variational_bound(
     return Bound(prior + vb.sum(1), prior, vb, x_start_mse, eps_mse)
 
 
-def _mean(x: Array) -> Array:
-    return jnp.mean(x, (1, 2, 3))
-
-
 def _bits_per_pixel(nats: Array) -> Array:
-    return _mean(nats) / np.log(2)
+    return jnp.mean(nats, PIXELS) / np.log(2)

@@ -5,33 +5,24 @@ python -m segdiff_jax.original.export_torch --workdir=runs/isic2016 --out=origin
 The folder then holds ema_STEP.pt and args.json for its sampling scripts: see docs/original.md.
 """
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import saved_config
+from segdiff_jax.config import flatten, saved_config
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.models import make_model, variables_like
-from segdiff_jax.original.weights import torch_from_params
+from segdiff_jax.original.import_torch import FIXED, SAME, find_torch, read_args
+from segdiff_jax.original.weights import StateDict, torch_from_params
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import replacing, write_file
+from segdiff_jax.runtime.files import write_file
 
-# Fields of which the original has one value.
-FIXED = {
-    "model.name": "segdiff",
-    "model.norm_groups": 32,
-    "model.rrdb_width": 64,
-    "model.rrdb_growth": 32,
-    "diffusion.self_conditioning": False,
-    "diffusion.input_scale": 1.0,
-    "diffusion.normalise_input": False,
-}
 # By the image's size; at 256 px, there is a choice.
 DEEPER = 1, 1, 1, 2, 2, 4, 4
 CHANNEL_MULT = {
@@ -42,12 +33,10 @@ CHANNEL_MULT = {
 }
 
 
-def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any], dict]:
-    """The averaged parameters of a checkpoint, in the original's names, its args.json and its meta.
+def export_state_dict(path: str | Path) -> tuple[StateDict, dict[str, Any], dict[str, Any]]:
+    """The averaged parameters of a checkpoint, its args.json and its meta.
 
-    Raises:
-        FileNotFoundError: if there is no checkpoint.
-        UserError: naming a field for which the original has no equivalent.
+    FileNotFoundError if there is no checkpoint; UserError as of `args_from_config`.
     """
     checkpoint = find_checkpoint(path)
     meta = load_meta(checkpoint)
@@ -60,20 +49,19 @@ def export_state_dict(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str
 
 
 def args_from_config(config: ConfigDict) -> dict[str, Any]:
-    """What the original calls our fields; UserError for those that it cannot have."""
+    """What the original calls our fields; UserError names a field that it cannot have."""
     if config.data.classes:
         raise UserError(f"data.classes={config.data.classes}: the original has two classes")
+    fields = flatten(config.to_dict())
     for name, only in FIXED.items():
-        section, field = name.split(".")
-        if config[section].get(field, only) != only:
+        if fields[name] != only:
             raise UserError(
-                f"{name}={config[section][field]!r}: the original has only {only!r}; "
+                f"{name}={fields[name]!r}: the original has only {only!r}; "
                 "segdiff_jax.inference.export writes any model for jax"
             )
     model, diffusion = config.model, config.diffusion
-    size, label = config.data.image_size, config.data.dataset.partition("/")[2]
-    label = label if config.data.dataset.startswith("cityscapes") else ""
-    mult = tuple(model.channel_mult)
+    size, mult = config.data.image_size, model.channel_mult
+    label = config.data.dataset.partition("cityscapes_instances/")[2]
     if mult not in CHANNEL_MULT.get(size, ()):
         known = ", ".join(f"{m} at {s}" for s, mults in CHANNEL_MULT.items() for m in mults)
         raise UserError(
@@ -85,63 +73,45 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
         )
     if diffusion.prediction == "v":
         raise UserError("diffusion.prediction='v': the original predicts eps or x0")
-    return {
-        "image_size": size,
-        "num_channels": model.channels,
-        "num_res_blocks": model.num_res_blocks,
-        "num_heads": model.num_heads,
+    return {theirs: fields[ours] for ours, theirs in SAME.items()} | {
         "num_heads_upsample": -1,
         "attention_resolutions": ",".join(str(size // f) for f in model.attention_resolutions),
-        "dropout": model.dropout,
-        "rrdb_blocks": model.rrdb_blocks,
         "deeper_net": mult == DEEPER,
-        "use_scale_shift_norm": model.scale_shift_norm,
         "learn_sigma": model.out_channels == 2,
         "sigma_small": diffusion.variance == "fixed_small",
         "class_cond": False,
         "class_name": label.removesuffix("_expanded") or "train",
         "expansion": label.endswith("_expanded"),
-        "diffusion_steps": diffusion.num_timesteps,
-        "noise_schedule": diffusion.schedule,
         "timestep_respacing": "",
         "use_kl": diffusion.loss == "rescaled_kl",
         "predict_xstart": diffusion.prediction == "x0",
         "rescale_timesteps": False,
         "rescale_learned_sigmas": diffusion.loss == "rescaled_mse",
         "use_checkpoint": False,
-        "clip_denoised": config.sampler.clip,
-        "seed": config.seed,
     }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = argument_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
     parser.add_argument("--out", required=True, help="the folder to write to")
     given = parser.parse_args(arguments)
 
     def export() -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise UserError("this needs torch: pip install -r requirements-torch.txt") from error
+        torch = find_torch()
         state_dict, args, meta = export_state_dict(given.workdir)
         out, name = Path(given.out), f"ema_{meta['step']:06d}.pt"
-        text, path = json.dumps(args, indent=4), out / "args.json"
-        if path.exists() and path.read_text() != text:
+        path = out / "args.json"
+        if path.exists() and read_args(path) != args:
             raise UserError(f"{path} is of another run: give another --out")
-        tensors = {name: torch.from_numpy(array) for name, array in state_dict.items()}
-        with replacing(out / name) as part:
-            try:
-                torch.save(tensors, part)
-            except RuntimeError as error:  # How torch reports a full disk.
-                raise OSError(str(error)) from error
-        write_file(path, text)
+        buffer = io.BytesIO()
+        torch.save({name: torch.from_numpy(x) for name, x in state_dict.items()}, buffer)
+        write_file(out / name, buffer.getvalue())
+        write_file(path, json.dumps(args, indent=4))
         model = saved_config(meta).model
         mean, std = (model[name] or [127.5] * 3 for name in ("image_mean", "image_std"))
-        print(f"{out}: {name}, {len(tensors)} arrays, and args.json")
         print(
+            f"{out}: {name}, {len(state_dict)} arrays, and args.json\n"
             "the data set there must normalise the colours, 0 to 255, by mean "
             f"{list(mean)} and standard deviation {list(std)}"
         )

@@ -12,24 +12,15 @@ UNIFORM_SHARE = 0.001  # of the draws, so that every timestep is drawn
 
 @struct.dataclass
 class History:
-    """The last losses of each timestep.
+    """The last losses of each timestep."""
 
-    Attributes:
-        losses: f32[T, 10], in any order.
-        counts: i32[T], how many there were.
-    """
-
-    losses: Array
-    counts: Array
+    losses: Array  # f32[T, 10], in any order
+    counts: Array  # i32[T], how many there were
 
 
 @dataclasses.dataclass(frozen=True)
 class LossAwareTimesteps:
-    """Draws each timestep as often as its losses are large; the history is part of the state.
-
-    Attributes:
-        num_timesteps: T.
-    """
+    """Draws timesteps with large losses more often; the history is part of the state."""
 
     num_timesteps: int
 
@@ -39,14 +30,10 @@ class LossAwareTimesteps:
         return History(jnp.zeros((T, HISTORY), jnp.float32), jnp.zeros(T, jnp.int32))
 
     def draw(self, u: Array, history: History) -> tuple[Array, Array]:
-        """Draws timesteps by `timestep_probabilities`.
+        """Timesteps i32[B] by `timestep_probabilities`, from `u` f32[B], uniform in [0, 1).
 
-        Args:
-            u: f32[B], uniform in [0, 1).
-            history: of the losses so far.
-        Returns:
-            i32[B] and f32[B], 1 / (T p_t). Losses are multiplied by it, so that the expectation of
-            their mean is the same as with uniform timesteps.
+        The factors f32[B] of their losses are 1 / (T p_t), so that the expectation of the mean loss
+        is the same as with uniform timesteps.
         """
         p = timestep_probabilities(history)
         t = jnp.sum(u[:, None] >= jnp.cumsum(p)[None, :], axis=1, dtype=jnp.int32)
@@ -54,13 +41,9 @@ class LossAwareTimesteps:
         return t, 1 / (len(p) * p[t])
 
     def update(self, history: History, index: Array, t: Array, losses: Array) -> History:
-        """The history with a batch's losses, which replace the oldest ones of their timesteps.
+        """The history with a batch's losses f32[B], which replace the oldest ones of `t` i32[B].
 
-        Args:
-            history: before.
-            index: i32[B], each example's place in the batch; the losses are taken in this order.
-            t: i32[B].
-            losses: f32[B].
+        They are taken in the order of `index` i32[B], each example's place in the batch.
         """
         order = jnp.argsort(index)
         t, losses = t[order], losses[order]
@@ -77,10 +60,7 @@ def timestep_probabilities(history: History) -> Array:
     """p_t in proportion to sqrt(E[L_t^2]) (Nichol and Dhariwal 2021, eq. 18).
 
     E is the mean of the last 10 losses. Until every timestep has had 10, p is uniform; a thousandth
-    of it always is.
-
-    Returns:
-        f32[T], whose sum is 1.
+    of it always is. f32[T], whose sum is 1.
     """
     T = len(history.counts)
     moment = jnp.sqrt(jnp.mean(jnp.square(history.losses), axis=1))

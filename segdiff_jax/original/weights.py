@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 
 from segdiff_jax.models import variables_like
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.runtime.errors import UserError
+
+StateDict = Mapping[str, np.ndarray]  # the original's names -> arrays
 
 # Mean and standard deviation of the colours, 0 to 255, by which the original normalises.
 COLOURS = {
@@ -25,45 +26,37 @@ COLOURS = {
     "cityscapes_instances": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
 
-RES_BLOCK = {
+# The original's names of our modules where they differ; `_unet_block` has those with numbers.
+NAMES = {
     "norm_in": "in_layers.0",
     "conv_in": "in_layers.2",
     "time": "emb_layers.1",
     "norm_out": "out_layers.0",
     "conv_out": "out_layers.3",
     "skip": "skip_connection",
-}
-ATTENTION = {"norm": "norm", "qkv": "qkv", "proj": "proj_out"}
-RRDB_ENDS = {
-    "conv_first": "conv_first",
+    "proj": "proj_out",
     "conv_trunk": "trunk_conv",
     "conv_hr": "HRconv",
-    "conv_last": "conv_last",
-}
-UNET_ENDS = {
     "time_0": "time_embed.0",
     "time_1": "time_embed.2",
     "out_norm": "out.0",
     "out_conv": "out.2",
-    "middle_attention": "middle_block.1",
     "middle_res0": "middle_block.0",
+    "middle_attention": "middle_block.1",
     "middle_res1": "middle_block.2",
 }
 
 
-def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Turns a state dict of the original into parameters of the SegDiff that it describes.
+def params_from_torch(state_dict: StateDict) -> dict[str, Any]:
+    """The parameters f32 of `SegDiff(**config_from_torch(state_dict))`.
 
-    Args:
-        state_dict: the original's names -> arrays, of any float type.
-    Returns:
-        A tree of f32 arrays for `SegDiff(**config_from_torch(state_dict)).apply`.
-    Raises:
-        UserError: naming every array that is missing, left over or of another shape.
+    UserError names every array that is missing, left over or of another shape.
     """
     config = config_from_torch(state_dict)
+    smallest = 2 ** (len(config["channel_mult"]) - 1)
+    leaves = traverse_util.flatten_dict(variables_like(SegDiff(**config), smallest)["params"])
     problems, params, used = [], {}, set()
-    for path, leaf in expected_params(config).items():
+    for path, leaf in leaves.items():
         name, shape = torch_name(path, config), torch_shape(path, leaf.shape)
         used.add(name)
         if name not in state_dict:
@@ -71,24 +64,17 @@ def params_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         elif state_dict[name].shape != shape:
             problems.append(f"{name} has shape {state_dict[name].shape}, not {shape}")
         else:
-            array = np.asarray(state_dict[name], np.float32)
-            array = array.transpose(2, 3, 1, 0) if len(leaf.shape) == 4 else array
-            params[path] = array.reshape(shape[:2]).T if len(leaf.shape) == 2 else array
+            array, like = np.asarray(state_dict[name], np.float32), leaf.shape
+            is_conv = len(like) == 4
+            params[path] = array.transpose(2, 3, 1, 0) if is_conv else array.reshape(like[::-1]).T
     problems += [f"{name} is not used" for name in state_dict.keys() - used]
     if problems:
         raise UserError("not a state dict of the original SegDiff: " + "; ".join(sorted(problems)))
     return traverse_util.unflatten_dict(params)
 
 
-def torch_from_params(
-    params: Mapping[str, Any], config: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Turns parameters into a state dict of the original: its names -> f32 arrays.
-
-    Args:
-        params: of `SegDiff(**config)` with group norm.
-        config: see `torch_name`.
-    """
+def torch_from_params(params: Mapping[str, Any], config: Mapping[str, Any]) -> StateDict:
+    """The f32 arrays of the parameters of `SegDiff(**config)`."""
     state_dict = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         array = np.asarray(leaf, np.float32)
@@ -98,13 +84,10 @@ def torch_from_params(
     return state_dict
 
 
-def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arguments of the SegDiff that a state dict describes, as far as shapes tell.
+def config_from_torch(state_dict: StateDict) -> dict[str, Any]:
+    """The fields of the SegDiff that a state dict describes; UserError if an array is missing.
 
     The number of heads (4 in the original) and the dropout leave no trace in the shapes.
-
-    Raises:
-        UserError: naming the first array that is needed to tell and is missing.
     """
 
     def shape(name):
@@ -114,13 +97,11 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
     def numbers(pattern):
         matches = (re.fullmatch(pattern, name) for name in state_dict)
-        return sorted(int(match[1]) for match in matches if match)
+        return {int(match[1]) for match in matches if match}
 
     channels = shape("input_blocks.0.0.weight")[0]
-    downsamples = numbers(r"input_blocks\.(\d+)\.0\.op\.weight")
-    res_blocks = numbers(r"input_blocks\.(\d+)\.0\.in_layers\.2\.weight")
-    levels = len(downsamples) + 1
-    num_res_blocks = len(res_blocks) // levels
+    levels = len(numbers(r"input_blocks\.(\d+)\.0\.op\.weight")) + 1
+    num_res_blocks = len(numbers(r"input_blocks\.(\d+)\.0\.in_layers\.2\.weight")) // levels
     last = [level * (num_res_blocks + 1) + num_res_blocks for level in range(levels)]
     width = [shape(f"input_blocks.{i}.0.out_layers.3.weight")[0] for i in last]
     attention = numbers(r"input_blocks\.(\d+)\.1\.qkv\.weight")
@@ -138,19 +119,12 @@ def config_from_torch(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     }
 
 
-def expected_params(config: Mapping[str, Any]) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Path -> shape of every parameter of `SegDiff(**config)`; nothing is computed."""
-    size = 2 ** (len(config["channel_mult"]) - 1)
-    return traverse_util.flatten_dict(variables_like(SegDiff(**config), size)["params"])
-
-
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The original's shape of our parameter at `path`: OIHW, OI11 (skip), OI1 (attention), OI."""
     if len(shape) == 4:
         return shape[3], shape[2], shape[0], shape[1]
-    if len(shape) == 2:
-        return (*shape[::-1], *{"skip": (1, 1), "qkv": (1,), "proj": (1,)}.get(path[-2], ()))
-    return shape
+    ones = {"skip": (1, 1), "qkv": (1,), "proj": (1,)} if len(shape) == 2 else {}
+    return *shape[::-1], *ones.get(path[-2], ())
 
 
 def torch_name(path: tuple[str, ...], config: Mapping[str, Any]) -> str:
@@ -163,18 +137,16 @@ def torch_name(path: tuple[str, ...], config: Mapping[str, Any]) -> str:
         case ["G", block, dense, conv]:
             name = f"rrdb.RRDB_trunk.{block.removeprefix('block')}.RDB{dense[-1]}.{conv}"
         case ["G", end]:
-            name = f"rrdb.{RRDB_ENDS[end]}"
-        case ["unet", block]:
-            name = _unet_block(block, config)
-        case ["unet", block, layer]:
-            name = f"{_unet_block(block, config)}.{(RES_BLOCK | ATTENTION)[layer]}"
+            name = f"rrdb.{NAMES.get(end, end)}"
+        case ["unet", block, *layers]:
+            name = ".".join([_unet_block(block, config), *(NAMES.get(x, x) for x in layers)])
     return f"{name}.{suffix}"
 
 
 def _unet_block(block: str, config: Mapping[str, Any]) -> str:
     """The original's name of a block of our U-Net; it counts the blocks through all levels."""
-    if block in UNET_ENDS:
-        return UNET_ENDS[block]
+    if block in NAMES:
+        return NAMES[block]
     side, level, kind, i = re.fullmatch(r"(down|up)(\d+)_([a-z]+)(\d*)", block).groups()
     level, i = int(level), int(i or config["num_res_blocks"])
     attention = 2**level in config["attention_resolutions"]

@@ -38,6 +38,8 @@ EXAMPLE = ROOT / "examples" / "predict_exported.py"
 class Noisy(nn.Module):
     """Masks that tell the noise, the timestep and which way the image lies."""
 
+    axis_name: str | None = None
+
     def encode_image(self, image):
         return jnp.cumsum(image[..., :1], axis=1) * jnp.linspace(0, 1, 16)[None, None, :, None]
 

@@ -1,5 +1,7 @@
 """The Medical Transformer against a slow loop, its branches and its size."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,13 @@ from segdiff_jax.models.baselines.medt import (
     split_patches,
 )
 
-BRANCH = {"channels": 8, "stem": 8, "lowest": True, "groups": 8, "axis_name": None}
+BRANCH = {"channels": 8, "stem": 8, "lowest": True, "axis_name": None}
+
+
+def attention(groups, positions, gated):
+    """`AxialAttention` of the number of channels that it is called with."""
+    options = {"groups": groups, "positions": positions, "gated": gated, "axis_name": None}
+    return functools.partial(AxialAttention, **options)
 
 
 def random_variables(model, *inputs):
@@ -72,7 +80,7 @@ def slow_attention(variables, x, channels, groups, positions, gated):
 
 @pytest.mark.parametrize("positions, gated", [(True, True), (True, False), (False, False)])
 def test_attention_equals_the_slow_loop(positions, gated):
-    model = AxialAttention(16, groups=4, positions=positions, gated=gated)
+    model = attention(4, positions, gated)(16)
     x = np.random.default_rng(0).normal(size=(2, 3, 5, 6))
     variables = random_variables(model, jnp.zeros((1, 1, 5, 6)))
     ours = jax.jit(lambda v, x: model.apply(v, x, False))(variables, jnp.asarray(x, jnp.float32))
@@ -86,13 +94,13 @@ def test_the_gates_start_as_in_the_paper():
     like = variables_like(MedT(), 16)["params"]
     gates = [path for path, _ in jax.tree_util.tree_leaves_with_path(like) if "gates" in str(path)]
     assert len(gates) == 2 * (1 + 2)  # Of height and width in each block of the global branch.
-    model = AxialAttention(16)
+    model = attention(8, positions=True, gated=True)(16)
     params = model.init(jax.random.key(0), jnp.zeros((2, 4, 16)), train=False)["params"]
     np.testing.assert_allclose(params["gates"], [0.1, 0.1, 1.0, 0.1])
 
 
 def test_a_block_attends_along_the_height_then_the_width():
-    block = AxialBlock(channels=8, stride=2, groups=4, positions=True, gated=True, axis_name=None)
+    block = AxialBlock(8, 2, attention(4, positions=True, gated=True), axis_name=None)
     x = np.random.default_rng(0).normal(size=(1, 4, 4, 6))
     variables = random_variables(block, jnp.zeros((1, 4, 4, 6)))
     ours = jax.jit(lambda x: block.apply(variables, x, False))(jnp.asarray(x, jnp.float32))
@@ -115,7 +123,8 @@ def test_a_block_attends_along_the_height_then_the_width():
 
 
 def test_every_level_reaches_the_output():
-    branch = medt.AxialUNet(blocks=(1, 1), positions=True, gated=True, **BRANCH)
+    attend = attention(8, positions=True, gated=True)
+    branch = medt.AxialUNet(blocks=(1, 1), attention=attend, **BRANCH)
     image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
     variables = random_variables(branch, image)
     loss = lambda params: jnp.sum(branch.apply({**variables, "params": params}, image, False) ** 2)
@@ -207,7 +216,8 @@ def test_logo_takes_any_size(variant, size):
 @pytest.mark.parametrize("size", [64, 96, 128])
 def test_the_local_branch_sees_each_patch_alone(size):
     """A change of one patch moves the local features of that patch only."""
-    branch = medt.AxialUNet(blocks=(1, 1, 1, 1), positions=False, gated=False, **BRANCH)
+    attend = attention(8, positions=False, gated=False)
+    branch = medt.AxialUNet(blocks=(1, 1, 1, 1), attention=attend, **BRANCH)
     image = np.random.default_rng(0).normal(size=(1, size, size, 3)).astype(np.float32)
     part = size // 4
     variables = random_variables(branch, jnp.zeros((1, part, part, 3)))
@@ -230,7 +240,6 @@ def test_patches_are_joined_where_they_were():
 @pytest.mark.parametrize(
     "fields, size, message",
     [
-        ({"variant": "local"}, 16, r"model\.variant='local': choose one of"),
         ({"channels": 12}, 16, r"model\.channels=12 must be a multiple of model\.groups=8"),
         ({}, 18, "image size 18 x 18 must be divisible by 4"),
     ],

@@ -181,14 +181,10 @@ def test_sizes_that_do_not_divide_are_named(size):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"name": "unet3d"}, "model.name='unet3d': choose one of"),
-        ({"name": "segdiff", "depth": 3}, "model.depth is not a field of segdiff"),
         (
             {"name": "segdiff", "channels": 48},
             "model.channels=48 must be a multiple of model.norm_groups=32",
         ),
-        ({"name": "segdiff", "dtype": "float16"}, "model.dtype='float16'"),
-        ({"name": "segdiff", "attention": "flash"}, "model.attention='flash': choose 'xla' or"),
         (
             {"name": "segdiff", "attention": "cudnn"},
             "model.attention='cudnn' needs model.dtype='bfloat16'",
@@ -206,12 +202,9 @@ def test_sizes_that_do_not_divide_are_named(size):
             "model.num_heads=3 must divide the 256 channels of the attention at factor 16",
         ),
         (
-            {"name": "segdiff", "attention_resolutions": (), "num_heads": 0},
-            "model.num_heads=0 must divide the 512 channels of the attention at factor 64",
+            {"name": "segdiff", "attention_resolutions": (), "num_heads": 3},
+            "model.num_heads=3 must divide the 512 channels of the attention at factor 64",
         ),
-        ({"name": "segdiff", "parent": None}, "model.parent is not a field of segdiff"),
-        ({"name": "segdiff", "axis_name": "x"}, "model.axis_name is not a field of segdiff"),
-        ({"name": "segdiff", "norm_groups": -1}, "model.channels=128 must be a multiple of"),
         (
             {"name": "medsegdiff", "norm_groups": 0, "dropout": 0.1},
             "model.dropout=0.1 is drawn for each example alone",

@@ -6,6 +6,7 @@ them, in a network of a global and a local branch. It computes what the authors'
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -17,7 +18,13 @@ from jax import Array
 from segdiff_jax.models.norms import batch_norm
 from segdiff_jax.runtime.errors import UserError
 
-VARIANTS = ("axial", "gated", "logo", "medt")
+# Whether there are gates, a local branch, and positions in the local branch.
+VARIANTS = {
+    "axial": (False, False, False),
+    "gated": (True, False, False),
+    "logo": (False, True, True),
+    "medt": (True, True, False),
+}
 GATES = (0.1, 0.1, 1.0, 0.1)  # At the start: of q's and of k's positions, of v, of v's positions.
 PATCHES = 4  # A side; the local branch sees each patch alone.
 
@@ -31,7 +38,7 @@ class AxialAttention(nn.Module):
         y_i = sum_j softmax_j(q_i k_j + g_1 q_i r^q_ij + g_2 k_j r^k_ij) (g_3 v_j + g_4 r^v_ij)
 
     Batch norms follow q, k, v, each of the three similarities and each of the two sums. But for
-    their epsilon, they undo the scale of the gates. So it is in the authors' code.
+    their epsilon, they undo the scale of the gates, as in the authors' code.
 
     Attributes:
         channels: channels of the output and of v, a multiple of 2 `groups`; q and k have half of
@@ -43,10 +50,10 @@ class AxialAttention(nn.Module):
     """
 
     channels: int
-    groups: int = 8
-    positions: bool = True
-    gated: bool = True
-    axis_name: str | None = None
+    groups: int
+    positions: bool
+    gated: bool
+    axis_name: str | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -88,14 +95,13 @@ class AxialBlock(nn.Module):
     Attributes:
         channels: channels within the block; twice as many come out.
         stride: 2 halves the size (rounded up) after the attention.
-        The others are those of `AxialAttention`.
+        attention: `AxialAttention` of these channels and a name.
+        axis_name: see `AxialAttention`.
     """
 
     channels: int
     stride: int
-    groups: int
-    positions: bool
-    gated: bool
+    attention: Callable[..., AxialAttention]
     axis_name: str | None
 
     @nn.compact
@@ -103,17 +109,10 @@ class AxialBlock(nn.Module):
         """f32[B, H, W, C] -> f32[B, H / stride, W / stride, 2 channels]."""
         norm = batch_norm(train, self.axis_name)
         conv = functools.partial(conv_without_bias, kernel_size=(1, 1))
-        attend = functools.partial(
-            AxialAttention,
-            channels=self.channels,
-            groups=self.groups,
-            positions=self.positions,
-            gated=self.gated,
-            axis_name=self.axis_name,
-        )
         h = nn.relu(norm(name="norm_down")(conv(self.channels, name="conv_down")(x)))
-        h = jnp.swapaxes(attend(name="height")(jnp.swapaxes(h, 1, 2), train), 1, 2)
-        h = attend(name="width")(h, train)
+        attend = lambda name, h: self.attention(self.channels, name=name)(h, train)
+        h = jnp.swapaxes(attend("height", jnp.swapaxes(h, 1, 2)), 1, 2)
+        h = attend("width", h)
         # XLA on CPU has wrong gradients of poolings whose window is larger than the image.
         strides = tuple(min(self.stride, side) for side in x.shape[1:3])
         if self.stride > 1:
@@ -129,21 +128,19 @@ class AxialUNet(nn.Module):
     """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch.
 
     Attributes:
+        attention, axis_name: see `AxialBlock`.
         channels: base width; level k has 2^(k+1) times as many channels within its blocks.
         stem: channels of the stem's first and last convolution; the second has 16 `channels`.
         blocks: number of blocks of each level; every level but the first halves the size.
         lowest: a convolution of the last level comes first in the decoder.
-        The others are those of `AxialAttention`.
     """
 
+    attention: Callable[..., AxialAttention]
+    axis_name: str | None
     channels: int
     stem: int
     blocks: tuple[int, ...]
     lowest: bool
-    groups: int
-    positions: bool
-    gated: bool
-    axis_name: str | None
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Array:
@@ -152,23 +149,14 @@ class AxialUNet(nn.Module):
         x, stem = image, [(self.stem, 7, 2), (16 * self.channels, 3, 1), (self.stem, 3, 1)]
         for i, (width, size, stride) in enumerate(stem):
             # Padded on both sides, as torch does it.
-            conv = conv_without_bias(
-                width, (size, size), strides=stride, padding=size // 2, name=f"stem{i}_conv"
-            )
+            conv = conv_without_bias(width, (size, size), stride, size // 2, name=f"stem{i}_conv")
             x = nn.relu(norm(name=f"stem{i}_norm")(conv(x)))
         skips = []
         for level, count in enumerate(self.blocks):
             for i in range(count):
-                block = AxialBlock(
-                    channels=self.channels * 2 ** (level + 1),
-                    stride=2 if level and i == 0 else 1,
-                    groups=self.groups,
-                    positions=self.positions,
-                    gated=self.gated,
-                    axis_name=self.axis_name,
-                    name=f"level{level}_block{i}",
-                )
-                x = block(x, train)
+                stride = 2 if level and i == 0 else 1
+                fields = self.channels * 2 ** (level + 1), stride, self.attention, self.axis_name
+                x = AxialBlock(*fields, name=f"level{level}_block{i}")(x, train)
             skips.append(x)
         if self.lowest:
             x = self.decode(x, x.shape[-1], skips[-1], "lowest", stride=2) + skips[-1]
@@ -200,18 +188,12 @@ class MedT(nn.Module):
     them in turn. The authors' local branch always cuts patches of 32 px; here, patches are a
     quarter of the image's height and width, which is the same at 128 px.
 
-    Attributes:
-        variant: "axial" is one branch of axial attention. "gated" has gates on its positions.
-            "logo" adds a local branch, on 4 x 4 patches, to a global branch of two levels; neither
-            has gates. "medt" is "logo" with gates in the global branch and without positions in
-            the local branch.
-        channels: of the stem (the paper's 64 s with s = 1 / 8); the local branch's stem has eight
-            times as many, since the authors' code makes it as wide as what the global levels give.
-        blocks: number of blocks of each level.
-        groups: heads of the attention.
-        out_channels: as many as the mask has.
-        frozen_gate_epochs: passes over the data before the gates move, see `freeze_gates`.
-        axis_name: of the devices over which batch statistics are averaged in training.
+    "axial" is one branch of axial attention. "gated" has gates on its positions. "logo" adds a
+    local branch, on 4 x 4 patches, to a global branch of two levels; neither has gates. "medt" is
+    "logo" with gates in the global branch and without positions in the local branch.
+
+    The stem's `channels` are the paper's 64 s with s = 1 / 8. The local branch's stem has eight
+    times as many, since the authors' code makes it as wide as the output of the global levels.
     """
 
     variant: str = "medt"
@@ -223,8 +205,6 @@ class MedT(nn.Module):
     axis_name: str | None = None
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise UserError(f"model.variant={self.variant!r}: choose one of {VARIANTS}")
         if self.channels % self.groups:
             raise UserError(
                 f"model.channels={self.channels} must be a multiple of model.groups={self.groups}"
@@ -235,39 +215,29 @@ class MedT(nn.Module):
     def __call__(self, image: Array, train: bool = False) -> Array:
         """The log odds of a lesion, or of each class, at every pixel.
 
-        Args:
-            image: f32[B, H, W, 3], normalised; the tables of positions have its size.
-            train: normalise by the statistics of the batch, and update them, see `batch_norm`.
-        Returns:
-            f32[B, H, W, out_channels].
-        Raises:
-            UserError: if a side is no multiple of 4 and there is a local branch.
+        f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. The tables of positions have
+        the image's size. With a local branch, H and W must be multiples of 4.
         """
-        branch = functools.partial(
-            AxialUNet, channels=self.channels, groups=self.groups, axis_name=self.axis_name
-        )
-        whole = functools.partial(
-            branch, stem=self.channels, positions=True, gated=self.variant in ("gated", "medt")
-        )
-        if self.variant in ("axial", "gated"):
-            x = whole(blocks=self.blocks, lowest=True, name="branch")(image, train)
-        else:
-            x = whole(blocks=self.blocks[:2], lowest=False, name="global")(image, train)
-            local = branch(
-                stem=8 * self.channels,
-                blocks=self.blocks,
-                lowest=True,
-                positions=self.variant == "logo",
-                gated=False,
-                name="local",
-            )
+
+        axis, stem = self.axis_name, self.channels
+
+        def branch(name, stem, blocks, **kind):
+            attend = functools.partial(AxialAttention, groups=self.groups, axis_name=axis, **kind)
+            lowest = name != "global"
+            return AxialUNet(attend, axis, self.channels, stem, blocks, lowest, name=name)
+
+        gated, has_local, positions = VARIANTS[self.variant]
+        name, blocks = ("global", self.blocks[:2]) if has_local else ("branch", self.blocks)
+        x = branch(name, stem, blocks, positions=True, gated=gated)(image, train)
+        if has_local:
+            local = branch("local", 8 * stem, self.blocks, positions=positions, gated=False)
             x = x + join_patches(local(split_patches(image), train))
             x = nn.relu(nn.Conv(x.shape[-1], (3, 3), padding=1, name="fuse")(x))
         return nn.Conv(self.out_channels, (1, 1), name="out_conv")(x)
 
 
 def split_patches(image: Array) -> Array:
-    """[B, H, W, C] -> [16 B, H / 4, W / 4, C], row by row; a ValueError if that is not whole."""
+    """[B, H, W, C] -> [16 B, H / 4, W / 4, C], row by row; UserError unless 4 divides H and W."""
     batch, height, width, channels = image.shape
     if height % PATCHES or width % PATCHES:
         raise UserError(
@@ -291,7 +261,7 @@ conv_without_bias = functools.partial(
 
 
 class FrozenGates(NamedTuple):
-    """The state of `freeze_gates`: i32[], the updates so far, and the wrapped optimiser's state."""
+    """i32[], the updates so far, and the state of the wrapped optimiser."""
 
     count: Array
     inner: optax.OptState
@@ -300,28 +270,25 @@ class FrozenGates(NamedTuple):
 def freeze_gates(tx: optax.GradientTransformation, steps: int) -> optax.GradientTransformation:
     """`tx`, but in its first `steps` updates no gate moves.
 
-    Gates are all leaves named "gates", or "gates " and more, which is how a stack of several is
-    named. In those updates, `tx` sees their gradient as 0, and their update is 0 whatever `tx`
-    says. So neither averages of the gradient nor weight decay touch them.
+    Gates are all leaves named "gates", or "gates " and more, as `training.optimizer.stacks` names
+    them. In those updates, `tx` sees their gradient as 0, and their update is 0 whatever `tx` says.
+    So neither averages of the gradient nor weight decay touch them.
 
-    The authors' code gives the gates no gradient in its first 11 epochs. PyTorch's Adam skips what
-    has no gradient: no averages, no weight decay, no count of its updates. Here, the averages are 0
-    after those updates, too. But Adam has one count for all parameters, so its bias correction
-    counts the frozen updates. After many frozen updates there is none left for the gates. With
+    The authors' code gives the gates no gradient in its first 11 epochs, and PyTorch's Adam skips
+    parameters without one: no averages, no weight decay, no count of their updates. Here, the
+    averages are 0 after those updates, too. But Adam has one count for all parameters, so its bias
+    correction counts the frozen updates. After many of them, the gates get no correction. With
     decays of 0.9 and 0.999 and a steady gradient, the n-th update that moves the gates is then
-    (1 - 0.9^n) / sqrt(1 - 0.999^n) times that of the authors: 3.2 at first, 6.6 at most (n = 12)
-    and 1.3 for n = 1000.
+    (1 - 0.9^n) / sqrt(1 - 0.999^n) times the authors': 3.2 at first, 6.6 at most (n = 12) and 1.3
+    for n = 1000.
     """
 
-    def init(params: optax.Params) -> FrozenGates:
+    def init(params):
         return FrozenGates(jnp.zeros((), jnp.int32), tx.init(params))
 
-    def update(
-        updates: optax.Updates, state: FrozenGates, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, FrozenGates]:
+    def update(updates, state, params=None):
         def without_gates(path, leaf):
-            name = jax.tree_util.keystr(path[-1:], simple=True)
-            is_gate = name == "gates" or name.startswith("gates ")
+            is_gate = jax.tree_util.keystr(path[-1:], simple=True).split(" ")[0] == "gates"
             return jnp.where(state.count < steps, 0, leaf) if is_gate else leaf
 
         freeze = functools.partial(jax.tree_util.tree_map_with_path, without_gates)

@@ -9,9 +9,6 @@ from jax import Array
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.runtime.errors import UserError
 
-PADDINGS = ("same", "valid")
-NORMS = ("batch", "group", "none")
-
 
 class RonnebergerUNet(nn.Module):
     """Two 3x3 convolutions a level, poolings, up-convolutions, concatenation; the paper's widths.
@@ -21,10 +18,8 @@ class RonnebergerUNet(nn.Module):
         padding: "same", or the paper's "valid", without padding. For "valid", the image is first
             extended by mirroring, so that the output covers all of it (the paper's overlap-tile
             strategy, section 2).
-        norm: after each 3x3 convolution: "batch", "group" (32 groups, or half as many as there are
-            channels if that is less) or the paper's "none".
+        norm: after each 3x3 convolution: "batch", "group" (see `groups_of`) or the paper's "none".
         dtype: "float32" or "bfloat16", of the computation; parameters and norms are float32.
-        out_channels: as many as the mask has.
         axis_name: of the devices over which batch statistics are averaged in training, if any.
     """
 
@@ -36,9 +31,6 @@ class RonnebergerUNet(nn.Module):
     axis_name: str | None = None
 
     def __post_init__(self):
-        for field, choices in (("padding", PADDINGS), ("norm", NORMS)):
-            if getattr(self, field) not in choices:
-                raise UserError(f"model.{field}={getattr(self, field)!r}: choose one of {choices}")
         odd = [width for width in self.channels if width % groups_of(width)]
         if self.norm == "group" and odd:
             raise UserError(
@@ -50,41 +42,25 @@ class RonnebergerUNet(nn.Module):
     def __call__(self, image: Array, train: bool = False) -> Array:
         """The log odds of a lesion, or of each class, at every pixel.
 
-        Args:
-            image: f32[B, H, W, 3], normalised.
-            train: normalise by the statistics of the batch, and update them, see `batch_norm`.
-        Returns:
-            f32[B, H, W, out_channels].
-        Raises:
-            UserError: if `padding` is "same" and a side is no multiple of 2^poolings.
+        f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. For "same", H and W must be
+        multiples of 2^poolings.
         """
-        height, width = image.shape[1:3]
+        (height, width), poolings = image.shape[1:3], len(self.channels) - 1
         if self.padding == "valid":
-            more = [input_size(side, self.poolings) - side for side in (height, width)]
+            more = [input_size(side, poolings) - side for side in (height, width)]
             pads = [(0, 0), *((m // 2, m - m // 2) for m in more), (0, 0)]
             image = jnp.pad(image, pads, mode="reflect")
-        elif height % 2**self.poolings or width % 2**self.poolings:
+        elif height % 2**poolings or width % 2**poolings:
             raise UserError(
-                f"image size {height} x {width} must be divisible by {2**self.poolings}: "
+                f"image size {height} x {width} must be divisible by {2**poolings}: "
                 f"model.channels has {len(self.channels)} levels"
             )
         return centre(self.segment(image, train), (height, width))
-
-    @property
-    def poolings(self) -> int:
-        """The number of times that the size is halved."""
-        return len(self.channels) - 1
 
     @nn.compact
     def segment(self, x: Array, train: bool) -> Array:
         """The network itself: "valid" makes 388 x 388 log odds of a 572 x 572 image."""
         dtype = jnp.dtype(self.dtype)
-
-        def normalised(h: Array) -> Array:
-            if self.norm == "none":
-                return h
-            groups = groups_of(h.shape[-1]) if self.norm == "group" else 0
-            return make_norm(groups, self.axis_name)(train, None)(h)
 
         conv = functools.partial(
             nn.Conv,
@@ -96,9 +72,12 @@ class RonnebergerUNet(nn.Module):
         )
 
         def convs(h: Array, width: int, name: str) -> Array:
+            groups = groups_of(width) if self.norm == "group" else 0
+            norm = make_norm(groups, self.axis_name)
             for i in range(2):
                 h = conv(width, name=f"{name}_conv{i}")(h)
-                h = nn.relu(normalised(h)).astype(dtype)
+                h = h if self.norm == "none" else norm(train, None)(h)
+                h = nn.relu(h).astype(dtype)
             return h
 
         skips = []
