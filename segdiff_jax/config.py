@@ -30,11 +30,7 @@ def default_config(model: str = "segdiff") -> ConfigDict:
 
 
 def complete(saved: Mapping[str, Any], version: int = VERSION) -> ConfigDict:
-    """A saved config (section -> field -> value) with every field of today.
-
-    Raises:
-        UserError: naming a field that cannot be read.
-    """
+    """A saved config (section -> field -> value) with all fields; UserError as of `set_fields`."""
     saved = upgrade(saved, version)
     config = default_config(saved["model"]["name"])
     set_fields(config, flatten(saved))
@@ -42,15 +38,14 @@ def complete(saved: Mapping[str, Any], version: int = VERSION) -> ConfigDict:
 
 
 def saved_config(meta: Mapping[str, Any]) -> ConfigDict:
-    """The config in the metadata of a checkpoint; UserError as of `complete`."""
+    """The config in the metadata of a checkpoint; errors as of `complete`."""
     return complete(meta["config"], meta.get("version", 1))
 
 
 def upgrade(saved: Mapping[str, Any], version: int) -> dict[str, Any]:
-    """The fields of an older version as fields of today; `complete` adds what is missing.
+    """The fields of an older version under their names of today.
 
-    Raises:
-        UserError: if a newer version of the package made them, or a field has no equivalent.
+    A UserError says that a newer version made them, or that a field has no equivalent.
     """
     saved = {k: dict(v) if isinstance(v, Mapping) else v for k, v in saved.items()}
     if version > VERSION:
@@ -69,8 +64,7 @@ def upgrade(saved: Mapping[str, Any], version: int) -> dict[str, Any]:
     for gone in ("model.rrdb_scan", "model.remat", "data.cache", "train.ema_warmup"):
         section, name = gone.split(".")
         saved.get(section, {}).pop(name, None)
-    epochs = train.pop("frozen_gate_epochs", None)
-    if model["name"] == "medt" and epochs is not None:
+    if (epochs := train.pop("frozen_gate_epochs", None)) is not None and model["name"] == "medt":
         model["frozen_gate_epochs"] = epochs
     for section in ("sampler", "validation"):
         if "votes" in saved.get(section, {}):
@@ -81,10 +75,9 @@ def upgrade(saved: Mapping[str, Any], version: int) -> dict[str, Any]:
 
 
 def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
-    """Sets fields, by names such as "sampler.steps".
+    """Sets fields by names such as "sampler.steps".
 
-    Raises:
-        UserError: naming a field that does not exist or has another type.
+    A UserError names a field that does not exist or has another type.
     """
     for name, value in values.items():
         section, _, field = name.rpartition(".")
@@ -102,8 +95,7 @@ def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
     """["--config.sampler.steps=3"] -> {"sampler.steps": 3}, with the types of the fields.
 
-    Raises:
-        UserError: naming an argument that is not of this form.
+    A UserError names an argument that does not have this form.
     """
     known, found = fields("segdiff"), {}
     for argument in arguments:
@@ -159,10 +151,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str | None]:
     data, diffusion = config.data, config.diffusion
     classes, channels = classes_of(data), config.model.out_channels
     if 0 != data.full_size < data.image_size:
-        yield (
-            f"data.full_size={data.full_size} must be 0 or at least "
-            f"data.image_size={data.image_size}"
-        )
+        full, size = data.full_size, data.image_size
+        yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
     if classes.several and (data.dataset != "paired_folder" or data.extra_datasets):
         yield (
             f"data.classes={classes.names} needs data.dataset='paired_folder' and no "
@@ -187,16 +177,13 @@ def _wrong_together(config: ConfigDict) -> Iterator[str | None]:
     if supervised:
         return
     yield from _wrong_variance(config, channels, classes.several)
-    if diffusion.loss == "bce_dice" and diffusion.prediction != "x0":
-        yield (
-            "diffusion.loss='bce_dice' scores masks: it needs diffusion.prediction='x0', not "
-            f"{diffusion.prediction!r}"
-        )
-    if diffusion.recycling and diffusion.prediction != "x0":
-        yield (
-            "diffusion.recycling adds noise to the network's own mask: it needs "
-            f"diffusion.prediction='x0', not {diffusion.prediction!r}"
-        )
+    needs_x0 = {
+        "diffusion.loss='bce_dice' scores masks": diffusion.loss == "bce_dice",
+        "diffusion.recycling adds noise to the network's own mask": diffusion.recycling,
+    }
+    for reason, holds in needs_x0.items():
+        if holds and diffusion.prediction != "x0":
+            yield f"{reason}: it needs diffusion.prediction='x0', not {diffusion.prediction!r}"
     if diffusion.timestep_sampler != "uniform" and diffusion.timestep_power != 1:
         yield (
             f"diffusion.timestep_power={diffusion.timestep_power} and "
