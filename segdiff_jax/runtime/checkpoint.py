@@ -77,11 +77,10 @@ class Checkpoints:
         return self._last.latest_step()
 
     def last_meta(self) -> dict[str, Any] | None:
-        """`meta` of the last checkpoint, or None if there is none."""
+        """`meta` of the last checkpoint, or None if there is none; `best_meta`: of the best one."""
         return _latest_meta(self._last)
 
     def best_meta(self) -> dict[str, Any] | None:
-        """`meta` of the best checkpoint, or None if there is none."""
         return _latest_meta(self._best)
 
     def restore_last(self, like: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ out_axes=None. `shard` splits batches. `device_count` is the number of devices o
 
 import json
 import math
-import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import psutil
 from jax import Array, device_count, process_count, process_index
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -87,16 +87,10 @@ def program_bytes(fn: Callable, *args: Any) -> int:
 def free_bytes() -> float:
     """The least memory that a device of this process has free; infinity if it is not known."""
     if jax.default_backend() == "cpu":
-        return min(_available(), _left_to_container()) / jax.local_device_count()
+        available = psutil.virtual_memory().available
+        return min(available, _left_to_container()) / jax.local_device_count()
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     return min(s.get("bytes_limit", math.inf) - s.get("bytes_in_use", 0) for s in stats)
-
-
-def _available() -> float:
-    """Bytes of the machine's free memory."""
-    path = Path("/proc/meminfo")
-    kib = re.search(r"MemAvailable: *(\d+) kB", path.read_text()) if path.exists() else None
-    return 1024 * int(kib[1]) if kib else math.inf
 
 
 def _left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> float:
@@ -113,11 +107,9 @@ def shard(tree: Any) -> Any:
     devices = jax.local_device_count()
 
     def split(x):
-        if x.shape[0] % devices:
-            raise ValueError(
-                f"a batch of {x.shape[0]} does not divide over {devices} devices: "
-                f"choose a multiple of {devices}"
-            )
+        if len(x) % devices:
+            much = f"a batch of {len(x)} does not divide over {devices} devices"
+            raise ValueError(f"{much}: choose a multiple of {devices}")
         return x.reshape(devices, -1, *x.shape[1:])
 
     return jax.tree.map(split, tree)

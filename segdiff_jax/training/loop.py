@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         clock = Clock(config.train, int(state.step), elapsed)
         if parallel.is_main():
             write_file(workdir / "config.json", json.dumps(settings, indent=2))
-        print(describe(config, state, len(training), len(validation)), flush=True)
+        print(describe(config, state, training, validation), flush=True)
         if meta:
             print(f"resuming {workdir} at step {clock.step}", flush=True)
 
@@ -102,9 +102,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
                 if is_better(scores, best):
                     best = next(iter(scores.values()))
                     found = {f"validation_{name}": score for name, score in scores.items()}
-                    checkpoints.save_best(
-                        clock.step, variables, about | found | {"step": clock.step}
-                    )
+                    found |= {"step": clock.step}
+                    checkpoints.save_best(clock.step, variables, about | found)
                 logs.validation(clock.step, scores, pictures)  # Last: it says that it is done.
                 logs.restart_clock()
             if clock.ended():
@@ -161,12 +160,11 @@ def check_run(config: ConfigDict) -> dict[str, Any]:
     scores = config.validation.scores
     if not scores or set(scores) - SCORES.keys():
         raise UserError(f"validation.scores={scores} must be one or some of {', '.join(SCORES)}")
-    devices = parallel.device_count()
-    parts = devices * train.microbatches
-    if train.batch_size % parts:
+    devices, microbatches = parallel.device_count(), train.microbatches
+    if train.batch_size % (devices * microbatches):
         raise UserError(
             f"train.batch_size={train.batch_size} does not divide over {devices} devices x "
-            f"{train.microbatches} microbatches: choose a multiple of {parts}"
+            f"{microbatches} microbatches: choose a multiple of {devices * microbatches}"
         )
     if train.max_minutes and parallel.process_count() > 1:
         raise UserError("train.max_minutes needs a single process: each has a clock of its own")
@@ -249,14 +247,13 @@ def is_better(scores: dict[str, float], best: float | None) -> bool:
     return best is None or (score < best if name in LOWER_IS_BETTER else score > best)
 
 
-def describe(config: ConfigDict, state: TrainState, training: int, validation: int) -> str:
+def describe(config: ConfigDict, state: TrainState, *sources: ResizedSource) -> str:
     """What is trained, on what and where."""
     params = sum(x.size for x in jax.tree.leaves(state.params))
+    images = "{} training and {} validation images".format(*map(len, sources))
     datasets = ", ".join([config.data.dataset, *config.data.extra_datasets])
-    return (
-        f"{config.model.name}, {params:,} parameters; {training} training and {validation} "
-        f"validation images of {datasets}; {parallel.describe_devices()}"
-    )
+    network = f"{config.model.name}, {params:,} parameters"
+    return f"{network}; {images} of {datasets}; {parallel.describe_devices()}"
 
 
 def summary(clock: Clock, best: float | None, config: ConfigDict, workdir: Path) -> str:

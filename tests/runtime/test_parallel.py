@@ -1,6 +1,7 @@
 """Splitting over the four fake devices."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_a_programs_memory_is_that_of_one_devices_arguments_and_results():
 
 
 def test_free_memory_is_each_devices_share_of_what_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "_available", lambda: 400)
+    memory = SimpleNamespace(available=400)
+    monkeypatch.setattr(parallel.psutil, "virtual_memory", lambda: memory)
     assert parallel.free_bytes() == 100
     monkeypatch.setattr(parallel, "_left_to_container", lambda: 200)
     assert parallel.free_bytes() == 50
