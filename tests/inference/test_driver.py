@@ -406,13 +406,14 @@ def test_views_are_all_mirror_images_and_turns_and_come_back(flips, rotations):
     views = make_views(flips, rotations)
     assert len(views) == {(0, 0): 1, (1, 0): 4, (0, 1): 4, (1, 1): 8}[flips, rotations]
     images = images_of(2)
-    seen_as = np.asarray(to_views(jnp.asarray(images), views))
+    flat = to_views(jnp.asarray(images), views)
+    seen_as = np.asarray(flat).reshape(2, len(views), *images.shape[1:])
     np.testing.assert_array_equal(seen_as[:, 0], images)
     for i in range(2):
         expected = views_as_arrays(images[i, ..., 0], flips, rotations)
         assert {view.tobytes() for view in seen_as[i, ..., 0]} == expected
     which = jnp.broadcast_to(jnp.arange(len(views)), (2, len(views)))
-    back = from_views(jnp.float32(seen_as), views, which)
+    back = from_views(jnp.float32(flat), views, which)
     for view in np.moveaxis(np.asarray(back), 1, 0):
         np.testing.assert_array_equal(view, images)
 
