@@ -184,7 +184,7 @@ class Diffusion:
         return State(x_T, jnp.zeros_like(x_T))
 
     def advance(
-        self, variables: Any, features: Array, draw: Draw, state: State, first: Array, count: int
+        self, variables: Any, first: Array, features: Array, draw: Draw, state: State, count: int
     ) -> State:
         """Some steps of the chain, see `interface`."""
         # With a single view, all samples of an image share its features.

@@ -10,7 +10,7 @@ show progress between them and measure their memory:
 
     encode(variables, images) -> features, with a leading axis B
     begin(features, draw) -> State
-    advance(variables, features, draw, state, first, count) -> State
+    advance(variables, first, features, draw, state, count) -> State
         `count` steps of the chain downwards from step `first`, i32[]; only where there is a chain
     finish(state, draw) -> f32[B, V, S, S, C], where clean masks are -1 or +1
 
@@ -74,5 +74,5 @@ def sample_masks(method: Any, variables: Any, images: Array, draw: Draw) -> Arra
     features, steps = method.encode(variables, images), len(method.timesteps)
     state = method.begin(features, draw)
     if steps:
-        state = method.advance(variables, features, draw, state, jnp.int32(steps - 1), steps)
+        state = method.advance(variables, jnp.int32(steps - 1), features, draw, state, steps)
     return jnp.moveaxis(method.finish(state, draw), 1, 0)

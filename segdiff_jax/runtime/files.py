@@ -1,6 +1,7 @@
 """How files are written: whole or not at all, and with a sentence if that fails."""
 
 import contextlib
+import csv
 import os
 import secrets
 import shutil
@@ -44,3 +45,11 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Writes a whole file; OSError as of `replacing`."""
     with replacing(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def complete_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file that may be absent; a killed run may leave a torn line, which goes."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]

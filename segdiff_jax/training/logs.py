@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import naming, write_file
+from segdiff_jax.runtime.files import complete_rows, naming, write_file
 from segdiff_jax.training.tracking import Trackers
 
 COLUMNS = (
@@ -178,14 +178,6 @@ class Logs:
             table = csv.DictWriter(file, self._columns)
             table.writerow({"step": step} | {k: f"{v:.6g}" for k, v in values.items()})
         self._trackers.scalars(step, values)
-
-
-def complete_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file that may be absent; a killed run may leave a torn line, which goes."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def has_validation(workdir: Path, step: int) -> bool:

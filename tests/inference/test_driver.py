@@ -13,12 +13,11 @@ from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.inference import driver as module
 from segdiff_jax.inference.combine import temper
-from segdiff_jax.inference.driver import example_keys
 from segdiff_jax.inference.load import Model, make_ensemble
 from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.methods.views import from_views, make_views, to_views
 from segdiff_jax.runtime import parallel
-from tests.drivers import Sampled, config_of, driver_of
+from tests.drivers import Sampled, config_of, driver_of, example_keys
 
 SIZE = 8
 SCHEDULE = make_schedule("linear", 100)
