@@ -6,7 +6,6 @@ sum to 1. `mean`, `vote`, `temper` and `standard_deviation` take numpy and jax a
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,9 +46,9 @@ def mean(samples: Any) -> Any:
 
 def vote(samples: Any) -> Any:
     """Share of the samples that call a pixel lesion, or give it a class: a true majority vote."""
-    labels, channels = most_likely(samples, 0)[..., None], samples.shape[-1]
-    of_channels = np.arange(max(2, channels))[-channels:].reshape((1,) * samples[0].ndim + (-1,))
-    return (labels == of_channels).mean(axis=0, dtype=np.float32)
+    labels, channels = most_likely(samples, 0), samples.shape[-1]
+    of_channels = np.arange(max(2, channels))[-channels:].reshape((1,) * labels.ndim + (-1,))
+    return (labels[..., None] == of_channels).mean(axis=0, dtype=np.float32)
 
 
 def staple(samples: np.ndarray) -> np.ndarray:
@@ -86,7 +85,7 @@ def staple(samples: np.ndarray) -> np.ndarray:
     return probability[place].reshape(*masks.shape[1:], 1).astype(np.float32)
 
 
-ENSEMBLES: dict[str, Callable[[Any], Any]] = {"mean": mean, "vote": vote, "staple": staple}
+ENSEMBLES = {"mean": mean, "vote": vote, "staple": staple}
 
 
 def temper(probability: Any, temperature: float) -> Any:

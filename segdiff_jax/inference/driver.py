@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from segdiff_jax.inference.windows import Inputs, Windows
+from segdiff_jax.inference.windows import Inputs, Progress, Windows
 from segdiff_jax.methods import Method
 from segdiff_jax.methods.interface import Draw, State, make_draw
 from segdiff_jax.runtime import parallel
@@ -19,7 +19,6 @@ MOST_STEPS = 5
 # Called from x_T on with t, x_t and the estimate of x_start, f32[B, S, S, C] of each image's first
 # sample, where clean masks are -1 or +1.
 Trace = Callable[[int, np.ndarray, np.ndarray], None]
-Progress = Callable[[float], None]
 
 
 class Driver:
@@ -64,11 +63,10 @@ class Driver:
         Args:
             images: u8[B, H, W, 3], B a multiple of the number of devices; H = W = S of the method,
                 or any size with windows.
-            progress: called with the share of the work that is done, now and then.
             trace: is shown how the first sample of the first images comes about, if there is a
                 chain. With windows, it is not called.
 
-        UserError: not even one sample a device fits into `max_memory`.
+        UserError: not even one sample fits into `max_memory`. FloatingPointError: NaN or infinity.
         """
         inputs = Inputs(images, image_names(ids))
         if self._windows:
@@ -76,11 +74,11 @@ class Driver:
             samples = self._windows.blend(sample, inputs, self._batch, progress)
         else:
             samples = self._sample(variables, inputs, seed, progress, trace)
-        if np.isfinite(samples).all():
-            return samples
-        raise FloatingPointError(
-            "samples hold NaN or infinity: the network or the sampler diverged"
-        )
+        if not np.isfinite(samples).all():
+            raise FloatingPointError(
+                "samples hold NaN or infinity: the network or the sampler diverged"
+            )
+        return samples
 
     def _sample(
         self, variables: Any, inputs: Inputs, seed: int, progress: Progress, trace: Any = None
@@ -128,9 +126,8 @@ class Driver:
         timesteps = self.method.timesteps
         if trace and len(timesteps):
             t = int(timesteps[left - 1]) + 1 if left else 0
-            scale = self.method.process.input_scale
-            firsts = (parallel.unshard(x) for x in state)
-            trace(t, *(x.reshape(size, -1, *x.shape[1:])[:, 0] / scale for x in firsts))
+            firsts = (parallel.unshard(x).reshape(size, -1, *x.shape[2:])[:, 0] for x in state)
+            trace(t, *(x / self.method.process.input_scale for x in firsts))
 
     def _fit(self, variables: Any, inputs: Inputs) -> tuple[int, int, int]:
         """Images and samples to compute together, halved until they fit, and their bytes."""

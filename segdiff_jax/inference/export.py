@@ -71,10 +71,12 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
         numbers = np.arange(method.samples, dtype=np.uint32)
         draw = make_draw(sample_keys(seed, name[None], numbers), numbers, len(method.views))
         samples = sample_masks(method, variables, image[None], draw)[:, 0]
-        probability = temper(ENSEMBLES[sampler.ensemble](samples), sampler.temperature)
-        deviation = standard_deviation(samples)
-        masks = {"samples": samples[..., 0], "probability": probability[..., 0]}
-        return masks | {"deviation": deviation}
+        combined = temper(ENSEMBLES[sampler.ensemble](samples), sampler.temperature)
+        return {
+            "samples": samples[..., 0],
+            "probability": combined[..., 0],
+            "deviation": standard_deviation(samples),
+        }
 
     # One image's program, mapped: its shapes are known, the number of images is not.
     predict = jax.vmap(predict_one, (0, 0, None))

@@ -13,8 +13,8 @@ from segdiff_jax.data.classes import Classes, classes_of
 from segdiff_jax.data.colour import find_colour_constancy
 from segdiff_jax.data.pipeline import padded_batches, resize_image
 from segdiff_jax.inference.combine import Segmentation, disagreement, resize_samples, segment
-from segdiff_jax.inference.driver import Driver, Progress, Trace
-from segdiff_jax.inference.windows import make_windows
+from segdiff_jax.inference.driver import Driver, Trace
+from segdiff_jax.inference.windows import Progress, make_windows
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
@@ -124,7 +124,9 @@ class Model:
         key: int | None = None,
         ids: Sequence[str] | None = None,
     ) -> list[Segmentation]:
-        """Segments images at their own sizes, as sample.py does; each new number is compiled.
+        """Segments images at their own sizes, as sample.py does.
+
+        It compiles for each new number of images, steps or samples.
 
         Args:
             images: u8[H, W, 3] each, sRGB, of any sizes; or u8[B, H, W, 3].

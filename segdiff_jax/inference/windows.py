@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.runtime import parallel
 
+Progress = Callable[[float], None]  # called with the share of the work that is done
+
 
 class Inputs(NamedTuple):
     """Images to sample masks of."""
@@ -38,11 +40,7 @@ class Windows:
     native: bool = False
 
     def blend(
-        self,
-        sample: Callable[[Inputs, Callable[[float], None]], np.ndarray],
-        inputs: Inputs,
-        count: int,
-        progress: Callable[[float], None],
+        self, sample: Callable[..., np.ndarray], inputs: Inputs, count: int, progress: Progress
     ) -> np.ndarray:
         """Samples f32[V, B, H, W, C] of whole images, blended from their windows.
 
