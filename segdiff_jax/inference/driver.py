@@ -25,7 +25,6 @@ class Driver:
     """Samples the masks of a method; see `methods.interface`.
 
     Attributes:
-        method: what is sampled.
         batch_size: the largest number of images of a call, a multiple of the number of devices.
         memory: bytes of a device that the largest program of the last call takes.
     """
