@@ -1,8 +1,10 @@
 """Drivers of closed-form networks, as several tests need them."""
 
+import numpy as np
+
 from segdiff_jax.config import check, default_config
 from segdiff_jax.inference.combine import segment
-from segdiff_jax.inference.driver import Driver
+from segdiff_jax.inference.driver import Driver, image_names, sample_keys
 from segdiff_jax.inference.windows import Windows
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.supervised import Supervised
@@ -26,6 +28,11 @@ def driver_of(model, process, config, window=0):
     windows = Windows(window, sampler.overlap, sampler.native) if window else None
     method = method.with_sampler(config)
     return Driver(method, sampler.max_batch, sampler.max_memory, windows)
+
+
+def example_keys(seed, ids, numbers):
+    """key[B, V] for images and samples."""
+    return sample_keys(seed, image_names(ids), np.array(numbers, np.uint32))
 
 
 class Sampled:

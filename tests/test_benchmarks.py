@@ -16,9 +16,10 @@ from benchmarks.networks import get_config, randomised
 from benchmarks.peers import monai_sampler
 from benchmarks.timing import Row, speed_table, time_rows
 from segdiff_jax.diffusion.samplers import gaussian_noise
-from segdiff_jax.inference.driver import Driver, example_keys
+from segdiff_jax.inference.driver import Driver
 from segdiff_jax.methods import make_method, variables_like
 from tests.conftest import tiny_overrides
+from tests.drivers import example_keys
 from tools.flop import gflop_of_passes
 
 

@@ -21,17 +21,11 @@ VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 
 
 class Prediction(NamedTuple):
-    """What the network says about a noisy mask.
+    """What the network says about a noisy mask."""
 
-    Attributes:
-        x_start: the estimate of the clean mask.
-        eps: the noise that leads from `x_start` to x_t.
-        variance_values: in [-1, 1] for a learned variance, else None.
-    """
-
-    x_start: Array
-    eps: Array
-    variance_values: Array | None = None
+    x_start: Array  # the estimate of the clean mask
+    eps: Array  # the noise that leads from x_start to x_t
+    variance_values: Array | None = None  # in [-1, 1], for a learned variance
 
 
 def at(table: np.ndarray, t: Array, ndim: int) -> Array:
@@ -54,32 +48,6 @@ def q_sample(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
     return signal * x_start + noise * eps
 
 
-def x_start_from_eps(schedule: Schedule, x_t: Array, t: Array, eps: Array) -> Array:
-    """x_0 = x_t / sqrt(abar_t) - sqrt(1 / abar_t - 1) eps (Ho et al. 2020, eq. 4 solved)."""
-    abar = schedule.alphas_cumprod
-    recip, recipm1 = np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
-    return at(recip, t, x_t.ndim) * x_t - at(recipm1, t, x_t.ndim) * eps
-
-
-def eps_from_x_start(schedule: Schedule, x_t: Array, t: Array, x_start: Array) -> Array:
-    """eps = (x_t / sqrt(abar_t) - x_0) / sqrt(1 / abar_t - 1) (Ho et al. 2020, eq. 4 solved)."""
-    abar = schedule.alphas_cumprod
-    recip, recipm1 = np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
-    return (at(recip, t, x_t.ndim) * x_t - x_start) / at(recipm1, t, x_t.ndim)
-
-
-def v_from_eps(schedule: Schedule, x_start: Array, t: Array, eps: Array) -> Array:
-    """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans and Ho 2022, section 4)."""
-    signal, noise = _signal_and_noise(schedule, t, eps.ndim)
-    return signal * eps - noise * x_start
-
-
-def x_start_from_v(schedule: Schedule, x_t: Array, t: Array, v: Array) -> Array:
-    """x_0 = sqrt(abar_t) x_t - sqrt(1 - abar_t) v (Salimans and Ho 2022, appendix D)."""
-    signal, noise = _signal_and_noise(schedule, t, v.ndim)
-    return signal * x_t - noise * v
-
-
 def posterior_mean(schedule: Schedule, x_start: Array, x_t: Array, t: Array) -> Array:
     """Mean of q(x_{t-1} | x_t, x_0) (Ho et al. 2020, eq. 7)."""
     coef1 = at(schedule.posterior_mean_coef1, t, x_t.ndim)
@@ -94,10 +62,7 @@ def log_variance(
 
     "fixed_large" is beta_t and "fixed_small" the posterior's (Ho et al. 2020, section 3.2);
     "learned_range" interpolates their logs by `values`, -1 for the small and +1 for the large
-    (Nichol and Dhariwal 2021, eq. 15).
-
-    Raises:
-        ValueError: if the name is unknown or `values` are missing.
+    (Nichol and Dhariwal 2021, eq. 15). A ValueError if the name is unknown or `values` are missing.
     """
     if variance not in VARIANCES:
         raise ValueError(f"variance {variance!r} is unknown: choose one of {VARIANCES}")
@@ -118,9 +83,8 @@ class Process:
 
     Attributes:
         schedule: the chain of noise levels; `dataclasses.replace` it to sample with fewer steps.
-        prediction: what the output estimates: "eps", "x0" or "v".
-        logits: the output is the logits of a lesion (trained by BCE + Dice). The expected mask is
-            then tanh(output / 2), within [-1, 1]. Only for prediction "x0".
+        prediction: the output estimates "eps", "x0" or "v".
+        logits: the output is logits (only of "x0"), and the expected mask tanh(output / 2).
         input_scale: b. A smaller b hides the mask in the noise at more of the timesteps, which
             forces the network to look at the image (Chen et al. 2022, arXiv 2210.06366; Chen 2023,
             arXiv 2301.10972). b = 1 without `normalise_input` is the original.
@@ -172,17 +136,18 @@ class Process:
         """What the output should be, unless it is logits: eps, v, or the mask from -1 to +1."""
         if self.prediction == "eps":
             return eps
-        if self.prediction == "v":
-            return v_from_eps(self.schedule, x_start, t, eps)
+        if self.prediction == "v":  # Salimans and Ho 2022, section 4.
+            signal, noise = _signal_and_noise(self.schedule, t, eps.ndim)
+            return signal * eps - noise * x_start
         return x_start / self.input_scale
 
     def loss_weights(self, weight: str) -> np.ndarray:
         """The factor of the loss at each timestep: f64[T].
 
         "simple" is 1 (Ho et al. 2020, eq. 14). "min_snr" weights the squared error of the mask
-        (as +-1) by min(SNR_t, 5) with SNR_t = b^2 abar_t / (1 - abar_t): divided by SNR_t
-        for eps, and by (SNR_t + 1) for v at b = 1 (Hang et al. 2023, arXiv 2303.09556, section
-        3.4). Logits have the factor of x0. Another name is a ValueError.
+        (as +-1) by min(SNR_t, 5) with SNR_t = b^2 abar_t / (1 - abar_t). That is divided by SNR_t
+        for eps, and by SNR_t + 1 for v at b = 1 (Hang et al. 2023, arXiv 2303.09556, section 3.4).
+        Logits have the factor of x0.
         """
         if weight not in WEIGHTS:
             raise ValueError(f"weight {weight!r} is unknown: choose one of {WEIGHTS}")
@@ -190,30 +155,32 @@ class Process:
         if weight == "simple":
             return np.ones_like(abar)
         snr = b**2 * abar / (1 - abar)
-        # The squared error of the mask that one of the output makes.
+        # The squared error of the mask where the output's is 1.
         error = {"x0": np.ones_like(snr), "eps": 1 / snr, "v": (1 - abar) / b**2}
         return np.minimum(snr, MIN_SNR_GAMMA) * error[self.prediction]
 
     def predict(self, output: Array, x_t: Array, t: Array) -> Prediction:
         """Reads the output for x_t (not normalised): x_start and eps that agree with x_t.
 
-        With a learned variance, the output has 2C channels.
+        They solve `q_sample`'s equation, or v's (Salimans and Ho 2022, appendix D). With a learned
+        variance, the output has 2C channels.
         """
-        output = output.astype(jnp.float32)
-        channels, values = x_t.shape[-1], None
-        if output.shape[-1] == 2 * channels:
-            output, values = output[..., :channels], output[..., channels:]
-        b = self.input_scale
+        output, values, b = output.astype(jnp.float32), None, self.input_scale
+        if output.shape[-1] == 2 * x_t.shape[-1]:
+            output, values = jnp.split(output, 2, axis=-1)
+        abar, ndim = self.schedule.alphas_cumprod, x_t.ndim
+        recip, recipm1 = at(np.sqrt(1 / abar), t, ndim), at(np.sqrt(1 / abar - 1), t, ndim)
         if self.prediction == "eps":
-            eps, x_start = output, x_start_from_eps(self.schedule, x_t, t, output)
+            eps, x_start = output, recip * x_t - recipm1 * output
         elif self.prediction == "v":
-            x_start = x_start_from_v(self.schedule, x_t, t, output)
+            signal, noise = _signal_and_noise(self.schedule, t, ndim)
+            x_start = signal * x_t - noise * output
         else:
             x_start = b * (jnp.tanh(output / 2) if self.logits else output)
         if self.clip:
             x_start = jnp.clip(x_start, -b, b)
         if self.clip or self.prediction != "eps":
-            eps = eps_from_x_start(self.schedule, x_t, t, x_start)
+            eps = (recip * x_t - x_start) / recipm1
         return Prediction(x_start, eps, values)
 
 

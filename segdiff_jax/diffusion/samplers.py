@@ -1,12 +1,10 @@
 """Reverse diffusion: one function per solver's step, and the only loop over time.
 
-A step(schedule, prediction, x_t, t, noise, previous) goes from x_t to x_s, where s is the next less
-noisy step of the schedule (x_0 after the last). `prediction` is the network's for x_t, `noise` is
-standard normal and ignored at t = 0, `previous` is the x_start of the step before. Arrays are
-f32[B, H, W, C]; `t` is i32[] and indexes the schedule.
+A step function takes a `Step` and returns x_s. s is the next less noisy step; the last gives x_0.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,54 +15,48 @@ from segdiff_jax.diffusion.process import Prediction, at, log_variance, posterio
 from segdiff_jax.diffusion.schedule import Schedule
 
 
-def ddpm_step(
-    schedule: Schedule,
-    prediction: Prediction,
-    x_t: Array,
-    t: Array,
-    noise: Array,
-    previous: Array | None = None,
-    variance: str = "fixed_large",
-) -> Array:
-    """x_s ~ N(posterior mean, variance), an ancestral step (Ho et al. 2020, algorithm 2).
+class Step(NamedTuple):
+    """What a solver's step starts from; arrays are f32[B, H, W, C].
 
-    `variance`: see `process.log_variance`.
+    Attributes:
+        schedule: the chain; t, i32[], indexes it.
+        prediction: what the network says about x_t.
+        noise: standard normal, ignored at t = 0.
+        previous: the x_start of the step before.
     """
+
+    schedule: Schedule
+    prediction: Prediction
+    x_t: Array
+    t: Array
+    noise: Array
+    previous: Array | None = None
+
+    def at(self, table: np.ndarray) -> Array:
+        """The schedule's `table` at t, see `process.at`."""
+        return at(table, self.t, self.x_t.ndim)
+
+
+def ddpm_step(step: Step, variance: str = "fixed_large") -> Array:
+    """x_s ~ N(posterior mean, `log_variance`), an ancestral step (Ho et al. 2020, algorithm 2)."""
+    schedule, prediction, x_t, t, noise, _ = step
     mean = posterior_mean(schedule, prediction.x_start, x_t, t)
     log_var = log_variance(schedule, variance, t, x_t.ndim, prediction.variance_values)
     return mean + jnp.where(t > 0, jnp.exp(0.5 * log_var), 0.0) * noise
 
 
-def ddim_step(
-    schedule: Schedule,
-    prediction: Prediction,
-    x_t: Array,
-    t: Array,
-    noise: Array,
-    previous: Array | None = None,
-    eta: float = 0.0,
-) -> Array:
+def ddim_step(step: Step, eta: float = 0.0) -> Array:
     """One DDIM step (Song et al. 2021, eq. 12 and 16).
 
     `eta` 0 is deterministic; 1 is as noisy as DDPM with the posterior's variance.
     """
-    abar_s = schedule.alphas_cumprod_prev
-    sigma = eta * np.sqrt(schedule.posterior_variance)
-    mean = (
-        at(np.sqrt(abar_s), t, x_t.ndim) * prediction.x_start
-        + at(np.sqrt(1 - abar_s - sigma**2), t, x_t.ndim) * prediction.eps
-    )
-    return mean + at(sigma, t, x_t.ndim) * noise if eta else mean
+    abar_s, (x_start, eps, _) = step.schedule.alphas_cumprod_prev, step.prediction
+    sigma = eta * np.sqrt(step.schedule.posterior_variance)
+    mean = step.at(np.sqrt(abar_s)) * x_start + step.at(np.sqrt(1 - abar_s - sigma**2)) * eps
+    return mean + step.at(sigma) * step.noise if eta else mean
 
 
-def dpm_solver_pp_2m_step(
-    schedule: Schedule,
-    prediction: Prediction,
-    x_t: Array,
-    t: Array,
-    noise: Array,
-    previous: Array,
-) -> Array:
+def dpm_solver_pp_2m_step(step: Step) -> Array:
     """One step of the second-order multistep DPM-Solver++ (Lu et al. 2022, algorithm 2).
 
     With lambda = log(sqrt(abar) / sqrt(1 - abar)), h its growth in this step and r the growth in
@@ -76,17 +68,17 @@ def dpm_solver_pp_2m_step(
     The first step has no predecessor and the last has h infinite: there D is x_0(x_t), which
     makes the step DDIM's. The solver is deterministic and ignores the noise.
     """
-    abar_t, abar_s = schedule.alphas_cumprod, schedule.alphas_cumprod_prev
+    abar_t, abar_s = step.schedule.alphas_cumprod, step.schedule.alphas_cumprod_prev
     ratio = np.sqrt((1 - abar_s) / (1 - abar_t))
     lam = 0.5 * np.log(abar_t / (1 - abar_t))
     h = lam[:-1] - lam[1:]  # Of the steps from t = 1, 2, ...
     half_over_r = np.zeros_like(abar_t)
     half_over_r[1:-1] = h[:-1] / (2 * h[1:])
-    x_start = prediction.x_start
-    estimate = x_start + at(half_over_r, t, x_t.ndim) * (x_start - previous)
+    x_start = step.prediction.x_start
+    estimate = x_start + step.at(half_over_r) * (x_start - step.previous)
     # sqrt(abar_s) exp(-h) = ratio sqrt(abar_t), which is finite at the last step too.
     gain = np.sqrt(abar_s) - ratio * np.sqrt(abar_t)
-    return at(ratio, t, x_t.ndim) * x_t + at(gain, t, x_t.ndim) * estimate
+    return step.at(ratio) * step.x_t + step.at(gain) * estimate
 
 
 STEPS = {"ddpm": ddpm_step, "ddim": ddim_step, "dpm_solver_pp_2m": dpm_solver_pp_2m_step}
@@ -99,60 +91,47 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
 
     Each example draws from its own key in key[B], so that batching does not change it.
     """
-
-    def noise_fn(t: Array) -> Array:
-        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
-
-    return noise_fn
+    draw = lambda key, t: jax.random.normal(jax.random.fold_in(key, t), shape)
+    return lambda t: jax.vmap(draw, (0, None))(keys, t)
 
 
 def field_noise(keys: Array, pixels: Array, channels: int) -> Callable[[Array], Array]:
     """t -> standard normal f32[B, H, W, C] that belongs to the pixels of a large image.
 
-    Windows of the image share it: `pixels` u32[B, H, W] has a number for each pixel of the image.
-    `keys`: key[B].
+    `keys`: key[B]; `pixels`: u32[B, H, W], a number for each pixel of the image. Windows share it.
     """
-
-    def noise_fn(t: Array) -> Array:
-        def one(key, pixels):
-            draw = lambda pixel: jax.random.normal(jax.random.fold_in(key, pixel), (channels,))
-            return jax.vmap(jax.vmap(draw))(pixels)
-
-        return jax.vmap(one)(jax.vmap(jax.random.fold_in, (0, None))(keys, t), pixels)
-
-    return noise_fn
+    draw = lambda key, pixel: jax.random.normal(jax.random.fold_in(key, pixel), (channels,))
+    draw_rows = jax.vmap(jax.vmap(draw, (None, 0)), (None, 0))
+    draw_all = lambda key, pixels, t: draw_rows(jax.random.fold_in(key, t), pixels)
+    return lambda t: jax.vmap(draw_all, (0, 0, None))(keys, pixels, t)
 
 
 def sample(
     denoise_fn: Callable[[Array, Array, Array], Prediction],
     x_T: Array,
     schedule: Schedule,
-    step_fn: Callable[..., Array],
+    step_fn: Callable[[Step], Array],
     noise_fn: Callable[[Array], Array],
     timesteps: Array | None = None,
     previous: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Steps from x_T back to x_0, in one `lax.scan`.
-
-    A chain may be walked in parts, each beginning with what the part before returned.
+    """Steps from x_T back to x_0, in one `lax.scan`; returns x_0 and the x_start of the last step.
 
     Args:
         denoise_fn: (x_t, t, previous) -> Prediction.
-        x_T: standard normal; in a later part, where the one before ended.
+        x_T: f32[B, H, W, C], standard normal.
         schedule: the chain to walk, usually respaced.
         step_fn: one of `STEPS`, with its options bound.
         noise_fn: t -> f32[B, H, W, C].
-        timesteps: i32[N], descending, the steps of this part; None: all of the schedule.
-        previous: the x_start of the step before. None: zero, as at the start of a chain; in the
-            middle of one, the multistep solver would take zero for the step before.
-    Returns:
-        x_0, or x_s where the part ends, and the x_start of its last step.
+        timesteps: i32[N], descending, the steps of one part of the chain; None: all of them. The
+            next part starts from what this one returns, as its `x_T` and `previous`.
+        previous: the x_start of the step before; None: zero, as at the start of a chain.
     """
 
     def body(carry, t):
         x_t, previous = carry
         prediction = denoise_fn(x_t, t, previous)
-        x_s = step_fn(schedule, prediction, x_t, t, noise_fn(t), previous)
+        x_s = step_fn(Step(schedule, prediction, x_t, t, noise_fn(t), previous))
         return (x_s, prediction.x_start), None
 
     if timesteps is None:

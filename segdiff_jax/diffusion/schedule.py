@@ -6,15 +6,13 @@ T - 1 (`num_timesteps`), so that `alphas_cumprod[0]` is the least noisy step.
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 
 
 def linear_betas(num_timesteps: int) -> np.ndarray:
-    """f64[T], evenly spaced from 1e-4 to 0.02, both times 1000 / T (Ho et al. 2020, section 4).
-
-    A ValueError if T <= 20, where the last beta reaches 1.
-    """
+    """f64[T], evenly spaced from 1e-4 to 0.02, both times 1000 / T (Ho et al. 2020, section 4)."""
     scale = 1000 / num_timesteps
     if scale * 0.02 >= 1:
         raise ValueError(
@@ -24,14 +22,14 @@ def linear_betas(num_timesteps: int) -> np.ndarray:
     return np.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=np.float64)
 
 
-def cosine_betas(num_timesteps: int, max_beta: float = 0.999) -> np.ndarray:
+def cosine_betas(num_timesteps: int) -> np.ndarray:
     """f64[T], of abar(u) = cos^2((u + 0.008) / 1.008 * pi / 2) (Nichol and Dhariwal 2021, eq. 17).
 
-    They are at most `max_beta`, against a singularity at the end of the chain.
+    They are at most 0.999, against a singularity at the end of the chain.
     """
     u = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps
     alphas_cumprod = np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta)
+    return np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], 0.999)
 
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
@@ -45,8 +43,8 @@ class Schedule:
 
     Attributes:
         betas: the variance that each step adds, in (0, 1].
-        timesteps: i64[S], the timestep of the training chain that each step stands for: what the
-            network is told. `arange(S)` unless the chain was respaced.
+        timesteps: i64[S], the timestep of the training chain that each step stands for, which
+            the network is told. `arange(S)` unless the chain was respaced.
     """
 
     betas: np.ndarray
@@ -103,7 +101,7 @@ def make_schedule(name: str, num_timesteps: int) -> Schedule:
 
 
 def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
-    """Picks the timesteps of a shorter chain (Nichol and Dhariwal 2021, section 4).
+    """The timesteps of a shorter chain (Nichol and Dhariwal 2021, section 4): i64[S], ascending.
 
     "trailing10": 10 steps that end at T - 1, none at 0 (Lin et al. 2023, table 2);
     "leading10": 10 steps from 0 by the largest stride that T allows (same table);
@@ -111,27 +109,23 @@ def space_timesteps(num_timesteps: int, spacing: str) -> np.ndarray:
     "10": 10 steps evenly from 0 to T - 1, both included (the originals' respacing);
     "10,15,20": the chain cut in three equal sections with 10, 15 and 20 steps.
 
-    Returns:
-        i64[S], ascending, unique, in [0, T).
-    Raises:
-        ValueError: if T timesteps do not allow the steps.
+    A ValueError says that T timesteps do not allow the steps.
     """
-    if spacing.startswith("trailing"):
-        steps = _count(spacing.removeprefix("trailing"), num_timesteps, spacing)
-        return np.round(np.arange(1, steps + 1) * num_timesteps / steps).astype(np.int64) - 1
-    if spacing.startswith("leading"):
-        steps = _count(spacing.removeprefix("leading"), num_timesteps, spacing)
-        return np.arange(steps) * (num_timesteps // steps)
-    if spacing.startswith("ddim"):
-        steps = _count(spacing.removeprefix("ddim"), num_timesteps, spacing)
-        for stride in range(1, num_timesteps + 1):
-            if len(range(0, num_timesteps, stride)) == steps:
-                return np.arange(0, num_timesteps, stride)
-        raise ValueError(
-            f"spacing {spacing!r}: no integer stride gives {steps} of {num_timesteps} timesteps"
-        )
-    sections = spacing.split(",")
-    small, extra = divmod(num_timesteps, len(sections))
+    kind, counts = re.fullmatch("(trailing|leading|ddim)?(.*)", spacing).groups()
+    T = num_timesteps
+    if kind:
+        steps = _count(counts, T, spacing)
+    if kind == "trailing":
+        return np.round(np.arange(1, steps + 1) * T / steps).astype(np.int64) - 1
+    if kind == "leading":
+        return np.arange(steps) * (T // steps)
+    if kind == "ddim":
+        for stride in range(1, T + 1):
+            if len(range(0, T, stride)) == steps:
+                return np.arange(0, T, stride)
+        raise ValueError(f"spacing {spacing!r}: no integer stride gives {steps} of {T} timesteps")
+    sections = counts.split(",")
+    small, extra = divmod(T, len(sections))
     timesteps, start = [], 0
     for i, section in enumerate(sections):
         size = small + (i < extra)
@@ -152,10 +146,7 @@ def _count(text: str, limit: int, spacing: str) -> int:
 
 
 def respace(schedule: Schedule, timesteps: np.ndarray) -> Schedule:
-    """A shorter chain with the same noise levels (Nichol and Dhariwal 2021, eq. 19).
-
-    Its alphas_cumprod are those of the training chain `schedule` at `timesteps`, i64[S], ascending.
-    """
+    """The chain of these timesteps, i64[S], ascending (Nichol and Dhariwal 2021, eq. 19)."""
     alphas_cumprod = schedule.alphas_cumprod[timesteps]
     betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
     return Schedule(betas, schedule.timesteps[timesteps])

@@ -1,13 +1,11 @@
 """From the samples of one image to its probability and labels.
 
 Samples are f32[V, H, W, C], where clean masks are -1 or +1; values may lie beyond. C is 1 for two
-classes, lesion or not; for K classes it is K. A probability is f32[H, W, C], from 0 to 1; with K
-classes it sums to 1 over them. `mean`, `vote`, `temper` and `standard_deviation` take numpy and jax
-arrays.
+classes, lesion or not; for K classes it is K. A probability is f32[H, W, C], from 0 to 1; K classes
+sum to 1. `mean`, `vote`, `temper` and `standard_deviation` take numpy and jax arrays.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,30 +17,23 @@ from segdiff_jax.data.classes import most_likely
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """The prediction for one image.
+    """The prediction for one image. With a single sample, the last two are None."""
 
-    Attributes:
-        labels: u8[H, W]; 0 is the background.
-        probabilities: f32[H, W, C].
-        deviation: f32[H, W], `standard_deviation` of the samples; None with a single sample.
-        uncertainty: `disagreement` of the samples at the network's size; None with a single sample.
-    """
-
-    labels: np.ndarray
-    probabilities: np.ndarray
-    deviation: np.ndarray | None
-    uncertainty: float | None = None
+    labels: np.ndarray  # u8[H, W]; 0 is the background
+    probabilities: np.ndarray  # f32[H, W, C]
+    deviation: np.ndarray | None  # f32[H, W], `standard_deviation`
+    uncertainty: float | None = None  # `disagreement` at the network's size, 0 to 1
 
     @property
     def mask(self) -> np.ndarray:
-        """bool[H, W], lesion or not; with several classes the labels u8[H, W]."""
+        """bool[H, W], lesion or not; with several classes, the labels u8[H, W]."""
         return self.labels if self.probabilities.shape[-1] > 1 else self.labels > 0
 
     @property
     def probability(self) -> np.ndarray:
-        """f32[H, W], of lesion; with several classes f32[H, W, K]."""
-        several = self.probabilities.shape[-1] > 1
-        return self.probabilities if several else self.probabilities[..., 0]
+        """f32[H, W], of lesion; with several classes, f32[H, W, K]."""
+        found = self.probabilities
+        return found if found.shape[-1] > 1 else found[..., 0]
 
 
 def mean(samples: Any) -> Any:
@@ -55,8 +46,7 @@ def mean(samples: Any) -> Any:
 
 def vote(samples: Any) -> Any:
     """Share of the samples that call a pixel lesion, or give it a class: a true majority vote."""
-    labels = most_likely(samples, 0)
-    channels = samples.shape[-1]
+    labels, channels = most_likely(samples, 0), samples.shape[-1]
     of_channels = np.arange(max(2, channels))[-channels:].reshape((1,) * labels.ndim + (-1,))
     return (labels[..., None] == of_channels).mean(axis=0, dtype=np.float32)
 
@@ -64,10 +54,10 @@ def vote(samples: Any) -> Any:
 def staple(samples: np.ndarray) -> np.ndarray:
     """Probability of lesion by STAPLE (Warfield et al. 2004, IEEE TMI 23(7), equations 14 to 19).
 
-    Expectation maximisation, in logarithms, estimates the true mask together with the sensitivity
-    and specificity of each sample. As in ITK, the prior is the share of lesion over all samples; it
-    starts with the share of the samples at each pixel, and ends where no sensitivity or specificity
-    changes by more than 1e-7, or after 1000 steps. At most 64 samples, of two classes.
+    Expectation maximisation estimates the true mask together with the sensitivity and specificity
+    of each sample. As in ITK, the prior is the share of lesion over all samples; it starts with the
+    share of the samples at each pixel, and ends where no sensitivity or specificity changes by more
+    than 1e-7, or after 1000 steps. At most 64 samples, of two classes.
     """
     if samples.shape[-1] > 1 or len(samples) > 64:
         raise ValueError(f"staple takes at most 64 samples of two classes, not {samples.shape}")
@@ -95,17 +85,14 @@ def staple(samples: np.ndarray) -> np.ndarray:
     return probability[place].reshape(*masks.shape[1:], 1).astype(np.float32)
 
 
-ENSEMBLES: dict[str, Callable[[Any], Any]] = {"mean": mean, "vote": vote, "staple": staple}
+ENSEMBLES = {"mean": mean, "vote": vote, "staple": staple}
 
 
 def temper(probability: Any, temperature: float) -> Any:
-    """Divides the logits by a temperature (Guo et al. 2017, arXiv 1706.04599, section 4.2).
+    """Divides the logits of f32[..., C] (Guo et al. 2017, arXiv 1706.04599, section 4.2).
 
-    With several classes, the logarithms, whose softmax is the new probability.
-
-    A probability f32[..., C] is taken to be within 1/510 and 509/510, half a step of 8-bit files,
-    so that what seems certain has logits too; with K classes the least is 1/510 / (K - 1). A
-    temperature above 1 makes less certain; 1 changes nothing.
+    A probability is taken to be within 1/510 and 509/510, half a step of 8-bit files, so that a
+    certain one has logits too; with K classes the least is 1/510 / (K - 1). 1 changes nothing.
     """
     if temperature == 1:
         return probability
@@ -113,7 +100,7 @@ def temper(probability: Any, temperature: float) -> Any:
     both = _with_background(probability)
     least = 1 / 510 / (both.shape[-1] - 1)
     logs = xp.log(xp.clip(both, least, 509 / 510)) / temperature
-    weights = xp.exp(logs - logs.max(axis=-1, keepdims=True))
+    weights = xp.exp(logs - logs.max(axis=-1, keepdims=True))  # Softmax.
     shares = weights / weights.sum(axis=-1, keepdims=True)
     return shares[..., -probability.shape[-1] :].astype(np.float32)
 
@@ -168,11 +155,10 @@ def resize_samples(samples: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def segment(
     samples: np.ndarray, ensemble: str = "mean", temperature: float = 1.0, threshold: float = 0.5
 ) -> Segmentation:
-    """The prediction that the samples of one image come to; the options are `config.sampler`'s.
+    """The prediction of one image's samples; the options are of `config.sampler`.
 
     IoU and Dice gain from a threshold under 0.5: half of the largest Dice that the probabilities
-    allow is the best one (Lipton et al. 2014, arXiv 1402.1892, theorem 1). Several classes have
-    none.
+    allow is best (Lipton et al. 2014, arXiv 1402.1892, theorem 1). Several classes have none.
     """
     probability = temper(ENSEMBLES[ensemble](samples), temperature)
     deviation = standard_deviation(samples) if len(samples) > 1 else None

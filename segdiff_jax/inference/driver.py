@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from segdiff_jax.inference.windows import Windows
+from segdiff_jax.inference.windows import Inputs, Progress, Windows
 from segdiff_jax.methods import Method
 from segdiff_jax.methods.interface import Draw, State, make_draw
 from segdiff_jax.runtime import parallel
@@ -19,37 +19,28 @@ MOST_STEPS = 5
 # Called from x_T on with t, x_t and the estimate of x_start, f32[B, S, S, C] of each image's first
 # sample, where clean masks are -1 or +1.
 Trace = Callable[[int, np.ndarray, np.ndarray], None]
-Progress = Callable[[float], None]
 
 
 class Driver:
     """Samples the masks of a method; see `methods.interface`.
 
     Attributes:
-        method: what is sampled.
         batch_size: the largest number of images of a call, a multiple of the number of devices.
         memory: bytes of a device that the largest program of the last call takes.
     """
 
     def __init__(
-        self,
-        method: Method,
-        max_batch: int,
-        max_memory: float = 0.0,
-        windows: Windows | None = None,
+        self, method: Method, max_batch: int, max_memory: float = 0, windows: Windows | None = None
     ):
         """Compiles nothing yet; see `config.sampler` for `max_batch` and `max_memory` (GiB)."""
         self.method, self._windows = method, windows
-        # The samples of a chunk; the images fill it up.
-        self._chunk = even_part(method.samples, max_batch)
+        self._chunk = even_part(method.samples, max_batch)  # of samples; images fill it up
         self._batch = parallel.round_up(1) * max(1, max_batch // self._chunk)
         self.batch_size = 1 if windows else self._batch  # Large images may differ in size.
         self._max_bytes, self._fitting = max_memory * 2**30, {}
         steps = len(method.timesteps)
-        self._part = max((n for n in range(1, MOST_STEPS + 1) if steps % n == 0), default=1)
-        advance = lambda variables, first, features, draw, state: method.advance(
-            variables, features, draw, state, first, self._part
-        )
+        self._part = max(n for n in range(1, MOST_STEPS + 1) if steps % n == 0)
+        advance = lambda *args: method.advance(*args, self._part)
         self._encode = parallel.pmap_map(method.encode, num_whole=1, num_sharded=1)
         self._begin = parallel.pmap_map(method.begin, num_whole=0, num_sharded=2)
         self._advance = parallel.pmap_map(advance, num_whole=2, num_sharded=3, donate=(4,))
@@ -64,29 +55,24 @@ class Driver:
         progress: Progress = lambda share: None,
         trace: Trace | None = None,
     ) -> np.ndarray:
-        """Samples every image.
+        """Samples every image: f32[V, B, H, W, C], where clean masks are -1 or +1.
+
+        The noise of an image follows from the seed, its id and the number of the sample alone.
 
         Args:
-            variables: of the network.
             images: u8[B, H, W, 3], B a multiple of the number of devices; H = W = S of the method,
                 or any size with windows.
-            ids: B names. The noise of an image follows from the seed, its name and the number of
-                the sample alone.
-            seed: of the noise.
-            progress: called with the share of the work that is done, now and then.
             trace: is shown how the first sample of the first images comes about, if there is a
                 chain. With windows, it is not called.
-        Returns:
-            f32[V, B, H, W, C], where clean masks are -1 or +1.
-        Raises:
-            UserError: if not even one sample a device fits into `max_memory`.
-            FloatingPointError: if a sample holds NaN or infinity.
+
+        UserError: not even one sample fits into `max_memory`. FloatingPointError: NaN or infinity.
         """
+        inputs = Inputs(images, image_names(ids))
         if self._windows:
-            sample = lambda *args: self._sample(variables, *args[:2], seed, *args[2:])
-            samples = self._windows.blend(sample, images, ids, self._batch, progress)
+            sample = lambda inputs, progress: self._sample(variables, inputs, seed, progress)
+            samples = self._windows.blend(sample, inputs, self._batch, progress)
         else:
-            samples = self._sample(variables, images, ids, seed, progress, None, trace)
+            samples = self._sample(variables, inputs, seed, progress, trace)
         if not np.isfinite(samples).all():
             raise FloatingPointError(
                 "samples hold NaN or infinity: the network or the sampler diverged"
@@ -94,33 +80,25 @@ class Driver:
         return samples
 
     def _sample(
-        self,
-        variables: Any,
-        images: np.ndarray,
-        ids: Sequence[str],
-        seed: int,
-        progress: Progress,
-        corners: np.ndarray | None,
-        trace: Trace | None = None,
+        self, variables: Any, inputs: Inputs, seed: int, progress: Progress, trace: Any = None
     ) -> np.ndarray:
-        """As above, for images of the method's size; `corners`: see `Draw`."""
-        fitting = len(images), corners is None
-        if fitting not in self._fitting:
-            self._fitting[fitting] = self._fit(variables, images, ids, corners)
-        size, chunk, self.memory = self._fitting[fitting]
-        total, steps = self.method.samples, len(self.method.timesteps)
+        """As above, for images of the method's size."""
+        count, total, steps = len(inputs.images), self.method.samples, len(self.method.timesteps)
+        if count not in self._fitting:
+            self._fitting[count] = self._fit(variables, inputs)
+        size, chunk, self.memory = self._fitting[count]
         samples, done = None, 0
-        sizes, chunks = range(0, len(images), size), range(0, total, chunk)
-        parts = len(sizes) * len(chunks) * max(1, steps // self._part)
-        for start in sizes:
+        starts, firsts = range(0, count, size), range(0, total, chunk)
+        calls = len(starts) * len(firsts) * steps // self._part
+        for start in starts:
             # If they do not divide, the last images are computed twice.
-            start = min(start, len(images) - size)
+            start = min(start, count - size)
             batch = slice(start, start + size)
-            features = self._encode(variables, parallel.shard(images[batch]))
-            for first in chunks:
+            part = inputs.part(batch)
+            features = self._encode(variables, parallel.shard(part.images))
+            for first in firsts:
                 numbers = np.arange(first, first + chunk)
-                place = None if corners is None else corners[batch]
-                draw = self._draw(seed, ids[batch], numbers, place)
+                draw = self._draw(part, seed, numbers)
                 state = self._begin(features, draw)
                 shown = trace if start == first == 0 else None
                 self._show(shown, steps, state, size)
@@ -129,48 +107,42 @@ class Driver:
                     jax.block_until_ready(state)
                     self._show(shown, t - self._part + 1, state, size)
                     done += 1
-                    progress(done / parts)
+                    progress(done / calls)
                 masks = parallel.unshard(self._finish(state, draw))
                 if samples is None:
-                    samples = np.empty((total, len(images), *masks.shape[2:]), np.float32)
+                    samples = np.empty((total, count, *masks.shape[2:]), np.float32)
                 wanted = numbers < total
                 samples[numbers[wanted], batch] = np.moveaxis(masks[:, wanted], 1, 0)
         return samples
 
-    def _draw(
-        self, seed: int, ids: Sequence[str], numbers: np.ndarray, corners: np.ndarray | None
-    ) -> Draw:
+    def _draw(self, inputs: Inputs, seed: int, numbers: np.ndarray) -> Draw:
         """The samples of these numbers, on all devices."""
-        keys = example_keys(seed, ids, numbers)
-        return parallel.shard(make_draw(keys, numbers, len(self.method.views), corners))
+        keys = sample_keys(seed, inputs.names, np.uint32(numbers))
+        return parallel.shard(make_draw(keys, numbers, len(self.method.views), inputs.corners))
 
     def _show(self, trace: Trace | None, left: int, state: State, size: int) -> None:
         """Shows `trace`, if there is one, the first samples `left` steps before the end."""
         timesteps = self.method.timesteps
         if trace and len(timesteps):
             t = int(timesteps[left - 1]) + 1 if left else 0
-            scale = self.method.process.input_scale
-            firsts = (parallel.unshard(x) for x in state)
-            trace(t, *(x.reshape(size, -1, *x.shape[1:])[:, 0] / scale for x in firsts))
+            firsts = (parallel.unshard(x).reshape(size, -1, *x.shape[2:])[:, 0] for x in state)
+            trace(t, *(x / self.method.process.input_scale for x in firsts))
 
-    def _fit(
-        self, variables: Any, images: np.ndarray, ids: Sequence[str], corners: np.ndarray | None
-    ) -> tuple[int, int, int]:
+    def _fit(self, variables: Any, inputs: Inputs) -> tuple[int, int, int]:
         """Images and samples to compute together, halved until they fit, and their bytes."""
         devices, chunk = parallel.round_up(1), self._chunk
-        size = count = parallel.shard(images).shape[1]
+        size = count = parallel.shard(inputs.images).shape[1]
         limit = self._max_bytes or parallel.free_bytes()
         while True:
-            part = slice(size * devices)
-            batch = parallel.shard(images[part])
+            part = inputs.part(slice(size * devices))
+            batch = parallel.shard(part.images)
             needed = parallel.program_bytes(self._encode, variables, batch)
             encodes = needed <= limit
             if encodes and len(self.method.timesteps):
                 features = self._encode(variables, batch)
-                place = None if corners is None else corners[part]
-                draw = self._draw(0, ids[part], np.arange(chunk), place)
-                inputs = variables, np.int32(0), features, draw, self._begin(features, draw)
-                needed = max(needed, parallel.program_bytes(self._advance, *inputs))
+                draw = self._draw(part, 0, np.arange(chunk))
+                args = variables, np.int32(0), features, draw, self._begin(features, draw)
+                needed = max(needed, parallel.program_bytes(self._advance, *args))
             smallest = size == 1 and (chunk == 1 or not encodes)
             # What is free may change, so without a given limit the smallest part is tried.
             if needed <= limit or (smallest and not self._max_bytes):
@@ -191,14 +163,13 @@ def even_part(total: int, most: int) -> int:
     return -(-total // -(-total // most))
 
 
-def example_keys(seed: int, ids: Sequence[str], numbers: Sequence[int]) -> Array:
-    """key[B, V] for images and samples, so that order and batching do not change a sample."""
-    names = np.array([zlib.crc32(name.encode()) for name in ids], np.uint32)
-    return sample_keys(seed, names, np.array(numbers, np.uint32))
+def image_names(ids: Sequence[str]) -> np.ndarray:
+    """u32[B], the CRC-32 of ids."""
+    return np.array([zlib.crc32(id.encode()) for id in ids], np.uint32)
 
 
 def sample_keys(seed: int | Array, names: Array, numbers: Array) -> Array:
-    """`example_keys` of names u32[B], the CRC-32 of ids, and numbers u32[V]."""
+    """key[B, V] of `image_names` u32[B] and samples u32[V], whatever their order and batches."""
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     of_images = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), names)
     return fold(of_images, numbers)

@@ -30,8 +30,8 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import write_file
 
 PLATFORMS = "cpu", "cuda"
+KNOWN_PLATFORMS = *PLATFORMS, "rocm", "tpu"
 MOST_BYTES = 2 * 10**9  # of weights; flatbuffers end at 2 GiB
-KNOWN_PLATFORMS = "cpu", "cuda", "rocm", "tpu"
 # Settings that say nothing about an exported model: where its checkpoint lay, and memory.
 LEFT_OUT = "checkpoint", "max_batch", "max_memory"
 
@@ -42,10 +42,9 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
     Attention is XLA's, whatever `model.attention` says: cuDNN's runs on one platform alone.
 
     Returns:
-        (images u8[b, S, S, 3], names u32[b], seed u32[]) -> {"samples": f32[b, V, S, S], where
-        clean masks are -1 or +1; "probability": f32[b, S, S], of lesion; "deviation": f32[b, S, S],
-        the standard deviation of the samples' probabilities}, for any b. A name is the CRC-32 of an
-        image's id: samples are those that sample.py draws for this id and seed.
+        (images u8[b, S, S, 3], names u32[b], seed u32[]) -> samples, probability and deviation for
+        any b, see docs/export.md. A name is the CRC-32 of an image's id: samples are the ones that
+        sample.py draws for this id and seed.
     Raises:
         UserError: for an ensemble, windows, several classes, an unknown platform or STAPLE.
     """
@@ -58,9 +57,7 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
     config = model.config.copy_and_resolve_references()
     data, sampler = config.data, config.sampler
     if data.classes:
-        raise UserError(
-            f"data.classes={tuple(data.classes)}: only models of two classes can be exported"
-        )
+        raise UserError(f"data.classes={data.classes}: only models of two classes can be exported")
     if data.full_size or sampler.native:
         raise UserError("a model that segments in windows cannot be exported: it takes one size")
     if sampler.ensemble == "staple":
@@ -70,23 +67,19 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
     method = make_method(config)
     variables = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)), model.variables)
 
-    def samples_of(image: Array, name: Array, seed: Array) -> Array:
-        """u8[S, S, 3] -> f32[V, S, S, 1]."""
+    def predict_one(image: Array, name: Array, seed: Array) -> dict[str, Array]:
         numbers = np.arange(method.samples, dtype=np.uint32)
-        keys = sample_keys(seed, name[None], numbers)
-        draw = make_draw(keys, numbers, len(method.views))
-        return sample_masks(method, variables, image[None], draw)[:, 0]
-
-    def predict(images: Array, names: Array, seed: Array) -> dict[str, Array]:
-        # One image's program, mapped: its shapes are known, the number of images is not.
-        samples = jax.vmap(samples_of, (0, 0, None))(images, names, seed)
-        combine = lambda x: temper(ENSEMBLES[sampler.ensemble](x), sampler.temperature)
+        draw = make_draw(sample_keys(seed, name[None], numbers), numbers, len(method.views))
+        samples = sample_masks(method, variables, image[None], draw)[:, 0]
+        combined = temper(ENSEMBLES[sampler.ensemble](samples), sampler.temperature)
         return {
             "samples": samples[..., 0],
-            "probability": jax.vmap(combine)(samples)[..., 0],
-            "deviation": jax.vmap(standard_deviation)(samples),
+            "probability": combined[..., 0],
+            "deviation": standard_deviation(samples),
         }
 
+    # One image's program, mapped: its shapes are known, the number of images is not.
+    predict = jax.vmap(predict_one, (0, 0, None))
     batch, size = jax.export.symbolic_shape("b"), data.image_size
     return jax.export.export(jax.jit(predict), platforms=tuple(platforms))(
         jax.ShapeDtypeStruct((*batch, size, size, 3), np.uint8),
@@ -106,11 +99,9 @@ def export_settings(model: Model, exported: jax.export.Exported) -> dict[str, An
 def write_model(
     model: Model, path: str | os.PathLike, platforms: Sequence[str] = PLATFORMS
 ) -> None:
-    """Writes a zip file, whole or not at all: function.bin, an `export_model`, and settings.json.
+    """Writes a zip file of function.bin, an `export_model`, and settings.json.
 
-    Raises:
-        UserError: as `export_model`, or if there are over 2 GB of weights.
-        OSError: if the file cannot be written.
+    A UserError says why that cannot be, as over 2 GB of weights; an OSError names the file.
     """
     size = sum(x.nbytes for x in jax.tree.leaves(model.variables))
     if size > MOST_BYTES:
@@ -122,21 +113,16 @@ def write_model(
     write_file(Path(path), file.getvalue())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command; a mistake ends it with a sentence and status 1."""
+def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
     parser.add_argument("--out", default="segdiff.zip", help="the file to write")
     parser.add_argument("--platforms", default=",".join(PLATFORMS), help=", ".join(KNOWN_PLATFORMS))
-    given, fields = parser.parse_known_args(arguments)
-
-    def export() -> None:
-        model = load(given.workdir, **sampling_fields(fields))
-        write_model(model, given.out, given.platforms.split(","))
-        print(f"{given.out}, {os.path.getsize(given.out) / 1e6:.2f} MB")
-
-    run_simple(export)
+    given, fields = parser.parse_known_args()
+    model = load(given.workdir, **sampling_fields(fields))
+    write_model(model, given.out, given.platforms.split(","))
+    print(f"{given.out}, {os.path.getsize(given.out) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":
-    main()
+    run_simple(main)

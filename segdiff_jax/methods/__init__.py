@@ -13,12 +13,7 @@ Method = Diffusion | Supervised
 
 
 def make_method(config: ConfigDict, axis_name: str | None = None) -> Method:
-    """The method that a config describes.
-
-    Args:
-        config: a whole config that `config.check` accepts.
-        axis_name: the axis of the devices that batch norm averages over in training, if any.
-    """
+    """The method of a checked config; in training, batch norm averages over the axis, if any."""
     return METHODS[config.method].from_config(config, axis_name)
 
 

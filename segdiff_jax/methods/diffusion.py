@@ -18,7 +18,7 @@ from segdiff_jax.diffusion.process import Prediction, Process, at, make_process,
 from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, field_noise, gaussian_noise
 from segdiff_jax.diffusion.samplers import sample as sample_chain
 from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
-from segdiff_jax.methods.interface import Draw, Losses, State
+from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
@@ -37,14 +37,11 @@ class Diffusion:
         process: the chain that is trained.
         chain: the chain that is sampled: `process` with fewer steps, maybe clipped.
         solver: one of `STEPS`, its options bound.
-        loss: (process, output, noised) -> {term: f32[B]}, see `losses`.
-        weights: f[T], the factor of the loss at each timestep, see `Process.loss_weights`; None: 1.
+        loss: see `losses`.
+        weights: f64[T], see `Process.loss_weights`; None: 1.
         timestep_sampler: which timesteps are trained; None: uniform.
-        recycling: x_t is made of the mask that the network itself predicts from pure noise, as
-            when sampling (Fu et al. 2023, MELBA 2023:016, section 3.3), which takes one more
-            forward pass.
-        image_size: S.
-        samples, views: see `interface`.
+        recycling: x_t is made of the mask that the network itself predicts from pure noise (Fu et
+            al. 2023, MELBA 2023:016, section 3.3), which takes one more forward pass.
     """
 
     model: nn.Module
@@ -104,7 +101,7 @@ class Diffusion:
         """See `Process.input_channels`."""
         return self.process.input_channels
 
-    def losses(self, variables: dict[str, Any], batch: dict[str, Array], keys: Array) -> Losses:
+    def losses(self, variables: dict[str, Any], batch: Batch, keys: Array) -> Losses:
         """The loss of each example at a timestep and with a noise drawn for it."""
         u = jax.vmap(jax.random.uniform)(keys[:, 0])
         sampler = self.timestep_sampler or PowerTimesteps(len(self.process.schedule))
@@ -118,66 +115,52 @@ class Diffusion:
         return Losses(jax.tree.map(lambda x: importance * x, terms), batch_stats, seen)
 
     def loss_at(
-        self,
-        variables: dict[str, Any],
-        batch: dict[str, Array],
-        t: Array,
-        eps: Array,
-        keys: Array | None = None,
+        self, variables: Any, batch: Batch, t: Array, eps: Array, keys: Array | None = None
     ) -> tuple[dict[str, Array], Any]:
         """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
 
         Args:
-            variables: of the network.
-            batch: see `interface`.
+            variables, batch: see `interface`.
             t: i32[B], in [0, T).
             eps: f32[B, H, W, C], standard normal.
-            keys: key[B], for dropout, recycling and self-conditioning. None: no dropout, no
-                estimate to see and, with batch norm, the averaged statistics.
+            keys: key[B], for dropout, recycling and self-conditioning; None where there are none.
         Returns:
             {term: f32[B]} and the statistics of this batch.
         """
         process, T = self.process, len(self.process.schedule)
-        fold = jax.vmap(jax.random.fold_in, (0, None))
         frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
 
         def own_estimate(x_t, t):
-            output, _ = self._denoise(frozen, batch["image"], x_t, t, None, keys)
+            inputs = process.network_input(x_t, t)
+            output, _ = self._denoise(frozen, batch["image"], inputs, t, keys)
             return process.predict(output, x_t, t).x_start
 
         noisy = x_start = process.input_scale * batch["mask"]
         if self.recycling:
-            draw = lambda key: jax.random.normal(key, x_start.shape[1:])
-            x_T = jax.vmap(draw)(fold(keys, 1))
+            x_T = gaussian_noise(keys, x_start.shape[1:])(1)
             noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
             noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
         x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
-        if process.self_conditioning and keys is not None:
-            known = jax.vmap(jax.random.bernoulli)(fold(keys, 2))
+        if process.self_conditioning:  # Half of the examples see their estimate.
+            known = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 2)))(keys)
             estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
-        output, batch_stats = self._denoise(variables, batch["image"], x_t, t, estimate, keys)
+        inputs = process.network_input(x_t, t, estimate)
+        output, batch_stats = self._denoise(variables, batch["image"], inputs, t, keys)
         return self.loss(process, output, Noised(batch["mask"], x_start, t, eps, x_t)), batch_stats
 
     def _denoise(
-        self,
-        variables: dict[str, Any],
-        image: Array,
-        x_t: Array,
-        t: Array,
-        estimate: Array | None,
-        keys: Array | None,
+        self, variables: Any, image: Array, x_t: Array, t: Array, keys: Array | None
     ) -> tuple[Array, Any]:
         """The network's output in training, and the statistics of the batch."""
-        x_t = self.process.network_input(x_t, t, estimate)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         if batch_stats:
-            variables, train = {"params": params, "batch_stats": batch_stats}, keys is not None
+            variables = {"params": params, "batch_stats": batch_stats}
             output, updates = self.model.apply(
-                variables, x_t, image, t, train=train, mutable=["batch_stats"]
+                variables, x_t, image, t, train=True, mutable=["batch_stats"]
             )
             return output, updates["batch_stats"]
         variables = {"params": params}
-        if keys is None or not getattr(self.model, "dropout", 0.0):
+        if not getattr(self.model, "dropout", 0.0):
             return self.model.apply(variables, x_t, image, t, train=False), batch_stats
         features = self.model.apply(variables, image, method="encode_image")
 
@@ -191,10 +174,9 @@ class Diffusion:
 
     def encode(self, variables: Any, images: Array) -> Array:
         """The features of each view of u8[B, S, S, 3]: [B, F, S, S, channels]."""
-        seen = to_views(images, self.views)
-        flat = normalise_image(seen.reshape(-1, *seen.shape[2:]))
-        features = self.model.apply(variables, flat, method="encode_image")
-        return features.reshape(*seen.shape[:2], *features.shape[1:])
+        seen = normalise_image(to_views(images, self.views))
+        features = self.model.apply(variables, seen, method="encode_image")
+        return features.reshape(len(images), -1, *features.shape[1:])
 
     def begin(self, features: Array, draw: Draw) -> State:
         """Pure noise x_T."""
@@ -202,18 +184,12 @@ class Diffusion:
         return State(x_T, jnp.zeros_like(x_T))
 
     def advance(
-        self,
-        variables: Any,
-        features: Array,
-        draw: Draw,
-        state: State,
-        first: Array,
-        count: int,
+        self, variables: Any, first: Array, features: Array, draw: Draw, state: State, count: int
     ) -> State:
         """Some steps of the chain, see `interface`."""
-        if len(self.views) > 1:  # Each sample sees the features of its view.
-            features = of_samples(features, draw.views)
-        features = features.reshape(-1, *features.shape[2:])
+        # With a single view, all samples of an image share its features.
+        one_view = len(self.views) == 1
+        features = features.squeeze(1) if one_view else of_samples(features, draw.views)
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
 
         def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
@@ -221,21 +197,14 @@ class Diffusion:
             output = self.model.apply(variables, *inputs, method="denoise")
             return self.chain.predict(output, x_t, t)
 
-        x_t, x_start = sample_chain(
-            denoise_fn,
-            state.x_t,
-            self.chain.schedule,
-            self.solver,
-            self._noise(draw, state.x_t.shape[1:3]),
-            first - jnp.arange(count, dtype=jnp.int32),
-            state.x_start,
-        )
-        return State(x_t, x_start)
+        noise_fn = self._noise(draw, state.x_t.shape[1:3])
+        steps = first - jnp.arange(count, dtype=jnp.int32)
+        chain = self.chain.schedule, self.solver, noise_fn, steps
+        return State(*sample_chain(denoise_fn, state.x_t, *chain, state.x_start))
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""
-        masks = state.x_t / self.process.input_scale
-        return from_views(masks.reshape(*draw.keys.shape, *masks.shape[1:]), self.views, draw.views)
+        return from_views(state.x_t / self.process.input_scale, self.views, draw.views)
 
     def _noise(self, draw: Draw, size: tuple[int, int]) -> Callable[[Array], Array]:
         """i32[] -> f32[B * V, S, S, C]; see `samplers.gaussian_noise` and `field_noise`."""

@@ -3,17 +3,16 @@
 A method is a frozen dataclass in a file of its own, with
 
     losses(variables, batch, keys) -> Losses
-        batch: {"image" f32[B, H, W, 3], normalised, "mask" f32[B, H, W, C], from -1 to +1};
-        keys: key[B, 3]. In training, variables also hold "history".
+        `keys`: key[B, 3]. In training, variables also hold "history".
 
 and four parts of which `sample_masks` is made, so that `inference.driver` can walk it part by part,
 show progress between them and measure their memory:
 
     encode(variables, images) -> features, with a leading axis B
     begin(features, draw) -> State
-    advance(variables, features, draw, state, first, count) -> State
+    advance(variables, first, features, draw, state, count) -> State
         `count` steps of the chain downwards from step `first`, i32[]; only where there is a chain
-    finish(state, draw) -> f32[B, V, S, S, C]
+    finish(state, draw) -> f32[B, V, S, S, C], where clean masks are -1 or +1
 
 Variables are {"params"} and, with batch norm, {"batch_stats"}: trees of f32. The attributes are
 
@@ -33,46 +32,33 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+Batch = dict[str, Array]  # "image" f32[B, H, W, 3], normalised; "mask" f32[B, H, W, C], -1 to +1
+
 
 class Losses(NamedTuple):
-    """The losses of a batch.
+    """The losses of a batch."""
 
-    Attributes:
-        terms: name -> f32[B]; their sum is minimised.
-        batch_stats: the statistics of this batch, for batch norm.
-        seen: (t i32[B], loss f32[B]) for the history of the timestep sampler; () if there is none.
-    """
-
-    terms: dict[str, Array]
-    batch_stats: Any
+    terms: dict[str, Array]  # name -> f32[B]; their sum is minimised
+    batch_stats: Any  # the statistics of this batch, for batch norm
+    # (t i32[B], loss f32[B]) for the history of the timestep sampler; () if there is none.
     seen: tuple[Array, ...] = ()
 
 
 class Draw(NamedTuple):
-    """Which samples of a batch are drawn.
+    """Which samples of a batch are drawn."""
 
-    Attributes:
-        keys: key[B, V], the noise of each sample.
-        views: i32[B, V], the view that each sample sees.
-        corners: u32[B, 2], row and column of each image in a larger image whose noise it shares;
-            None: the images are whole.
-    """
-
-    keys: Array
-    views: Array
+    keys: Array  # key[B, V], the noise of each sample
+    views: Array  # i32[B, V], the view that each sample sees
+    # u32[B, 2], row and column of each image in a larger image whose noise it shares; None: the
+    # images are whole.
     corners: Array | None = None
 
 
 class State(NamedTuple):
-    """Samples on their way.
-
-    Attributes:
-        x_t: f32[B * V, S, S, C].
-        x_start: f32[B * V, S, S, C], the estimate of the step before, zero at first.
-    """
+    """Samples on their way: f32[B * V, S, S, C] each."""
 
     x_t: Array
-    x_start: Array
+    x_start: Array  # the estimate of the step before, zero at first
 
 
 def make_draw(
@@ -84,12 +70,9 @@ def make_draw(
 
 
 def sample_masks(method: Any, variables: Any, images: Array, draw: Draw) -> Array:
-    """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C], where clean masks are -1 or +1.
-
-    Pure, for one device.
-    """
+    """Masks of images u8[B, S, S, 3]: f32[V, B, S, S, C]. Pure, for one device."""
     features, steps = method.encode(variables, images), len(method.timesteps)
     state = method.begin(features, draw)
     if steps:
-        state = method.advance(variables, features, draw, state, jnp.int32(steps - 1), steps)
+        state = method.advance(variables, jnp.int32(steps - 1), features, draw, state, steps)
     return jnp.moveaxis(method.finish(state, draw), 1, 0)

@@ -5,7 +5,7 @@ loss(process, output, noised).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +19,10 @@ PIXELS = (1, 2, 3)
 
 
 class Noised(NamedTuple):
-    """A batch of noisy masks and what they are made of.
+    """A batch of noisy masks and what they are made of: f32[B, H, W, C] each, but i32[B] t."""
 
-    Attributes:
-        mask: f32[B, H, W, C], the clean mask, from -1 to +1.
-        x_start: f32[B, H, W, C], the same from -b to +b.
-        t: i32[B].
-        eps: f32[B, H, W, C], the noise.
-        x_t: f32[B, H, W, C].
-    """
-
-    mask: Array
-    x_start: Array
+    mask: Array  # clean, from -1 to +1
+    x_start: Array  # the same from -b to +b
     t: Array
     eps: Array
     x_t: Array
@@ -47,13 +39,7 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     Where m is 0 or 1, the Dice term is 1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1), with the plain
     sums of Sudre et al. 2017 and 1 added to both, so that an empty mask has a loss. Written as
     below, it is least at p = m for any share m (DML1 of Wang et al. 2023, arXiv 2303.16296).
-
-    Args:
-        logits: f32[B, H, W, C].
-        mask: f32[B, H, W, C], from 0 to 1.
-    Returns:
-        "bce", the mean over pixels, and "dice", sum(|p - m|) / (sum(p) + sum(m) + 1): f32[B] each,
-        the mean over the channels.
+    `mask`, or m, is from 0 to 1. "dice" is the mean over the channels.
     """
     bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
     p = jax.nn.sigmoid(logits)
@@ -61,13 +47,10 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     return {"bce": bce, "dice": jnp.mean(dice, axis=1)}
 
 
-LOSSES: dict[str, Callable[[Process, Array, Noised], dict[str, Array]]] = {
-    "mse": mse,
-    "bce_dice": bce_dice_of_mask,
-}
+LOSSES = {"mse": mse, "bce_dice": bce_dice_of_mask}
 
 
-def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], Any]:
+def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], dict[str, Array]]:
     """The loss of `diffusion.loss`; the original's if it trains a variance or is a bound."""
     if variance == "learned_range" or name not in LOSSES:
         return bound_loss(name, variance)

@@ -20,26 +20,20 @@ def make_views(flips: bool, rotations: bool) -> tuple[View, ...]:
 
 
 def to_views(images: Array, views: Sequence[View]) -> Array:
-    """[B, S, S, ...] -> [B, F, S, S, ...], each image as each of F views shows it."""
+    """[B, S, S, ...] -> [B * F, S, S, ...], each image as each of F views shows it."""
     see = lambda image: [jnp.flip(jnp.rot90(image, turns), axes) for turns, axes in views]
-    return jax.vmap(lambda image: jnp.stack(see(image)))(images)
+    return jax.vmap(lambda image: jnp.stack(see(image)))(images).reshape(-1, *images.shape[1:])
 
 
 def of_samples(features: Array, which: Array) -> Array:
-    """[B, F, ...] of each view and i32[B, V], the view of each sample -> [B, V, ...]."""
-    return jax.vmap(lambda of_image, views: of_image[views])(features, which)
+    """[B, F, ...] of each view and i32[B, V], the view of each sample -> [B * V, ...]."""
+    seen = jax.vmap(lambda of_image, views: of_image[views])(features, which)
+    return seen.reshape(-1, *seen.shape[2:])
 
 
 def from_views(masks: Array, views: Sequence[View], which: Array) -> Array:
-    """The masks as their images lie.
-
-    Args:
-        masks: f32[B, V, S, S, C].
-        views: all views.
-        which: i32[B, V], the view of each mask.
-    Returns:
-        f32[B, V, S, S, C].
-    """
+    """Masks f32[B * V, S, S, C] of the views i32[B, V] -> f32[B, V, S, S, C], as the images lie."""
+    masks = masks.reshape(*which.shape, *masks.shape[1:])
     if len(views) == 1:
         return masks
     back = [lambda mask, k=k, a=a: jnp.rot90(jnp.flip(mask, a), -k) for k, a in views]

@@ -1,6 +1,7 @@
 """How files are written: whole or not at all, by one process, with a sentence if that fails."""
 
 import contextlib
+import csv
 import fcntl
 import os
 import secrets
@@ -65,3 +66,11 @@ def locked(path: Path, what: str) -> Iterator[None]:
         except OSError:
             pass
         yield
+
+
+def complete_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, which may be absent, without a line that a killed run left torn."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import naming, write_file
+from segdiff_jax.runtime.files import complete_rows, naming, write_file
 from segdiff_jax.training.trackers import Trackers
 
 LOSSES = "loss", "mse", "vb", "bce", "dice", "grad_norm"
@@ -152,14 +152,6 @@ class Logs:
 def shown(score: str) -> str:
     """The name of a score, as it is printed."""
     return "IoU" if score == "iou" else score
-
-
-def complete_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, which may be absent, without a line that a killed run left torn."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
 
 
 def has_validation(workdir: Path, step: int) -> bool:

@@ -60,8 +60,9 @@ def test_eps_and_x_start_are_each_others_inverse():
     x_start, eps = (jnp.asarray(rng.normal(size=(3, 4, 4, 1)), jnp.float32) for _ in range(2))
     t = jnp.array([0, 40, 80])
     x_t = P.q_sample(schedule, x_start, t, eps)
-    np.testing.assert_allclose(P.eps_from_x_start(schedule, x_t, t, x_start), eps, atol=1e-4)
-    np.testing.assert_allclose(P.x_start_from_eps(schedule, x_t, t, eps), x_start, atol=1e-3)
+    of_x_start, of_eps = P.Process(schedule, "x0"), P.Process(schedule, "eps")
+    np.testing.assert_allclose(of_x_start.predict(x_start, x_t, t).eps, eps, atol=1e-4)
+    np.testing.assert_allclose(of_eps.predict(eps, x_t, t).x_start, x_start, atol=1e-3)
 
 
 @pytest.mark.parametrize("prediction", P.PREDICTIONS)
@@ -77,9 +78,9 @@ def test_a_perfect_output_gives_back_mask_and_noise(prediction):
 
 
 def test_v_at_the_ends_is_noise_and_the_negative_mask():
-    schedule = make_schedule("cosine", 1000)
+    process = P.Process(make_schedule("cosine", 1000), "v")
     x_start, eps = jnp.full((2, 1, 1, 1), 0.25), jnp.full((2, 1, 1, 1), 0.75)
-    v = P.v_from_eps(schedule, x_start, jnp.array([0, 999]), eps)
+    v = process.target(x_start, jnp.array([0, 999]), eps)
     np.testing.assert_allclose(v[:, 0, 0, 0], [0.75, -0.25], atol=0.01)
 
 

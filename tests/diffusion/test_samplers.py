@@ -10,6 +10,7 @@ import pytest
 from segdiff_jax.diffusion.process import Prediction, Process
 from segdiff_jax.diffusion.samplers import (
     START,
+    Step,
     ddim_step,
     ddpm_step,
     dpm_solver_pp_2m_step,
@@ -176,8 +177,7 @@ def test_the_estimate_of_the_step_before_is_passed_on():
     def denoise_fn(x_t, t, previous):
         return Prediction(previous + 1, x_t)
 
-    step_fn = lambda schedule, prediction, x_t, t, noise, previous: prediction.x_start
-    x_0, _ = sample(denoise_fn, x_T, schedule, step_fn, lambda t: x_T)
+    x_0, _ = sample(denoise_fn, x_T, schedule, lambda step: step.prediction.x_start, lambda t: x_T)
     assert x_0.item() == 100
 
 
@@ -192,7 +192,7 @@ def test_scan_equals_a_python_loop():
     noise_fn = gaussian_noise(jax.random.split(jax.random.key(1), 2), (3, 3, 1))
     x = x_T = noise_fn(jnp.int32(10))
     for t in reversed(range(10)):
-        x = ddpm_step(schedule, denoise_fn(x, t), x, jnp.int32(t), noise_fn(jnp.int32(t)))
+        x = ddpm_step(Step(schedule, denoise_fn(x, t), x, jnp.int32(t), noise_fn(jnp.int32(t))))
     scanned = jax.jit(lambda x: sample(denoise_fn, x, schedule, ddpm_step, noise_fn))(x_T)[0]
     np.testing.assert_allclose(scanned, x, atol=1e-5)
 

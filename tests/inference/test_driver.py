@@ -13,12 +13,11 @@ from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.inference import driver as module
 from segdiff_jax.inference.combine import temper
-from segdiff_jax.inference.driver import example_keys
 from segdiff_jax.inference.load import Model, make_ensemble
 from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.methods.views import from_views, make_views, to_views
 from segdiff_jax.runtime import parallel
-from tests.drivers import Sampled, config_of, driver_of
+from tests.drivers import Sampled, config_of, driver_of, example_keys
 
 SIZE = 8
 SCHEDULE = make_schedule("linear", 100)
@@ -406,13 +405,14 @@ def test_views_are_all_mirror_images_and_turns_and_come_back(flips, rotations):
     views = make_views(flips, rotations)
     assert len(views) == {(0, 0): 1, (1, 0): 4, (0, 1): 4, (1, 1): 8}[flips, rotations]
     images = images_of(2)
-    seen_as = np.asarray(to_views(jnp.asarray(images), views))
+    flat = to_views(jnp.asarray(images), views)
+    seen_as = np.asarray(flat).reshape(2, len(views), *images.shape[1:])
     np.testing.assert_array_equal(seen_as[:, 0], images)
     for i in range(2):
         expected = views_as_arrays(images[i, ..., 0], flips, rotations)
         assert {view.tobytes() for view in seen_as[i, ..., 0]} == expected
     which = jnp.broadcast_to(jnp.arange(len(views)), (2, len(views)))
-    back = from_views(jnp.float32(seen_as), views, which)
+    back = from_views(jnp.float32(flat), views, which)
     for view in np.moveaxis(np.asarray(back), 1, 0):
         np.testing.assert_array_equal(view, images)
 

@@ -28,6 +28,7 @@ from segdiff_jax.inference.export import export_model, export_settings, write_mo
 from segdiff_jax.inference.load import Model, load
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.command import run_simple
 from tests.conftest import ROOT, tiny_overrides
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
@@ -252,4 +253,5 @@ def test_what_cannot_be_exported_is_named(noisy, monkeypatch, tmp_path):
         monkeypatch.setattr(export, "MOST_BYTES", 1000)
         write_model(trained, file / "other.zip")
     with pytest.raises(SystemExit, match="error: .*nowhere: no checkpoint there"):
-        export.main([f"--workdir={tmp_path}/nowhere", f"--out={file}"])
+        monkeypatch.setattr(sys, "argv", ["export", f"--workdir={tmp_path}/nowhere"])
+        run_simple(export.main)

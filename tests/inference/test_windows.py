@@ -16,8 +16,8 @@ from segdiff_jax.diffusion.samplers import field_noise
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
-from segdiff_jax.inference.load import load
-from segdiff_jax.inference.windows import input_size, window_starts, window_weight
+from segdiff_jax.inference.load import Model, load
+from segdiff_jax.inference.windows import window_starts, window_weight
 from segdiff_jax.methods.diffusion import ROW, pixel_numbers
 from segdiff_jax.methods.views import make_views
 from segdiff_jax.training.loop import train
@@ -126,12 +126,12 @@ def test_an_overlap_that_cannot_be_is_named():
 
 
 def test_to_what_size_images_are_brought(tiny_config):
-    config = tiny_config()
-    assert input_size(config.data, config.sampler) == 16
-    config.data.full_size = 48
-    assert input_size(config.data, config.sampler) == 48
-    config.sampler.native = True
-    own = input_size(config.data, config.sampler)
+    model = Model(tiny_config(), {})
+    assert model.input_size((100, 30)) == (16, 16)
+    model.config.data.full_size = 48
+    assert model.input_size((100, 30)) == (48, 48)
+    model.config.sampler.native = True
+    own = model.input_size
     assert own((100, 30)) == (100, 30) and own((16, 16)) == (16, 16)
     assert own((20, 8)) == (40, 16) and own((7, 5)) == (22, 16)
 
@@ -172,7 +172,8 @@ def test_a_run_of_patches_validates_and_samples_in_windows(tiny_config, tmp_path
     np.testing.assert_array_equal(combined.mask, stored)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["full_size"] == 24
     square = load(tmp_path / "run")
-    assert square.input_size == 24 and square.predict([noise])[0].mask.shape == (30, 41)
+    assert square.input_size((30, 41)) == (24, 24)
+    assert square.predict([noise])[0].mask.shape == (30, 41)
 
 
 def test_a_size_that_windows_do_not_fit_is_named(tiny_config, tmp_path):
