@@ -27,16 +27,8 @@ class Field(NamedTuple):
     meaning: str
 
 
-def anything(value: Any) -> None:
-    return None
-
-
-def at_least(least: float) -> Wrong:
-    return lambda value: None if value >= least else f"must be at least {least}"
-
-
-def above(limit: float) -> Wrong:
-    return lambda value: None if value > limit else f"must be above {limit}"
+def must(hold: Callable[[Any], bool], words: str) -> Wrong:
+    return lambda value: None if hold(value) else words
 
 
 def within(low: float, high: float, ends: str = "[]") -> Wrong:
@@ -44,21 +36,15 @@ def within(low: float, high: float, ends: str = "[]") -> Wrong:
     above_low = (lambda x: x >= low) if ends[0] == "[" else (lambda x: x > low)
     below_high = (lambda x: x <= high) if ends[1] == "]" else (lambda x: x < high)
     first, last = {"[": "from", "(": "above"}[ends[0]], {"]": "to", ")": "to below"}[ends[1]]
-    words = f"must be {first} {low} {last} {high}"
-    return lambda value: None if above_low(value) and below_high(value) else words
+    return must(lambda x: above_low(x) and below_high(x), f"must be {first} {low} {last} {high}")
 
 
-def one_of(*choices: str) -> Wrong:
-    return lambda value: None if value in choices else f"is unknown: choose one of {choices}"
-
-
-def some_of(*choices: str) -> Wrong:
-    return lambda value: None if set(value) <= set(choices) else f"must be some of {choices}"
-
-
-def all_above(limit: float) -> Wrong:
-    return lambda value: None if all(x > limit for x in value) else f"must all be above {limit}"
-
+anything = must(lambda x: True, "")
+at_least = lambda least: must(lambda x: x >= least, f"must be at least {least}")
+above = lambda limit: must(lambda x: x > limit, f"must be above {limit}")
+all_above = lambda limit: must(lambda xs: all(x > limit for x in xs), f"must all be above {limit}")
+one_of = lambda *choices: must(lambda x: x in choices, f"is unknown: choose one of {choices}")
+some_of = lambda *choices: must(lambda x: {*x} <= {*choices}, f"must be some of {choices}")
 
 # fmt: off
 TOP = {

@@ -57,15 +57,11 @@ class Driver:
     ) -> np.ndarray:
         """Samples every image: f32[V, B, H, W, C], where clean masks are -1 or +1.
 
-        The noise of an image follows from the seed, its id and the number of the sample alone.
-
-        Args:
-            images: u8[B, H, W, 3], B a multiple of the number of devices; H = W = S of the method,
-                or any size with windows.
-            trace: is shown how the first sample of the first images comes about, if there is a
-                chain. With windows, it is not called.
-
-        UserError: not even one sample fits into `max_memory`. FloatingPointError: NaN or infinity.
+        Images are u8[B, H, W, 3], B a multiple of the number of devices; H = W = S of the method,
+        or any size with windows. The noise of an image follows from the seed, its id and the number
+        of the sample alone. `trace` is shown how the first sample of the first images comes about,
+        but not in windows or without a chain. A UserError says that not even one sample fits into
+        `max_memory`; a FloatingPointError, that a sample holds NaN or infinity.
         """
         inputs = Inputs(images, image_names(ids))
         if self._windows:
@@ -74,9 +70,7 @@ class Driver:
         else:
             samples = self._sample(variables, inputs, seed, progress, trace)
         if not np.isfinite(samples).all():
-            raise FloatingPointError(
-                "samples hold NaN or infinity: the network or the sampler diverged"
-            )
+            raise FloatingPointError("samples hold NaN or infinity: network or sampler diverged")
         return samples
 
     def _sample(

@@ -7,7 +7,6 @@ Fields of sampling are set as in train.py: --config.sampler.steps=10.
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,29 +38,25 @@ LEFT_OUT = "checkpoint", "max_batch", "max_memory"
 def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
     """The whole of sampling as one function on one device, with the weights inside.
 
-    Attention is XLA's, whatever `model.attention` says: cuDNN's runs on one platform alone.
-
-    Returns:
-        (images u8[b, S, S, 3], names u32[b], seed u32[]) -> samples, probability and deviation for
-        any b, see docs/export.md. A name is the CRC-32 of an image's id: samples are the ones that
-        sample.py draws for this id and seed.
-    Raises:
-        UserError: for an ensemble, windows, several classes, an unknown platform or STAPLE.
+    It is (images u8[b, S, S, 3], names u32[b], seed u32[]) -> samples, probability and deviation
+    for any b, see docs/export.md. A name is the CRC-32 of an image's id: samples are the ones that
+    sample.py draws for this id and seed. Attention is XLA's, because cuDNN's runs on one platform
+    alone. A UserError says what cannot be exported.
     """
-    unknown = set(platforms) - set(KNOWN_PLATFORMS)
-    if unknown or not platforms:
-        wrong = ", ".join(sorted(unknown)) or "none"
-        raise UserError(f"platforms={wrong}: choose from {', '.join(KNOWN_PLATFORMS)}")
-    if model.members:
-        raise UserError("an ensemble cannot be exported: export its models one by one")
     config = model.config.copy_and_resolve_references()
     data, sampler = config.data, config.sampler
-    if data.classes:
-        raise UserError(f"data.classes={data.classes}: only models of two classes can be exported")
-    if data.full_size or sampler.native:
-        raise UserError("a model that segments in windows cannot be exported: it takes one size")
-    if sampler.ensemble == "staple":
-        raise UserError("sampler.ensemble='staple' cannot be exported: choose 'mean' or 'vote'")
+    unknown = ", ".join(sorted(set(platforms) - set(KNOWN_PLATFORMS))) if platforms else "none"
+    windows, staple = data.full_size or sampler.native, sampler.ensemble == "staple"
+    refused = {
+        f"platforms={unknown}: choose from {', '.join(KNOWN_PLATFORMS)}": unknown,
+        "an ensemble cannot be exported: export its models one by one": model.members,
+        f"data.classes={data.classes}: only models of two classes can be exported": data.classes,
+        "a model that segments in windows cannot be exported: it takes one size": windows,
+        "sampler.ensemble='staple' cannot be exported: choose 'mean' or 'vote'": staple,
+    }
+    for reason, holds in refused.items():
+        if holds:
+            raise UserError(reason)
     if "attention" in config.model:
         config.model.attention = "xla"
     method = make_method(config)
@@ -71,12 +66,9 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
         numbers = np.arange(method.samples, dtype=np.uint32)
         draw = make_draw(sample_keys(seed, name[None], numbers), numbers, len(method.views))
         samples = sample_masks(method, variables, image[None], draw)[:, 0]
-        combined = temper(ENSEMBLES[sampler.ensemble](samples), sampler.temperature)
-        return {
-            "samples": samples[..., 0],
-            "probability": combined[..., 0],
-            "deviation": standard_deviation(samples),
-        }
+        probability = temper(ENSEMBLES[sampler.ensemble](samples), sampler.temperature)
+        found = {"samples": samples[..., 0], "probability": probability[..., 0]}
+        return found | {"deviation": standard_deviation(samples)}
 
     # One image's program, mapped: its shapes are known, the number of images is not.
     predict = jax.vmap(predict_one, (0, 0, None))
@@ -96,12 +88,10 @@ def export_settings(model: Model, exported: jax.export.Exported) -> dict[str, An
     return settings | {"seed": model.config.seed & 0xFFFFFFFF} | made
 
 
-def write_model(
-    model: Model, path: str | os.PathLike, platforms: Sequence[str] = PLATFORMS
-) -> None:
-    """Writes a zip file of function.bin, an `export_model`, and settings.json.
+def write_model(model: Model, path: str | Path, platforms: Sequence[str] = PLATFORMS) -> None:
+    """Writes a zip file of function.bin, see `export_model`, and settings.json.
 
-    A UserError says why that cannot be, as over 2 GB of weights; an OSError names the file.
+    A UserError says what cannot be exported, as over 2 GB of weights.
     """
     size = sum(x.nbytes for x in jax.tree.leaves(model.variables))
     if size > MOST_BYTES:
@@ -121,7 +111,7 @@ def main() -> None:
     given, fields = parser.parse_known_args()
     model = load(given.workdir, **sampling_fields(fields))
     write_model(model, given.out, given.platforms.split(","))
-    print(f"{given.out}, {os.path.getsize(given.out) / 1e6:.2f} MB")
+    print(f"{given.out}, {Path(given.out).stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ class Model:
 
     @property
     def classes(self) -> Classes:
-        """Of the masks."""
         return classes_of(self.config.data)
 
     @property
@@ -124,17 +123,12 @@ class Model:
         key: int | None = None,
         ids: Sequence[str] | None = None,
     ) -> list[Segmentation]:
-        """Segments images at their own sizes, as sample.py does.
+        """Segments images u8[H, W, 3], sRGB, of any sizes, at these sizes, as sample.py does.
 
-        It compiles for each new number of images, steps or samples.
-
-        Args:
-            images: u8[H, W, 3] each, sRGB, of any sizes; or u8[B, H, W, 3].
-            steps, samples: of the sampler; None: as the run says.
-            key: seed of the samples, an int; None: as the run says.
-            ids: a name for each image, which decides its samples with `key`; None: "0", "1", ...
-        Raises:
-            UserError: naming an image that is not u8[H, W, 3], or a setting that is wrong.
+        It compiles for each new number of images, steps or samples. `key` is the seed of the
+        samples; for None, steps, samples and seed are the run's. `ids` are a name for each image,
+        by default "0", "1" and so on: an image's samples follow from it and the key. A UserError
+        names an image of another shape or type, or a setting that is wrong.
         """
         if not isinstance(key, int | None):
             raise UserError(f"key={key!r} is not an int, the seed of the samples")
@@ -162,13 +156,10 @@ class Model:
 def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
     """A trained model; with several paths, the mean of their probabilities.
 
-    Args:
-        path: a workdir of train.py, a folder of checkpoints or one checkpoint.
-        sampling: fields of `config.sampler`, such as steps, samples or threshold, "seed" and
-            "variance" (of DDPM's steps); None: as in the run's config. With several paths,
-            "temperature" belongs to the mean.
-
-    FileNotFoundError: there is no checkpoint. UserError: names a field or file that does not fit.
+    A path is a workdir of train.py, a folder of checkpoints or one checkpoint; FileNotFoundError if
+    there is none. `sampling` are fields of `config.sampler`, such as steps, samples or threshold,
+    "seed" and "variance" (of DDPM's steps); None: as in the run's config. With several paths,
+    "temperature" belongs to the mean. A UserError names a field or file that does not fit.
     """
     sampling = {name: value for name, value in sampling.items() if value is not None}
     paths = [path] if isinstance(path, str | Path) else path
@@ -193,8 +184,7 @@ def make_model_of(
     method, data, sampler = make_method(config), config.data, config.sampler
     windows, classes = make_windows(data, sampler), classes_of(data)
     settings = origin | {"model": config.model.name, "image size": data.image_size}
-    if data.full_size:
-        settings["full size"] = data.full_size
+    settings |= {"full size": data.full_size} if data.full_size else {}
     settings["colour constancy"] = data.colour_constancy
     if classes.several:
         settings |= {"classes": classes.names, "mask values": classes.values}

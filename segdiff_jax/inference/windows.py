@@ -23,7 +23,6 @@ class Inputs(NamedTuple):
     corners: np.ndarray | None = None  # u32[B, 2] of windows, see `methods.interface.Draw`
 
     def part(self, which: slice) -> "Inputs":
-        """Some of the images."""
         return jax.tree.map(lambda x: x[which], self)
 
 
