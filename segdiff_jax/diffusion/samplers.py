@@ -16,21 +16,14 @@ from segdiff_jax.diffusion.schedule import Schedule
 
 
 class Step(NamedTuple):
-    """What a solver's step starts from; arrays are f32[B, H, W, C].
+    """What a solver's step starts from; arrays are f32[B, H, W, C]."""
 
-    Attributes:
-        schedule: the chain; t, i32[], indexes it.
-        prediction: what the network says about x_t.
-        noise: standard normal, ignored at t = 0.
-        previous: the x_start of the step before.
-    """
-
-    schedule: Schedule
-    prediction: Prediction
+    schedule: Schedule  # the chain
+    prediction: Prediction  # what the network says about x_t
     x_t: Array
-    t: Array
-    noise: Array
-    previous: Array | None = None
+    t: Array  # i32[], indexes the schedule
+    noise: Array  # standard normal, ignored at t = 0
+    previous: Array | None = None  # the x_start of the step before
 
     def at(self, table: np.ndarray) -> Array:
         """The schedule's `table` at t, see `process.at`."""

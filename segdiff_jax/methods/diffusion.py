@@ -32,25 +32,17 @@ ROW = 2**16  # between the numbers of two pixels of a column
 class Diffusion:
     """See `interface`.
 
-    Attributes:
-        model: a network with `encode_image` and `denoise`.
-        process: the chain that is trained.
-        chain: the chain that is sampled: `process` with fewer steps, maybe clipped.
-        solver: one of `STEPS`, its options bound.
-        loss: see `losses`.
-        weights: f64[T], see `Process.loss_weights`; None: 1.
-        timestep_sampler: which timesteps are trained; None: uniform.
-        recycling: x_t is made of the mask that the network itself predicts from pure noise (Fu et
-            al. 2023, MELBA 2023:016, section 3.3), which takes one more forward pass.
+    With `recycling`, x_t is made of the mask that the network itself predicts from pure noise (Fu
+    et al. 2023, MELBA 2023:016, section 3.3), which takes one more forward pass.
     """
 
-    model: nn.Module
-    process: Process
-    chain: Process | None = None
-    solver: Callable[..., Array] = ddim_step
-    loss: Callable[[Process, Array, Noised], dict[str, Array]] = mse
-    weights: np.ndarray | None = None
-    timestep_sampler: Any = None
+    model: nn.Module  # has `encode_image` and `denoise`
+    process: Process  # the chain that is trained
+    chain: Process | None = None  # the chain that is sampled: fewer steps, maybe clipped
+    solver: Callable[..., Array] = ddim_step  # one of `STEPS`, its options bound
+    loss: Callable[[Process, Array, Noised], dict[str, Array]] = mse  # see `losses`
+    weights: np.ndarray | None = None  # f64[T], see `Process.loss_weights`; None: 1
+    timestep_sampler: Any = None  # which timesteps are trained; None: uniform
     recycling: bool = False
     image_size: int = 64
     samples: int = 1

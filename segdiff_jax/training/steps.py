@@ -24,26 +24,18 @@ Batch = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainStep:
-    """One update: (state, batch, key, rate) -> (state, metrics).
-
-    Attributes (for the others see config.py):
-        augment: (key[B], image u8, mask u8) -> (image f32, mask f32), in [0, 255].
-        microbatches: batch norm takes the statistics of each part, which are averaged too.
-        half_size: train on the means of 2 x 2 augmented pixels, about four times as fast.
-        patch_size: side of the square that is cut from each image at random; 0: all of it.
-        axis_name: the axis of the devices to average over, if any.
-    """
+    """One update: (state, batch, key, rate) -> (state, metrics); for the fields see schema.py."""
 
     method: Method
     tx: Optimizer
-    augment: Callable[[Array, Array, Array], tuple[Array, Array]]
+    augment: Callable  # (key[B], image u8, mask u8) -> image f32 and mask f32, in [0, 255]
     ema_decay: float
     classes: Classes = TWO
     soft_masks: bool = False
-    microbatches: int = 1
-    half_size: bool = False
-    patch_size: int = 0
-    axis_name: str | None = None
+    microbatches: int = 1  # batch norm takes the statistics of each part, which are averaged too
+    half_size: bool = False  # train on the means of 2 x 2 augmented pixels: 4 times as fast
+    patch_size: int = 0  # side of the square that is cut from each image at random; 0: all of it
+    axis_name: str | None = None  # of the devices to average over, if any
 
     def __call__(
         self, state: TrainState, batch: Batch, key: Array, rate: Array | float

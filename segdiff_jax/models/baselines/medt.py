@@ -39,21 +39,13 @@ class AxialAttention(nn.Module):
 
     Batch norms follow q, k, v, each of the three similarities and each of the two sums. But for
     their epsilon, they undo the scale of the gates, as in the authors' code.
-
-    Attributes:
-        channels: channels of the output and of v, a multiple of 2 `groups`; q and k have half of
-            them each.
-        groups: heads.
-        positions: use the learned vectors r; without, only q, k and v count.
-        gated: learn the four gates g; without, they are 1.
-        axis_name: of the devices over which batch statistics are averaged in training.
     """
 
-    channels: int
-    groups: int
-    positions: bool
-    gated: bool
-    axis_name: str | None
+    channels: int  # of the output and of v, a multiple of 2 `groups`; q and k have half as many
+    groups: int  # heads
+    positions: bool  # use the learned vectors r; without, only q, k and v count
+    gated: bool  # learn the four gates g; without, they are 1
+    axis_name: str | None  # of the devices over which training averages batch statistics
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -90,19 +82,12 @@ class AxialAttention(nn.Module):
 
 
 class AxialBlock(nn.Module):
-    """1x1 convolution, attention along the height, then the width, 1x1 convolution, plus the input.
+    """1x1 convolution, attention along height, then width, 1x1 convolution, plus the input."""
 
-    Attributes:
-        channels: channels within the block; twice as many come out.
-        stride: 2 halves the size (rounded up) after the attention.
-        attention: `AxialAttention` of these channels and a name.
-        axis_name: see `AxialAttention`.
-    """
-
-    channels: int
-    stride: int
-    attention: Callable[..., AxialAttention]
-    axis_name: str | None
+    channels: int  # within the block; twice as many come out
+    stride: int  # 2 halves the size (rounded up) after the attention
+    attention: Callable[..., AxialAttention]  # called with the channels and a name
+    axis_name: str | None  # see `AxialAttention`
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -125,22 +110,14 @@ class AxialBlock(nn.Module):
 
 
 class AxialUNet(nn.Module):
-    """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch.
+    """Convolution stem, levels of axial blocks, and a decoder of 3x3 convolutions: one branch."""
 
-    Attributes:
-        attention, axis_name: see `AxialBlock`.
-        channels: base width; level k has 2^(k+1) times as many channels within its blocks.
-        stem: channels of the stem's first and last convolution; the second has 16 `channels`.
-        blocks: number of blocks of each level; every level but the first halves the size.
-        lowest: a convolution of the last level comes first in the decoder.
-    """
-
-    attention: Callable[..., AxialAttention]
+    attention: Callable[..., AxialAttention]  # see `AxialBlock`
     axis_name: str | None
-    channels: int
-    stem: int
-    blocks: tuple[int, ...]
-    lowest: bool
+    channels: int  # level k has 2^(k+1) times as many within its blocks
+    stem: int  # channels of the stem's first and last convolution; the second has 16 `channels`
+    blocks: tuple[int, ...]  # of each level; every level but the first halves the size
+    lowest: bool  # a convolution of the last level comes first in the decoder
 
     @nn.compact
     def __call__(self, image: Array, train: bool) -> Array:

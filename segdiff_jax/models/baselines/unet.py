@@ -13,22 +13,16 @@ from segdiff_jax.runtime.errors import UserError
 class RonnebergerUNet(nn.Module):
     """Two 3x3 convolutions a level, poolings, up-convolutions, concatenation; the paper's widths.
 
-    Attributes:
-        channels: channels of each level; there is one pooling less.
-        padding: "same", or the paper's "valid", without padding. For "valid", the image is first
-            extended by mirroring, so that the output covers all of it (the paper's overlap-tile
-            strategy, section 2).
-        norm: after each 3x3 convolution: "batch", "group" (see `groups_of`) or the paper's "none".
-        dtype: "float32" or "bfloat16", of the computation; parameters and norms are float32.
-        axis_name: of the devices over which batch statistics are averaged in training, if any.
+    For the padding "valid", the paper's, the image is first extended by mirroring, so that the
+    output covers all of it (the paper's overlap-tile strategy, section 2).
     """
 
-    channels: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    channels: tuple[int, ...] = (64, 128, 256, 512, 1024)  # of each level; one pooling less
     padding: str = "same"
-    norm: str = "batch"
-    dtype: str = "float32"
+    norm: str = "batch"  # after each 3x3 convolution; or "group", see `groups_of`, or "none"
+    dtype: str = "float32"  # of the computation; parameters and norms are float32
     out_channels: int = 1
-    axis_name: str | None = None
+    axis_name: str | None = None  # of the devices over which training averages batch statistics
 
     def __post_init__(self):
         odd = [width for width in self.channels if width % groups_of(width)]
