@@ -88,7 +88,7 @@ class Process:
         input_scale: b. A smaller b hides the mask in the noise at more of the timesteps, which
             forces the network to look at the image (Chen et al. 2022, arXiv 2210.06366; Chen 2023,
             arXiv 2301.10972). b = 1 without `normalise_input` is the original.
-        normalise_input: divide x_t by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
+        normalise_input: x_t is divided by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
         clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
             amplifies the network's errors 200 times.
         self_conditioning: the network also sees its estimate of the clean mask from the step

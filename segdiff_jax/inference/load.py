@@ -30,19 +30,14 @@ ALIKE = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """A trained network, with a driver and variables, or an ensemble of members.
+    """A trained network, with a driver and variables, or an ensemble of members."""
 
-    Attributes:
-        config: of the run, with the fields of sampling as given; the first member's in an ensemble.
-        settings: what the masks are made with, for a report.
-        history: rows of the training's metrics.csv, if there is one beside the checkpoint.
-    """
-
-    config: ConfigDict
-    settings: dict[str, Any]
+    config: ConfigDict  # of the run, or the first member's, with the fields of sampling as given
+    settings: dict[str, Any]  # what the masks are made with, for a report
     driver: Driver | None = None
     variables: Any = dataclasses.field(default=None, repr=False)
     members: tuple["Model", ...] = ()
+    # Rows of the training's metrics.csv, if there is one beside the checkpoint.
     history: Sequence[dict[str, float | None]] = dataclasses.field(default=(), repr=False)
     _others: dict[Any, "Model"] = dataclasses.field(default_factory=dict, repr=False)
 
