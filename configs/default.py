@@ -2,7 +2,7 @@
 
 python train.py --config=configs/default.py --workdir=runs/default
 
-`python -m segdiff_jax.config` lists all fields with their meanings; segdiff_jax/config.py defines
+`python -m segdiff_jax.config` lists all fields with their meanings; segdiff_jax/schema.py defines
 them. Any field can be set on the command line: `--config.train.batch_size=8`.
 Machine: any. Time and score: see docs/results.md, whose ablation begins with this network.
 """

@@ -261,9 +261,9 @@ def changes(
 def describe() -> str:
     """All fields with their defaults and meanings, for a terminal."""
     lines = []
-    for model in MODELS:
+    for model, own in MODELS.items():
         for name, field in fields(model).items():
-            if model == "segdiff" or (name.startswith("model.") and model in ("unet", "medt")):
+            if model == "segdiff" or (name.startswith("model.") and own != MODELS["segdiff"]):
                 note = f" ({model})" if model != "segdiff" else ""
                 lines.append(f"{name}{note} = {field.default!r}\n    {field.meaning}")
     return "\n".join(lines)

@@ -10,10 +10,9 @@ from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.diffusion.schedule import SPACINGS
 from segdiff_jax.runtime.errors import UserError
 
-# What may change when a run resumes (first) and when another run starts from its parameters.
-FREE = ""  # may always change
-RUN = "run"  # fixed when a run resumes
-NETWORK = "network"  # also fixed for runs that start from the parameters
+FREE = ""  # may change when a run resumes
+RUN = "run"  # fixed for a run
+NETWORK = "network"  # fixed for a run, and for runs that start from its parameters
 
 Wrong = Callable[[Any], str | None]  # value -> what is wrong with it, if anything
 

@@ -29,7 +29,7 @@ STRIPS = 4  # images whose denoising the report shows
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What became of the images: how many have a mask now, and how many of them had it before.
+    """What became of the images: `num_images` have a mask now, `num_before` of them had it before.
 
     `failures` is id or file -> why it has none; `metrics` is the contents of metrics.json, None if
     no image has a true mask, and in other processes than the main one.

@@ -44,7 +44,7 @@ class NativeExamples(Sequence):
         self.failures = dict(getattr(records, "failures", ()))
 
     def fingerprint(self) -> str:
-        """Tells other images by their number and, in a folder, by their names."""
+        """Differs if the number of images does or, in a folder, one of their names."""
         return f"{len(self)} images {zlib.crc32(repr(getattr(self._records, 'ids', '')).encode())}"
 
     def __len__(self) -> int:

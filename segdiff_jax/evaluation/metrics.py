@@ -95,7 +95,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 class Score(NamedTuple):
-    """How a score is computed and shown: 0 to 1 or, with a unit, a number where lower is better."""
+    """How a score is computed and shown. It is from 0 to 1; with a unit, lower is better."""
 
     of: Callable[[Masks], float]
     label: str

@@ -16,6 +16,7 @@ from PIL import Image
 from scipy import ndimage
 
 from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.evaluation.metrics import SCORES
 from segdiff_jax.inference.combine import Segmentation, entropy
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import naming, write_file
@@ -23,7 +24,7 @@ from segdiff_jax.runtime.files import naming, write_file
 MEMORY = "max_batch", "max_memory"
 NAMES = errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 MOST_BYTES = 230  # of a name; file systems take it with our endings
-VERSION = 3  # of a result; others are made again
+VERSION = 3  # of a result; others are made again, also if there are other scores now
 FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "results"
 
 PREDICTION_COLOUR = (0, 229, 255)
@@ -94,7 +95,8 @@ class OutputFolder:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             result = self.result(id)
             sizes = ((self.path / file).stat().st_size for file in result["files"])
-            return (result["version"], result["content"]) == (VERSION, content) and all(sizes)
+            made = result["version"], result["known_scores"], result["content"]
+            return made == (VERSION, [*SCORES], content) and all(sizes)
         return False
 
     def result(self, id: str) -> dict:
@@ -158,8 +160,8 @@ class OutputFolder:
                     raise
                 raise BadName(f"no file can have this name ({error.__cause__.strerror})") from error
         names = [path.relative_to(self.path).as_posix() for path in files]
-        known = result | {"version": VERSION, "id": id, "files": names}
-        write_file(self._result(id), json.dumps(known, default=lambda array: array.tolist()))
+        result |= {"version": VERSION, "known_scores": [*SCORES], "id": id, "files": names}
+        write_file(self._result(id), json.dumps(result, default=lambda array: array.tolist()))
 
 
 def class_colour(k: int) -> tuple[int, ...]:

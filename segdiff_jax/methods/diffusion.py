@@ -109,15 +109,10 @@ class Diffusion:
     def loss_at(
         self, variables: Any, batch: Batch, t: Array, eps: Array, keys: Array | None = None
     ) -> tuple[dict[str, Array], Any]:
-        """The loss of each example at one timestep (Amit et al. 2021, eq. 6).
+        """The loss of each example at t i32[B] with the noise eps (Amit et al. 2021, eq. 6).
 
-        Args:
-            variables, batch: see `interface`.
-            t: i32[B], in [0, T).
-            eps: f32[B, H, W, C], standard normal.
-            keys: key[B], for dropout, recycling and self-conditioning; None where there are none.
-        Returns:
-            {term: f32[B]} and the statistics of this batch.
+        `keys`, key[B], are for dropout, recycling and self-conditioning; None where there are none.
+        {term: f32[B]} and the statistics of this batch.
         """
         process, T = self.process, len(self.process.schedule)
         frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
@@ -129,7 +124,7 @@ class Diffusion:
 
         noisy = x_start = process.input_scale * batch["mask"]
         if self.recycling:
-            x_T = gaussian_noise(keys, x_start.shape[1:])(1)
+            x_T = gaussian_noise(keys, x_start.shape[1:])(1)  # 1, and 2 below, tell draws apart.
             noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
             noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
         x_t, estimate = q_sample(process.schedule, noisy, t, eps), None

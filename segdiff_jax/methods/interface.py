@@ -5,6 +5,9 @@ A method is a frozen dataclass in a file of its own, with
     losses(variables, batch, keys) -> Losses
         `keys`: key[B, 3]. In training, variables also hold "history".
 
+    from_config(config, axis_name) -> Method, a class method, and
+    with_sampler(config) -> Method, the same one with another `config.sampler`
+
 and four parts of which `sample_masks` is made, so that `inference.driver` can walk it part by part,
 show progress between them and measure their memory:
 
@@ -55,7 +58,7 @@ class Draw(NamedTuple):
 
 
 class State(NamedTuple):
-    """Samples on their way: f32[B * V, S, S, C] each."""
+    """Samples that are not finished: f32[B * V, S, S, C] each."""
 
     x_t: Array
     x_start: Array  # the estimate of the step before, zero at first

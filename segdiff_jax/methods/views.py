@@ -14,7 +14,7 @@ FLIPS = (), (1,), (0,), (0, 1)
 def make_views(flips: bool, rotations: bool) -> tuple[View, ...]:
     """The views of `sampler.flips` and `sampler.rotations`; the first is the image as it is."""
     if rotations:
-        axes = FLIPS if flips else (FLIPS[0], FLIPS[3])  # Two turns mirror both ways.
+        axes = FLIPS if flips else (FLIPS[0], FLIPS[3])  # Two right angles are both mirrorings.
         return tuple((turns, mirrored) for mirrored in axes for turns in (0, 1))
     return tuple((0, mirrored) for mirrored in (FLIPS if flips else FLIPS[:1]))
 

@@ -64,8 +64,8 @@ def pmap_map(fn: Callable, num_whole: int, num_sharded: int, donate: tuple = ())
     """(*`num_whole` trees, *`num_sharded` sharded ones) -> sharded results, no communication.
 
     It runs on this process's devices; other processes need not run it. The arguments whose numbers
-    are in `donate` give their memory to the results. There must not be as many leaves as arguments
-    by chance: pmap (0.12) would take `in_axes` for the axes of the leaves.
+    are in `donate` give their memory to the results. The arguments must not happen to have as many
+    leaves as there are arguments: pmap (0.12) would take `in_axes` for the axes of the leaves.
     """
     in_axes = (None,) * num_whole + (0,) * num_sharded
     devices = jax.local_devices()

@@ -14,13 +14,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from segdiff_jax.methods.losses import TERMS
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import complete_rows, naming, write_file
 from segdiff_jax.training.trackers import Trackers
 
-LOSSES = "loss", "mse", "vb", "bce", "dice", "grad_norm"
-COLUMNS = "step", *LOSSES, "learning_rate", "images_per_second", "data_share", "minutes"
+SPEED = "images_per_second", "data_share", "minutes"
+COLUMNS = "step", "loss", *TERMS, "grad_norm", "learning_rate", *SPEED
 
 
 class Logs:

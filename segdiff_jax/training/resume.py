@@ -5,9 +5,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from segdiff_jax import config as schema
+from segdiff_jax.config import changes, saved_config
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import NETWORK, RUN
 
 
 def check_resumable(
@@ -26,9 +27,9 @@ def check_resumable(
                 f"--config=configs/saved.py:{workdir}"
             )
         return None
-    before = schema.saved_config(meta)
-    lines = _lines(schema.changes(before, config), "before", "now")
-    if schema.changes(before, config, (schema.RUN, schema.NETWORK)) and not accept_changes:
+    before = saved_config(meta)
+    lines = _lines(changes(before, config), "before", "now")
+    if changes(before, config, (RUN, NETWORK)) and not accept_changes:
         raise UserError(
             f"{workdir} holds a run with another config; give it another --workdir, the same "
             "config, or --accept_changes:\n  " + "\n  ".join(lines)
@@ -56,13 +57,13 @@ def check_same_network(config: ConfigDict) -> Path:
     """
     path = config.train.init_from
     checkpoint = find_checkpoint(path)
-    before = schema.saved_config(load_meta(checkpoint))
-    if other := schema.changes(before, config, (schema.NETWORK,)):
+    before = saved_config(load_meta(checkpoint))
+    if other := changes(before, config, (NETWORK,)):
         raise UserError(
             f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
             "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
         )
-    changed = schema.changes(before, config, (schema.RUN,))
+    changed = changes(before, config, (RUN,))
     changed = {name: pair for name, pair in changed.items() if name.startswith("diffusion.")}
     for line in _lines(changed, "there", "here"):
         print(f"train.init_from: {line}", flush=True)
@@ -75,7 +76,7 @@ def best_score(checkpoints: Checkpoints, config: ConfigDict) -> float | None:
     score = f"validation_{config.validation.scores[0]}"
     if score not in meta:
         return None
-    changed = schema.changes(schema.saved_config(meta), config)
+    changed = changes(saved_config(meta), config)
     free = "validation.every", "sampler.steps", "sampler.samples", "sampler.native"
     free += "sampler.max_batch", "sampler.max_memory"
     same = "validation.", "sampler.", "diffusion.variance"

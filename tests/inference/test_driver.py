@@ -68,14 +68,14 @@ def images_of(count, seed=0):
     return rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def predict(predictor, images, names):
-    """Any number of images in batches, the last one filled up with black: f32[votes, N, S, S]."""
+def predict(driver, images, names):
+    """Any number of images in batches, the last one filled up with black: f32[samples, N, S, S]."""
     results = []
-    for start in range(0, len(images), predictor.batch_size):
-        group, ids = images[start:][: predictor.batch_size], names[start:][: predictor.batch_size]
-        missing = predictor.batch_size - len(group)
+    for start in range(0, len(images), driver.batch_size):
+        group, ids = images[start:][: driver.batch_size], names[start:][: driver.batch_size]
+        missing = driver.batch_size - len(group)
         padded = np.concatenate([group, np.zeros((missing, *group.shape[1:]), np.uint8)])
-        results.append(predictor({}, padded, [*ids, *["padding"] * missing])[:, : len(group)])
+        results.append(driver({}, padded, [*ids, *["padding"] * missing])[:, : len(group)])
     return np.concatenate(results, axis=1)
 
 
@@ -86,11 +86,11 @@ def predict(predictor, images, names):
 def test_samples_are_the_mask_that_the_network_is_certain_of(name, changes, input_scale):
     process = Process(SCHEDULE, "x0", logits=True, input_scale=input_scale, normalise_input=True)
     config = config_of(name=name, variance="fixed_small", **changes)
-    predictor = Sampled(Threshold(), process, config)
-    images = images_of(predictor.batch_size)
-    samples = predictor({}, images, NAMES[: predictor.batch_size])
+    driver = Sampled(Threshold(), process, config)
+    images = images_of(driver.batch_size)
+    samples = driver({}, images, NAMES[: driver.batch_size])
     assert samples.dtype == np.float32
-    assert samples.shape == (config.sampler.samples, predictor.batch_size, SIZE, SIZE)
+    assert samples.shape == (config.sampler.samples, driver.batch_size, SIZE, SIZE)
     expected = np.where(images[..., 0] > 127, 1, -1)
     np.testing.assert_allclose(samples, np.broadcast_to(expected, samples.shape), atol=1e-4)
 
@@ -162,9 +162,9 @@ def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
 
 
 def test_a_sample_equals_ddim_by_hand():
-    predictor = noisy(samples=1, max_batch=1, steps=1)
+    driver = noisy(samples=1, max_batch=1, steps=1)
     images = images_of(4)
-    samples = predictor({}, images, NAMES[:4])
+    samples = driver({}, images, NAMES[:4])
     abar = SCHEDULE.alphas_cumprod[99]
     for i in range(4):
         key = example_keys(0, [NAMES[i]], [0])[0, 0]
@@ -174,22 +174,22 @@ def test_a_sample_equals_ddim_by_hand():
         np.testing.assert_allclose(samples[0, i], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_samples_follow_from_seed_id_and_vote_alone():
-    predictor = noisy()
-    assert predictor.batch_size == 8
+def test_samples_follow_from_seed_id_and_number_alone():
+    driver = noisy()
+    assert driver.batch_size == 8
     images = images_of(8)
-    samples = predictor({}, images, NAMES[:8])
+    samples = driver({}, images, NAMES[:8])
     assert (samples.std(axis=(2, 3)) > 0.1).all()
     # Another order.
     order = np.random.default_rng(0).permutation(8)
-    again = predictor({}, images[order], [NAMES[i] for i in order])
+    again = driver({}, images[order], [NAMES[i] for i in order])
     np.testing.assert_array_equal(again, samples[:, order])
     # Other neighbours.
     others = np.concatenate([images[:3], images_of(5, seed=1)])
-    mixed = predictor({}, others, [*NAMES[:3], *"abcde"])
+    mixed = driver({}, others, [*NAMES[:3], *"abcde"])
     np.testing.assert_array_equal(mixed[:, :3], samples[:, :3])
     # The same image under another name, at another vote or from another seed.
-    same = predictor({}, images[:1].repeat(8, axis=0), NAMES[:8])
+    same = driver({}, images[:1].repeat(8, axis=0), NAMES[:8])
     np.testing.assert_array_equal(same[:, 0], samples[:, 0])
     distinct = np.concatenate([*same, *noisy(seed=1)({}, images[:1].repeat(8, axis=0), NAMES[:8])])
     gaps = np.abs(distinct[:, None] - distinct[None]).mean(axis=(2, 3))
@@ -197,18 +197,18 @@ def test_samples_follow_from_seed_id_and_vote_alone():
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_samples_do_not_depend_on_how_the_votes_are_cut(eta):
+def test_samples_do_not_depend_on_how_many_are_computed_together(eta):
     images = images_of(12)
     expected = predict(noisy(samples=5, max_batch=32, eta=eta), images, NAMES)
     assert expected.shape == (5, 12, SIZE, SIZE)
-    for votes, max_batch in ((5, 2), (5, 4), (3, 12)):
-        predictor = noisy(samples=votes, max_batch=max_batch, eta=eta)
-        samples = predict(predictor, images, NAMES)
-        np.testing.assert_allclose(samples, expected[:votes], rtol=1e-4, atol=1e-4)
+    for count, max_batch in ((5, 2), (5, 4), (3, 12)):
+        driver = noisy(samples=count, max_batch=max_batch, eta=eta)
+        samples = predict(driver, images, NAMES)
+        np.testing.assert_allclose(samples, expected[:count], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("votes", "max_batch", "images", "chunk", "chunks"),
+    ("count", "max_batch", "images", "chunk", "chunks"),
     [
         (1, 1, 1, 1, 1),
         (1, 32, 32, 1, 1),
@@ -222,19 +222,19 @@ def test_samples_do_not_depend_on_how_the_votes_are_cut(eta):
         (5, 1, 1, 1, 5),
     ],
 )
-def test_images_and_votes_fill_a_devices_batch(
-    monkeypatch, votes, max_batch, images, chunk, chunks
+def test_images_and_samples_fill_a_devices_batch(
+    monkeypatch, count, max_batch, images, chunk, chunks
 ):
-    """`images` of one device and `chunk` votes at a time, `chunks` times."""
+    """`images` of one device and `chunk` samples at a time, `chunks` times."""
     calls = record_calls(monkeypatch)
-    predictor = noisy(samples=votes, max_batch=max_batch)
+    driver = noisy(samples=count, max_batch=max_batch)
     devices = jax.local_device_count()
-    assert predictor.batch_size == devices * images
-    size = predictor.batch_size
-    predictor({}, images_of(size), [str(i) for i in range(size)])  # Sees what fits, too.
+    assert driver.batch_size == devices * images
+    size = driver.batch_size
+    driver({}, images_of(size), [str(i) for i in range(size)])  # Sees what fits, too.
     calls.clear()
-    samples = predictor({}, images_of(size), [str(i) for i in range(size)])
-    assert samples.shape == (votes, size, SIZE, SIZE)
+    samples = driver({}, images_of(size), [str(i) for i in range(size)])
+    assert samples.shape == (count, size, SIZE, SIZE)
     assert calls == [
         ("encode", (devices, images)),
         *[("begin", (devices, images)), ("advance", (devices, images, chunk))] * chunks,
@@ -279,14 +279,14 @@ def test_each_batch_is_encoded_once_and_each_part_traced_once(monkeypatch):
             return super().denoise(x_t, features, t)
 
     config = config_of(samples=4, max_batch=2, steps=20)
-    predictor = Sampled(Traced(), Process(SCHEDULE), config)
+    driver = Sampled(Traced(), Process(SCHEDULE), config)
     for seed in range(3):
         calls.clear()
-        predictor({}, images_of(4, seed), NAMES[:4])
+        driver({}, images_of(4, seed), NAMES[:4])
         names = [name for name, _ in calls]
         if seed:
             assert names == ["encode", *["begin", *["advance"] * 4] * 2]
-    # Two votes of an image share its features, and all the timestep.
+    # Two samples of an image share its features, and all the timestep.
     assert traces == ["encode", (2, 1, 1)]
 
 
@@ -296,10 +296,10 @@ def compilations(caplog):
 
 def test_a_chain_in_parts_compiles_once_and_is_the_chain_in_one(monkeypatch, caplog):
     images, changes = images_of(4), {"samples": 2, "steps": 20, "eta": 1.0, "max_batch": 2}
-    predictor = noisy(**changes)
-    ours = predictor({}, images, NAMES[:4])
+    driver = noisy(**changes)
+    ours = driver({}, images, NAMES[:4])
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        predictor({}, images_of(4, 1), NAMES[:4])
+        driver({}, images_of(4, 1), NAMES[:4])
     assert not compilations(caplog)
     monkeypatch.setattr(module, "MOST_STEPS", 20)
     whole = noisy(**changes)
@@ -309,16 +309,16 @@ def test_a_chain_in_parts_compiles_once_and_is_the_chain_in_one(monkeypatch, cap
 @pytest.mark.parametrize("steps, shares", [(20, 4), (6, 2), (11, 11)])
 def test_progress_is_shown_within_the_chain(steps, shares):
     seen = []
-    predictor = noisy(samples=4, max_batch=2, steps=steps)
-    predictor({}, images_of(4), NAMES[:4], seen.append)
+    driver = noisy(samples=4, max_batch=2, steps=steps)
+    driver({}, images_of(4), NAMES[:4], seen.append)
     np.testing.assert_allclose(seen, np.arange(1, 2 * shares + 1) / (2 * shares))
 
 
 @pytest.mark.parametrize(
-    ("fits", "images", "votes"), [(32, 4, 8), (31, 4, 4), (9, 4, 2), (4, 4, 1), (3, 2, 1)]
+    ("fits", "images", "count"), [(32, 4, 8), (31, 4, 4), (9, 4, 2), (4, 4, 1), (3, 2, 1)]
 )
-def test_votes_and_then_images_are_halved_until_they_fit(monkeypatch, fits, images, votes):
-    """A sample takes a GiB, and `fits` GiB are free; four images and eight votes a device."""
+def test_samples_and_then_images_are_halved_until_they_fit(monkeypatch, fits, images, count):
+    """A sample takes a GiB, and `fits` GiB are free; four images and eight samples a device."""
     expected = noisy(samples=8, max_batch=32)({}, images_of(16), [*NAMES, *"abcd"])
     calls = record_calls(monkeypatch)
 
@@ -326,11 +326,11 @@ def test_votes_and_then_images_are_halved_until_they_fit(monkeypatch, fits, imag
         return 2**30 * (np.prod(inputs[3].keys.shape[1:]) if len(inputs) > 2 else 1)
 
     monkeypatch.setattr(parallel, "program_bytes", bytes_of)
-    predictor = noisy(samples=8, max_batch=32, max_memory=float(fits))
-    samples = predictor({}, images_of(16), [*NAMES, *"abcd"])
+    driver = noisy(samples=8, max_batch=32, max_memory=float(fits))
+    samples = driver({}, images_of(16), [*NAMES, *"abcd"])
     np.testing.assert_allclose(samples, expected, rtol=1e-4, atol=1e-4)
     advances = [shape for name, shape in calls if name == "advance"]
-    assert advances == [(4, images, votes)] * (4 // images * 8 // votes)
+    assert advances == [(4, images, count)] * (4 // images * 8 // count)
 
 
 def test_images_are_fewer_where_encoding_them_is_what_does_not_fit(monkeypatch):
@@ -372,16 +372,16 @@ def test_a_supervised_model_is_run_once_on_each_mirror_image():
     variables = {"params": {"slope": jnp.float32(0.5)}}
     images = images_of(4)
     for flips, slopes in ((False, [1]), (True, [1, -1, 1, -1])):
-        predictor = Sampled(Left(), None, config_of(flips=flips))
-        assert predictor.batch_size == (4 if flips else 24)
-        samples = predictor(variables, images, NAMES[:4])
+        driver = Sampled(Left(), None, config_of(flips=flips))
+        assert driver.batch_size == (4 if flips else 24)
+        samples = driver(variables, images, NAMES[:4])
         assert samples.shape == (len(slopes), 4, SIZE, SIZE)
         for sample, slope in zip(samples, slopes, strict=True):
             # Mirrored back, the image is what it was, and the slope runs the other way.
             ramp = 0.5 * np.arange(SIZE)[::slope]
             expected = 2 / (1 + np.exp(-(images[..., 0] / 127.5 - 1 + ramp))) - 1
             np.testing.assert_allclose(sample, expected, atol=1e-5)
-    combined = predictor.combine(samples[:, 0])
+    combined = driver.combine(samples[:, 0])
     probability, mask = combined.probability, combined.mask
     np.testing.assert_allclose(probability, (samples[:, 0].mean(axis=0) + 1) / 2, atol=1e-6)
     np.testing.assert_array_equal(mask, probability > 0.5)
@@ -418,11 +418,11 @@ def test_views_are_all_mirror_images_and_turns_and_come_back(flips, rotations):
 
 
 def test_a_diffusion_model_sees_the_image_turned():
-    """Votes of a model that says what it sees are the image itself, however it was turned."""
+    """Samples of a model that says what it sees are the image itself, however it was turned."""
     config = config_of(samples=8, flips=True, rotations=True, steps=2)
-    predictor = Sampled(Threshold(), Process(SCHEDULE, "x0", True), config)
+    driver = Sampled(Threshold(), Process(SCHEDULE, "x0", True), config)
     images = images_of(4)
-    samples = predictor({}, images, NAMES[:4])
+    samples = driver({}, images, NAMES[:4])
     expected = np.where(images[..., 0] > 127, 1.0, -1.0)
     for vote in samples:
         np.testing.assert_array_equal(np.sign(vote), expected)
@@ -430,8 +430,8 @@ def test_a_diffusion_model_sees_the_image_turned():
 
 def test_a_trace_goes_from_noise_to_the_first_vote():
     config, frames = config_of(samples=3, steps=10), []
-    predictor = Sampled(Threshold(), Process(SCHEDULE, "x0", True), config)
-    samples = predictor({}, images_of(4), NAMES[:4], trace=lambda *frame: frames.append(frame))
+    driver = Sampled(Threshold(), Process(SCHEDULE, "x0", True), config)
+    samples = driver({}, images_of(4), NAMES[:4], trace=lambda *frame: frames.append(frame))
     assert [t for t, *_ in frames] == [100, 50, 0]
     assert frames[0][1].shape == (4, SIZE, SIZE, 1) and abs(frames[0][1].std() - 1) < 0.2
     assert (frames[0][2] == 0).all()
@@ -440,25 +440,25 @@ def test_a_trace_goes_from_noise_to_the_first_vote():
 
 
 def test_a_temperature_changes_probabilities_and_not_the_mask_at_one_half():
-    votes = np.random.default_rng(0).uniform(-1.2, 1.2, (5, 30, 40)).astype(np.float32)
+    samples = np.random.default_rng(0).uniform(-1.2, 1.2, (5, 30, 40)).astype(np.float32)
     plain, warm = (
-        Sampled(Left(), None, config_of(temperature=t)).combine(votes) for t in (1.0, 2.0)
+        Sampled(Left(), None, config_of(temperature=t)).combine(samples) for t in (1.0, 2.0)
     )
     np.testing.assert_array_equal(plain.mask, warm.mask)
     np.testing.assert_array_equal(warm.probabilities, temper(plain.probabilities, 2.0))
-    np.testing.assert_allclose(plain.deviation, np.clip((votes + 1) / 2, 0, 1).std(0), atol=1e-6)
+    np.testing.assert_allclose(plain.deviation, np.clip((samples + 1) / 2, 0, 1).std(0), atol=1e-6)
     with pytest.raises(ValueError, match=r"sampler\.temperature=0\.0 must be above 0"):
         config_of(temperature=0.0)
 
 
 def test_another_seed_compiles_nothing(caplog):
-    predictor, images, names = noisy(), images_of(4), NAMES[:4]
-    first = predictor({}, images, names)
+    driver, images, names = noisy(), images_of(4), NAMES[:4]
+    first = driver({}, images, names)
     with jax.log_compiles():
-        other = predictor({}, images, names, seed=1)
+        other = driver({}, images, names, seed=1)
     assert not compilations(caplog)
     assert (first != other).any()
-    np.testing.assert_array_equal(predictor({}, images, names), first)
+    np.testing.assert_array_equal(driver({}, images, names), first)
     np.testing.assert_array_equal(noisy(seed=1)({}, images, names), other)
 
 
@@ -511,7 +511,7 @@ def test_samples_that_are_not_finite_are_refused():
         Sampled(Left(), None, config_of())(variables, images_of(4), NAMES[:4])
 
 
-def test_keys_of_images_and_votes_are_distinct():
+def test_keys_of_images_and_samples_are_distinct():
     bits = [jax.random.key_data(example_keys(seed, NAMES, range(3))) for seed in (0, 1)]
     assert bits[0].shape == (12, 3, 2)
     assert len(np.unique(np.reshape(bits, (-1, 2)), axis=0)) == 2 * 12 * 3
