@@ -1,7 +1,6 @@
 """The images and masks in two folders of a user."""
 
 import dataclasses
-import functools
 import hashlib
 import re
 from collections import Counter, defaultdict
@@ -11,8 +10,8 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
-from segdiff_jax.data.folder import Folder, FolderSource, files_by_name
+from segdiff_jax.data.decode import decode_grey, decode_labels
+from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError
@@ -62,17 +61,11 @@ class Builder(pairs.PairsBuilder):
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         folder, problems = self.builder_config.folder, defaultdict(list)
         sources = self.manual_sources(folder.images)
-        source = FolderSource(*folder[:3])
-        for file, reason in source.failures.items():
-            problems["image without a mask of its own"].append(f"{file}: {reason}")
-        for mask in source.unused:
-            problems["mask without image"].append(str(mask))
-
+        files = pairs.match_folders(*folder[:3], problems)
         classes, foreground = folder.classes, {}
         statistics = Statistics(classes.names if classes.several else ())
-        found = {id: _pair(*source.paths(id), foreground, classes) for id in source.ids}
-        decode = functools.partial(decode_labels, classes=classes)
-        sizes = pairs.check(found, problems, folder.images, statistics.add, decode)
+        found = {id: _pair(*paths, foreground, classes) for id, paths in files.items()}
+        sizes = pairs.check(found, problems, folder.images, statistics.add, classes)
         # The foreground of a mask may be another class if its value is not the most common one.
         common = Counter(foreground.values()).most_common(1)
         kind = "mask of another value than most; to use several classes, name them in data.classes"
@@ -94,12 +87,9 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
 
     def read() -> bytes:
         data = mask.read_bytes()
-        if classes.several:
-            return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
-        values = decode_grey(data, name)
-        binary = of_two_values(values, name)
-        if binary.any():
-            foreground[name] = int(values.max())
-        return pairs.encode_png(binary)
+        labels = decode_labels(data, name, classes, any_value=True)
+        if labels.any() and not classes.several:
+            foreground[name] = int(decode_grey(data, name).max())
+        return pairs.encode_png(classes.file_values(labels))
 
     return pairs.Pair(pairs.image_file(image), pairs.File(name, read))
