@@ -117,9 +117,8 @@ def check(
 ) -> dict[str, tuple[int, int]]:
     """Decodes every image and mask -> {id: (height, width)} of the good pairs.
 
-    In a good pair both can be read and have one size. Other pairs are added to `problems`, {kind:
-    files}. `name` is for the progress bar. `look` is called with the id, the image u8[H, W, 3] and
-    the labels u8[H, W] of each good pair.
+    In a good pair both can be read and have one size; `look` is called with its id, image
+    u8[H, W, 3] and labels u8[H, W]. Other pairs are added to `problems`, {kind: files}.
     """
     sizes, decode = {}, functools.partial(decode_labels, classes=classes)
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
@@ -165,23 +164,18 @@ def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> di
 def match_folders(
     images: str, masks: str, mask_endings: Sequence[str], problems: defaultdict
 ) -> dict[str, tuple[Path, ...]]:
-    """The image and the mask of each record of a `FolderSource`, whose faults are problems."""
+    """{id: paths of image and mask} of a `FolderSource`, whose faults are added to `problems`."""
     source = FolderSource(images, masks, mask_endings)
     for file, reason in source.failures.items():
         problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
     for mask in source.unused:
         problems["mask without image"].append(str(mask))
-    return {id: source.paths(id) for id in source.ids}
+    return source.files
 
 
 def by_split(pairs: Mapping[str, Pair], ids: Mapping[str, Sequence[str]]) -> Splits:
     """{id: pair} and {split: ids} -> the pairs of each split."""
     return {split: {id: pairs[id] for id in some} for split, some in ids.items()}
-
-
-def image_file(path: Path) -> File:
-    """An image that is stored as it is."""
-    return File(str(path), path.read_bytes)
 
 
 def mask_file(path: Path, above: int = 0) -> File:
@@ -212,10 +206,7 @@ def imported(package: str, reader: str) -> Any:
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder, at most two levels below `manual_dir`, that holds all `markers`, or None.
-
-    Markers are names or patterns of files or folders.
-    """
+    """The first folder, at most two levels deep, that holds all `markers`: names or patterns."""
     top = manual_dir.expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
     held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))

@@ -401,7 +401,7 @@ def test_three_kinds_of_segmentation_are_one_mask():
 def test_cityscapes_has_every_class_and_its_expanded_boxes():
     classes, configs = cityscapes.CLASSES, cityscapes.Builder.builder_configs
     assert configs.keys() == {*classes, *(f"{label}_expanded" for label in classes)}
-    assert len(classes) == 8 and configs["car_expanded"].expansion == 0.15
+    assert len(classes) == 8 and cityscapes.EXPANSION == 0.15
 
 
 def test_held_out_images_are_always_the_same():

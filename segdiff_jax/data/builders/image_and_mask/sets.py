@@ -1,7 +1,6 @@
 """Plain data sets: images and masks that are files in folders. Each is one entry of `SETS`.
 
-A folder here with the name of an entry may hold its README.md, CITATIONS.bib and TAGS.txt, which
-TFDS reads.
+TFDS reads README.md, CITATIONS.bib and TAGS.txt from a folder here with the name of an entry.
 """
 
 import functools
@@ -152,6 +151,6 @@ def _match(root: Path, images: str, masks: str, above: int, problems: defaultdic
     else:
         found = pairs.match_folders(str(root / images), str(root / masks), [""], problems)
     return {
-        id: pairs.Pair(pairs.image_file(image), pairs.mask_file(mask, above))
+        id: pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.mask_file(mask, above))
         for id, (image, mask) in found.items()
     }

@@ -69,10 +69,7 @@ class Builder(pairs.PairsBuilder):
         return [name for part in parts_of(self.builder_config.name).values() for name in part[:2]]
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
-        """{name: path} of the archives that lie in a folder, or else in the folders in it.
-
-        An archive goes before the folder into which it was unpacked.
-        """
+        """{name: path} of the archives in a folder, or else in its folders; zip files go first."""
         top = manual_dir.expanduser()
         folders = [*sorted(top.glob("*/")), top]
         entries = {path.name.lower(): path for folder in folders for path in folder.iterdir()}
@@ -135,9 +132,8 @@ class Builder(pairs.PairsBuilder):
                 subset = "%s: %s: %d of %d images (a subset of the official archive)"
                 logging.warning(subset, self.info.full_name, name, len(found), part.official)
             if name == "training":
-                ids = {"train": [], "validation": []}
-                for id in found:
-                    ids["validation" if is_validation(id) else "train"].append(id)
+                held = [id for id in found if is_validation(id)]
+                ids = {"train": sorted(found.keys() - held), "validation": held}
                 splits |= pairs.by_split(found, ids)
             else:
                 splits[name] = found

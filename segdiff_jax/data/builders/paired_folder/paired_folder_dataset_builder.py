@@ -1,7 +1,6 @@
 """The images and masks in two folders of a user."""
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -29,10 +28,7 @@ class Builder(pairs.PairsBuilder):
 
     @classmethod
     def config_of(cls, folder: Folder) -> str:
-        """The name of the config for two folders; UserError if one is not given.
-
-        The same paths, endings and classes have the same name.
-        """
+        """A name that is the same for an equal `folder`; UserError if a path is not given."""
         for field in ("images", "masks"):
             if not getattr(folder, field):
                 raise UserError(
@@ -42,7 +38,7 @@ class Builder(pairs.PairsBuilder):
         images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
         endings, classes = tuple(folder.mask_endings), folder.classes
         what = (images, masks, endings, *([classes] if classes.several else []))
-        digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+        digest = pairs.fingerprint(what)[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
         config = FolderConfig(name=name, folder=Folder(images, masks, endings, classes))
@@ -60,7 +56,7 @@ class Builder(pairs.PairsBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         folder, problems = self.builder_config.folder, defaultdict(list)
-        sources = self.manual_sources(folder.images)
+        self.info.metadata["sources"] = self.manual_sources(folder.images)
         files = pairs.match_folders(*folder[:3], problems)
         classes, foreground = folder.classes, {}
         statistics = Statistics(classes.names if classes.several else ())
@@ -75,7 +71,6 @@ class Builder(pairs.PairsBuilder):
         if len(found) < 2 and not problems:
             problems["too few pairs, one to train on and one to validate on are needed"] += found
         pairs.raise_problems(self, problems)
-        self.info.metadata["sources"] = sources
         self.info.metadata["statistics"] = statistics.summary()
         splits = pairs.by_split(found, hold_out(found))
         return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
@@ -92,4 +87,4 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
             foreground[name] = int(decode_grey(data, name).max())
         return pairs.encode_png(classes.file_values(labels))
 
-    return pairs.Pair(pairs.image_file(image), pairs.File(name, read))
+    return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(name, read))
