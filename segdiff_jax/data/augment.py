@@ -1,7 +1,7 @@
 """On-device augmentation, jitted with the training step.
 
-Image and mask move together, as one array; colour and artefacts change the image alone. The key of
-an example determines all its draws.
+Image and mask move together, and colour and artefacts change the image alone. An example's key
+determines all its draws.
 """
 
 from collections.abc import Mapping

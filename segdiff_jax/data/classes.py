@@ -23,29 +23,24 @@ class Classes:
     values: tuple[int, ...] = (0, 255)
 
     @property
-    def count(self) -> int:
-        """K, at least 2."""
-        return len(self.names)
-
-    @property
     def several(self) -> bool:
         """Whether there are more than two."""
-        return self.count > 2
+        return len(self.names) > 2
 
     @property
     def channels(self) -> int:
         """C, the length of the last axis of a mask."""
-        return self.count if self.several else 1
+        return len(self.names) if self.several else 1
 
     @property
     def of_channels(self) -> range:
         """The label that each channel stands for."""
-        return range(self.count)[-self.channels :]
+        return range(len(self.names))[-self.channels :]
 
     def labels(self, mask: np.ndarray, name: str) -> np.ndarray:
         """The values of a file u8[H, W] -> labels u8[H, W]; UserError if one is of no class."""
         table = np.full(256, MOST, np.uint8)
-        table[list(self.values)] = np.arange(self.count)
+        table[list(self.values)] = np.arange(len(self.names))
         labels = table[mask]
         if (labels == MOST).any():
             found = np.unique(mask)

@@ -30,32 +30,6 @@ def decode_grey(data: bytes, name: str) -> np.ndarray:
     return np.asarray(_open(data, name, "L"))
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
-    """Encoded mask -> u8[H, W], 0 or 255, upright; UserError also if it holds other values."""
-    mask = decode_grey(data, name)
-    others = np.setdiff1d(mask, [0, 255])
-    if len(others):
-        some = ", ".join(map(str, others[:3]))
-        raise UserError(
-            f"{name}: the mask has values other than 0 and 255 ({some}): make it 0 on the "
-            "background and 255 on the foreground"
-        )
-    return mask
-
-
-def of_two_values(mask: np.ndarray, name: str) -> np.ndarray:
-    """u8[H, W] of 0 and one other value -> u8[H, W], 0 or 255; UserError if there are more."""
-    values = np.unique(mask)
-    if len(values[values > 0]) > 1:
-        some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
-        raise UserError(
-            f"{name}: the mask has {len(values)} values ({some}): make it 0 and one other value, "
-            "or, if it has several classes, name them in data.classes; JPEG blurs masks, save them "
-            "as PNG"
-        )
-    return np.where(mask, 255, 0).astype(np.uint8)
-
-
 def decode_labels(
     data: bytes, name: str, classes: Classes = TWO, any_value: bool = False
 ) -> np.ndarray:
@@ -65,10 +39,10 @@ def decode_labels(
     classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. UserError as in
     `decode_image`, for values of no class, and for several classes in colours or in a single bit.
     """
-    if not classes.several and any_value:
-        return np.uint8(of_two_values(decode_grey(data, name), name) > 0)
     if not classes.several:
-        return np.uint8(decode_mask(data, name) > 0)
+        grey = decode_grey(data, name)
+        _check_two_values(np.unique(grey), name, any_value)
+        return np.uint8(grey > 0)
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
         raise UserError(
@@ -79,6 +53,22 @@ def decode_labels(
     # PA is a palette with transparency.
     image = image.getchannel(0) if image.mode in ("P", "PA") else image.convert("L")
     return classes.labels(np.asarray(image), name)
+
+
+def _check_two_values(values: np.ndarray, name: str, any_value: bool) -> None:
+    others = np.setdiff1d(values, [0, 255])
+    if any_value and np.count_nonzero(values) > 1:
+        some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
+        raise UserError(
+            f"{name}: the mask has {len(values)} values ({some}): make it 0 and one other value, "
+            "or, if it has several classes, name them in data.classes; JPEG blurs masks, save them "
+            "as PNG"
+        )
+    if not any_value and len(others):
+        raise UserError(
+            f"{name}: the mask has values other than 0 and 255 ({', '.join(map(str, others[:3]))})"
+            ": make it 0 on the background and 255 on the foreground"
+        )
 
 
 def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:

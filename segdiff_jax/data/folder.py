@@ -30,8 +30,8 @@ class FolderSource:
     """Random access to {"id" str, "image" bytes, "mask" bytes or absent}, sorted by id.
 
     An id is a file's path from the folder, without its ending, as "2024/photo 1". Names are
-    compared in Unicode's composed form (NFC), which not every system writes. `ids` holds all ids,
-    `failures` {file: why it is no record}, and `unused` the masks of no image.
+    compared in Unicode's composed form (NFC), which not every system writes. `files` holds {id:
+    paths}, `failures` {file: why it is no record}, and `unused` the masks of no image.
     """
 
     def __init__(
@@ -39,24 +39,22 @@ class FolderSource:
     ):
         """Reads names only; a UserError says that there is no image or mask, or both in one folder.
 
-        Args:
-            images: a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
-                in which "**" stands for any folders.
-            masks: a folder; each mask lies in its image's subfolder, or all of them in none.
-            mask_endings: what may follow the image's name in the mask's name, in any case.
+        `images` is a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
+        in which "**" stands for any folders. `masks` is a folder; masks lie in the subfolders of
+        their images, or all in none. Their names end with one of `mask_endings`, in any case.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
             raise UserError(f"{masks} holds images and masks: put them into two folders")
         self.failures: dict[str, str] = {}
-        self._files: dict[str, tuple[Path, ...]] = {}
+        files: dict[str, tuple[Path, ...]] = {}
         named, images_of, used = defaultdict(list), defaultdict(list), set()
         some = " or ".join(filter(None, mask_endings))
         endings = some and f", {'with or without' if '' in mask_endings else 'with'} {some}"
         for name, paths in files_by_name(masks).items() if masks else ():
             named[name.lower()] += paths
         for name, paths in files_by_name(images, masks).items():
-            files = [_shown(f"{name.rpartition('/')[0]}/{path.name}".strip("/")) for path in paths]
+            shown = [_shown(f"{name.rpartition('/')[0]}/{path.name}".strip("/")) for path in paths]
             found = _masks_of(name, named, mask_endings)
             found = found or _masks_of(Path(name).name, named, mask_endings)
             used.update(found)
@@ -64,23 +62,23 @@ class FolderSource:
             if _shown(name) != name:
                 reason = "its name is not Unicode: rename it"
             elif len(paths) > 1:
-                reason = f"{' and '.join(files)} have the same name: rename one"
+                reason = f"{' and '.join(shown)} have the same name: rename one"
             elif len(found) > 1:
                 reason = f"two masks: {found[0].name} and {found[1].name}"
             elif masks and not found:
                 reason = f"no mask in {masks}: it would have the image's name{endings}"
             if reason:
-                self.failures |= dict.fromkeys(files, reason)
+                self.failures |= dict.fromkeys(shown, reason)
                 continue
-            self._files[name] = (*paths, *found)
+            files[name] = (*paths, *found)
             for mask in found:
                 images_of[mask].append(name)
         for mask, names in images_of.items():
             reason = f"{mask.name} is the mask of {len(names)} images: sort masks into folders, too"
             for name in names if len(names) > 1 else ():
                 self.failures[name] = reason
-                del self._files[name]
-        self.ids = sorted(self._files)
+                del files[name]
+        self.files, self.ids = dict(sorted(files.items())), sorted(files)
         self.unused = sorted(p for paths in named.values() for p in paths if p not in used)
 
     def __len__(self) -> int:
@@ -88,12 +86,8 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, str | bytes]:
         id = self.ids[index]
-        files = zip(("image", "mask"), self._files[id], strict=False)
+        files = zip(("image", "mask"), self.files[id], strict=False)
         return {"id": id} | {kind: path.read_bytes() for kind, path in files}
-
-    def paths(self, id: str) -> tuple[Path, ...]:
-        """The files of a record: the image and, if there is one, the mask."""
-        return self._files[id]
 
 
 def _shown(name: str) -> str:

@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from segdiff_jax.data.decode import decode_grey, decode_image, decode_mask
-from segdiff_jax.data.folder import files_by_name
+from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.decode import decode_grey, decode_image, decode_labels
+from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.runtime.errors import UserError
 
 _LISTED = 20  # files that a message names for each kind of problem
@@ -41,20 +42,28 @@ Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A base class; define `_find`, `_files`, `_pairs` or `manual_sources`, `_split_generators`."""
+    """A base class; define `_find`, `_pairs` and `_files`, or what calls them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
 
-    def _find(self, manual_dir: Path) -> Path | None:
-        """The folder in `manual_dir` that holds the data set, or None."""
+    def _find(self, manual_dir: Path) -> Any:
+        """The root: the folder in `manual_dir` that holds the data set; None or empty if absent."""
+
+    def _get(self, dl_manager: tfds.download.DownloadManager) -> Any:
+        """The root if `_find` does not find one."""
+        raise UserError(
+            f"{self.info.full_name} cannot be built: data.manual_dir is not given or does not "
+            "hold the data set, which you have to download yourself.\n"
+            + inspect.cleandoc(self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+        )
 
     def _files(self, root: Path) -> Iterable[Path]:
         """The files that a build reads; those that do not exist do not count."""
 
-    def _pairs(self, root: Path, problems: defaultdict) -> Splits:
+    def _pairs(self, root: Any, problems: defaultdict) -> Splits:
         """The pairs of each split; adds faults to `problems`, {kind: files}."""
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -70,25 +79,25 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def manual_sources(self, manual_dir: str | Path) -> dict:
         """The `sources` of a build; {} if `manual_dir` does not hold the data set."""
         root = self._find(Path(manual_dir))
-        return {} if root is None else sources(root, filter(Path.is_file, self._files(root)))
+        return self._sources(root) if root else {}
+
+    def _sources(self, root: Any) -> dict:
+        return sources(root, filter(Path.is_file, self._files(root)))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         root = None
         with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
             root = self._find(Path(dl_manager.manual_dir))
-        if root is None:
-            raise UserError(
-                f"{self.info.full_name} cannot be built: data.manual_dir is not given or does not "
-                "hold the data set, which you have to download yourself.\n"
-                + inspect.cleandoc(self.MANUAL_DOWNLOAD_INSTRUCTIONS)
-            )
-        self.info.metadata["sources"] = self.manual_sources(root)
+        root = root or self._get(dl_manager)
+        self.info.metadata["sources"] = self._sources(root)
         problems, examples = defaultdict(list), {}
-        for split, pairs in self._pairs(root, problems).items():
+        splits = self._pairs(root, problems)
+        for split, pairs in splits.items():
             sizes = check(pairs, problems, f"{self.name}, {split}")
             examples[split] = self._generate_examples(pairs, sizes)
             if not pairs:
-                problems["empty split"].append(split)
+                total = sum(map(len, splits.values()))
+                problems["empty split"].append(f"{split} (there are {total} images)")
         raise_problems(self, problems)
         return examples
 
@@ -104,15 +113,14 @@ def check(
     problems: defaultdict,
     name: str,
     look: Callable[[str, np.ndarray, np.ndarray], None] = lambda id, image, mask: None,
-    decode: Callable[[bytes, str], np.ndarray] = decode_mask,
+    classes: Classes = TWO,
 ) -> dict[str, tuple[int, int]]:
     """Decodes every image and mask -> {id: (height, width)} of the good pairs.
 
-    In a good pair both can be read and have one size. Other pairs are added to `problems`, {kind:
-    files}. `name` is for the progress bar. `look` is called with the id, the image u8[H, W, 3] and
-    the mask u8[H, W] of each good pair. `decode` makes that mask from its bytes and its name.
+    In a good pair both can be read and have one size; `look` is called with its id, image
+    u8[H, W, 3] and labels u8[H, W]. Other pairs are added to `problems`, {kind: files}.
     """
-    sizes = {}
+    sizes, decode = {}, functools.partial(decode_labels, classes=classes)
     for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
         decoded = []
         for file, read in (pair.image, decode_image), (pair.mask, decode):
@@ -123,12 +131,12 @@ def check(
                 problems["unreadable file"].append(f"{file.name}: {reason}")
         if len(decoded) < 2:
             continue
-        image, mask = decoded
-        if image.shape[:2] == mask.shape:
-            sizes[id] = mask.shape
-            look(id, image, mask)
+        image, labels = decoded
+        if image.shape[:2] == labels.shape:
+            sizes[id] = labels.shape
+            look(id, image, labels)
         else:
-            sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *mask.shape)
+            sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *labels.shape)
             problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
     return sizes
 
@@ -153,33 +161,21 @@ def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> di
     return {id: Pair(images[id], masks[id]) for id in sorted(images.keys() & masks.keys())}
 
 
-def match_folders(images: Path, masks: Path, above: int, problems: defaultdict) -> dict[str, Pair]:
-    """Pairs files of the same name, but for the ending, in two folders -> {id: pair}, sorted.
-
-    An id is a path from the folder, without the ending. The foreground of a mask is above `above`.
-    """
-    found = []
-    for folder, file in (images, image_file), (masks, functools.partial(mask_file, above=above)):
-        try:
-            named = files_by_name(str(folder))
-        except UserError as error:  # There are none.
-            problems["no images"].append(str(error))
-            return {}
-        for paths in named.values():
-            if len(paths) > 1:
-                problems["two files of one name"].append(f"{paths[0]} and {paths[1].name}")
-        found.append({name: file(paths[0]) for name, paths in named.items()})
-    return match(*found, problems)
+def match_folders(
+    images: str, masks: str, mask_endings: Sequence[str], problems: defaultdict
+) -> dict[str, tuple[Path, ...]]:
+    """{id: paths of image and mask} of a `FolderSource`, whose faults are added to `problems`."""
+    source = FolderSource(images, masks, mask_endings)
+    for file, reason in source.failures.items():
+        problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
+    for mask in source.unused:
+        problems["mask without image"].append(str(mask))
+    return source.files
 
 
 def by_split(pairs: Mapping[str, Pair], ids: Mapping[str, Sequence[str]]) -> Splits:
     """{id: pair} and {split: ids} -> the pairs of each split."""
     return {split: {id: pairs[id] for id in some} for split, some in ids.items()}
-
-
-def image_file(path: Path) -> File:
-    """An image that is stored as it is."""
-    return File(str(path), path.read_bytes)
 
 
 def mask_file(path: Path, above: int = 0) -> File:
@@ -210,10 +206,7 @@ def imported(package: str, reader: str) -> Any:
 
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder, at most two levels below `manual_dir`, that holds all `markers`, or None.
-
-    Markers are names or patterns of files or folders.
-    """
+    """The first folder, at most two levels deep, that holds all `markers`: names or patterns."""
     top = manual_dir.expanduser()
     folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
     held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))

@@ -51,8 +51,7 @@ def resize_labels(labels: np.ndarray, size: int, classes: Classes = TWO) -> np.n
 class ResizedSource:
     """Random access to {"image" u8[S, S, 3], "mask" u8[S, S, C]}, see `resize_labels`.
 
-    They are kept in memory after their first use and, once all are there, in a file that the next
-    run reads.
+    After their first use they are kept in memory and, once all are there, in a file for later runs.
     """
 
     def __init__(
@@ -64,11 +63,11 @@ class ResizedSource:
         data_dir: str | Path | None = None,
         classes: Classes = TWO,
     ):
-        """Reads no record yet; S is `image_size`, and C the channels of `classes`.
+        """Reads no record yet; S is `image_size`, and only the first `limit` records count.
 
-        Only the first `limit` records count. The function of `COLOUR_CONSTANCY` is applied to
-        resized images. The file lies in `resized` of `data_dir`, the folder of built data sets;
-        there is none if that is None or the records have no `fingerprint`, see `prepare.Records`.
+        `colour_constancy` is applied to resized images. The file lies in `resized` of `data_dir`,
+        the folder of built data sets; there is none if that is None or the records have no
+        `fingerprint`, see `prepare.Records`.
         """
         self._correct = COLOUR_CONSTANCY[colour_constancy]
         self._records, self._size, self._classes = records, image_size, classes
@@ -76,7 +75,7 @@ class ResizedSource:
         shape = length, image_size, image_size, 3 + classes.channels
         self._cached, self._ready = np.zeros(shape, np.uint8), np.zeros(length, bool)
         self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
-        if length and data_dir is not None and fingerprint:
+        if data_dir is not None and fingerprint:
             # The fingerprint belongs to a build, whose name tells classes from others.
             name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
             self._file = Path(data_dir) / "resized" / name
@@ -130,9 +129,7 @@ def train_iterator(
     `batch_size` is over all processes, of which each takes every process_count-th example. A batch
     is {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with b = batch_size /
     process_count and each example's place in the global batch. `num_threads` threads decode ahead.
-
-    Raises:
-        UserError: if there are no examples, or the batch does not divide.
+    A UserError says that there are no examples, or that the batch does not divide.
     """
     if not len(source):
         raise UserError("the training split is empty")

@@ -1,5 +1,6 @@
 """Builds a data set if it is not there yet, and opens a split of it."""
 
+import dataclasses
 import functools
 import importlib
 import pkgutil
@@ -20,22 +21,19 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Records(Sequence):
-    """The records of one or several sources as one sequence.
+    """The records of one or several sources as one sequence."""
 
-    `fingerprint` differs if the records differ. `statistics` is a `Statistics.summary` or None.
-    """
-
-    def __init__(
-        self, records: list[tuple[Sequence[dict], int]], fingerprint: str, statistics: Any
-    ):
-        self._records, self.fingerprint, self.statistics = records, fingerprint, statistics
+    records: list[tuple[Sequence[dict], int]]  # Source and place of each.
+    fingerprint: str  # It differs if the records differ.
+    statistics: Any  # `Statistics.summary` or None.
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self.records)
 
     def __getitem__(self, index: int) -> dict:
-        source, i = self._records[index]
+        source, i = self.records[index]
         return source[i]
 
 
@@ -48,19 +46,13 @@ def where(data: ConfigDict) -> tuple[str, str, Folder]:
 def load_source(
     dataset: str, split: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
 ) -> Records:
-    """Opens a split, whose records can be read in any order.
+    """Opens a split, or a part of it: "train" of "monuseg", "train[90%:]" of "isic/2016".
 
-    The data set is built if there is no build, or if the build was made of other files. A record is
-    {id: bytes, image: bytes, mask: bytes, height: int, width: int}; image and mask are encoded, as
-    in their original files or as PNG. A UserError says that there is no such data set, split or
-    folder, or that the data is faulty.
-
-    Args:
-      dataset: its name, with or without a config: "isic/2016", "monuseg".
-      split: a split or a part of one: "train", "train[:16]", "train[90%:]".
-      data_dir: the folder of the builds.
-      manual_dir: the folder of the official files, if there is one.
-      folder: the images and masks of "paired_folder".
+    `data_dir` holds the builds, `manual_dir` the official files, if there are any, and `folder` the
+    images and masks of "paired_folder". The data set is built if there is no build, or if the build
+    was made of other files. A record is {id: bytes, image: bytes, mask: bytes, height: int, width:
+    int}; image and mask are encoded, as in their original files or as PNG. A UserError says that
+    there is no such data set, split or folder, or that the data is faulty.
     """
     return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder), split)
 
@@ -125,13 +117,12 @@ def _open(
 def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
     """The builder class of a plain data set, or of one that has a package in `builders`."""
     name = dataset.partition("/")[0]
+    packages = {package.name for package in pkgutil.iter_modules(builders.__path__)}
+    known = sorted((packages | SETS.keys()) - {"image_and_mask"})
+    if name not in known:
+        raise UserError(f"{field}={dataset!r} is unknown; there are {', '.join(known)}")
     if name in SETS:
         return builder_of(name)
-    packages = {package.name for package in pkgutil.iter_modules(builders.__path__)}
-    packages.remove("image_and_mask")
-    if name not in packages:
-        known = ", ".join(sorted(packages | SETS.keys()))
-        raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
     return importlib.import_module(f"{builders.__name__}.{name}.{name}_dataset_builder").Builder
 
 

@@ -69,14 +69,13 @@ def format_statistics(summary: dict[str, Any]) -> str:
         f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} of them"
         for name, row in summary.get("classes", {}).items()
     ]
-    return "\n".join(
-        [
-            f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
-            f"  height {three('height', '{:.0f}')}, width {three('width', '{:.0f}')} pixels",
-            f"  foreground {three('foreground', '{:.1%}')} of the mask, "
-            f"{summary['mean_foreground']:.1%} on average",
-            f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
-            *classes,
-            f"  colour (red, green, blue, 0 to 255): mean {mean}, standard deviation {std}",
-        ]
-    )
+    lines = [
+        f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
+        f"  height {three('height', '{:.0f}')}, width {three('width', '{:.0f}')} pixels",
+        f"  foreground {three('foreground', '{:.1%}')} of the mask, "
+        f"{summary['mean_foreground']:.1%} on average",
+        f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
+        *classes,
+        f"  colour (red, green, blue, 0 to 255): mean {mean}, standard deviation {std}",
+    ]
+    return "\n".join(lines)

@@ -143,7 +143,7 @@ def _finish(
     area = (found.labels > 0).mean()
     row = {"id": example["id"], "area": area, "disagreement": found.uncertainty}
     if truth is not None:
-        scores, of_classes = class_scores(found.labels, truth, classes.count)
+        scores, of_classes = class_scores(found.labels, truth, len(classes.names))
         levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
         row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
         if classes.several:

@@ -59,7 +59,7 @@ def make_case(
 
     def shrink_labels(labels: np.ndarray) -> np.ndarray:
         small = np.zeros(size[::-1], np.uint8)
-        for k in range(1, classes.count):
+        for k in range(1, len(classes.names)):
             small[shrink(np.float32(labels == k)) > 0.5] = k
         return small
 

@@ -37,7 +37,7 @@ def validate(
         samples = driver(variables, images, ids, config.seed)
         labels = np.stack([segment(samples[:, i], *options).labels for i in range(len(group))])
         for i in np.flatnonzero(valid):
-            scores, _ = class_scores(labels[i], truth[i], classes.count, names)
+            scores, _ = class_scores(labels[i], truth[i], len(classes.names), names)
             rows[group[i]["number"]] = [scores[name] for name in names]
         if not pictures:
             shares = (x[valid, ..., None] == classes.of_channels for x in (truth, labels))

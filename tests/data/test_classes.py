@@ -47,9 +47,9 @@ def fields(classes=(), values=()):
 
 def test_two_classes_are_the_default_and_values_count_from_0():
     assert classes_of(fields()) == TWO == Classes(("background", "lesion"), (0, 255))
-    assert (TWO.count, TWO.several, TWO.channels, list(TWO.of_channels)) == (2, False, 1, [1])
+    assert (len(TWO.names), TWO.several, TWO.channels, list(TWO.of_channels)) == (2, False, 1, [1])
     classes = classes_of(fields(list(NAMES)))  # As a checkpoint's config comes back.
-    assert classes == Classes(NAMES, (0, 1, 2)) and classes.channels == classes.count == 3
+    assert classes == Classes(NAMES, (0, 1, 2)) and classes.channels == 3
     assert classes.several and list(classes.of_channels) == [0, 1, 2]
     assert classes_of(fields(NAMES, [0, 7, 200])) == CLASSES
 

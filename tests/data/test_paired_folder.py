@@ -109,7 +109,7 @@ def test_all_problems_are_listed_at_once(mine, tmp_path):
     write(tmp_path / "masks/g_mask.png", half((24, 30), 7))
     assert build_error(mine) == [
         "image without a mask of its own (1):",
-        "  a.png: no mask in masks: it would have the image's name, with or without "
+        "  images/a.png: no mask in masks: it would have the image's name, with or without "
         "_Segmentation or _mask",
         "mask without image (1):",
         "  masks/other.png",

@@ -9,9 +9,13 @@ from PIL import Image
 
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_image, decode_mask, of_two_values
+from segdiff_jax.data.decode import decode_image, decode_labels
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
+
+
+def decode_mask(data, name, **options):
+    return 255 * decode_labels(data, name, **options)
 
 
 def encode(image, format="PNG", **options):
@@ -158,9 +162,10 @@ def test_a_mask_with_other_values_is_refused(values, named):
 def test_a_mask_of_zero_and_one_other_value_is_read(values):
     data = encode(Image.fromarray(np.uint8([values])))
     expected = [[255 * (value > 0) for value in values]]
-    np.testing.assert_array_equal(of_two_values(decode_grey(data, "a"), "a"), expected)
+    np.testing.assert_array_equal(decode_mask(data, "a", any_value=True), expected)
+    data = encode(Image.fromarray(np.uint8([[1, 2, 9]])))
     with pytest.raises(ValueError, match=r"^a: the mask has 3 values \(1, 2, 9\): make it 0 and"):
-        of_two_values(np.uint8([[1, 2, 9]]), "a")
+        decode_mask(data, "a", any_value=True)
 
 
 @pytest.mark.parametrize("decode", [decode_image, decode_mask])

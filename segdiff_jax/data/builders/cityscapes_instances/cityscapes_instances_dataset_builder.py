@@ -1,6 +1,5 @@
 """Single objects of Cityscapes, cut out by their bounding boxes, with PolyRNN++'s splits."""
 
-import dataclasses
 import functools
 import json
 import warnings
@@ -16,15 +15,8 @@ from segdiff_jax.data import pairs
 
 CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
 _SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
+EXPANSION = 0.15  # of a box if the config's name ends in "_expanded", see `crop`
 _FILE, _IMAGES = "all_classes_instances.json", "all_images.hdf5"
-
-
-@dataclasses.dataclass(eq=False, kw_only=True)
-class CityscapesConfig(tfds.core.BuilderConfig):
-    """One class, `label`; for `expansion` see `crop`."""
-
-    label: str
-    expansion: float = 0.0
 
 
 class Builder(pairs.PairsBuilder):
@@ -33,8 +25,8 @@ class Builder(pairs.PairsBuilder):
     HOMEPAGE = "https://www.cityscapes-dataset.com"
     IMAGE_FORMAT = "png"
     BUILDER_CONFIGS: ClassVar = [
-        *(CityscapesConfig(name=label, label=label) for label in CLASSES),
-        *(CityscapesConfig(name=f"{c}_expanded", label=c, expansion=0.15) for c in CLASSES),
+        *(tfds.core.BuilderConfig(name=label) for label in CLASSES),
+        *(tfds.core.BuilderConfig(name=f"{label}_expanded") for label in CLASSES),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
     Get leftImg8bit of https://www.cityscapes-dataset.com and the annotations cityscapes_final_v5 of
@@ -54,11 +46,12 @@ class Builder(pairs.PairsBuilder):
     def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
         h5py = pairs.imported("h5py", self.info.full_name)
         pairs.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
+        label = self.builder_config.name.partition("_")[0]
         images, splits = h5py.File(root / _IMAGES), {}  # Stays open as long as pairs read from it.
         for split, part in _SPLITS.items():
             path, objects = root / part / _FILE, []
             try:
-                objects = json.loads(path.read_text())["data"].get(self.builder_config.label, [])
+                objects = json.loads(path.read_text())["data"].get(label, [])
             except (OSError, ValueError, KeyError) as error:
                 problems["missing or broken file of objects"].append(f"{path}: {error}")
             splits[split] = self._objects(objects, images, path, problems)
@@ -67,10 +60,11 @@ class Builder(pairs.PairsBuilder):
     def _objects(self, objects: list, images: Mapping, path: Path, problems: defaultdict) -> dict:
         """{id: pair} of one class and split; objects with an empty box are only printed."""
         found, empty = {}, []
+        label, _, expanded = self.builder_config.name.partition("_")
         for number, item in enumerate(objects):
             file, size = item["img"]["file_name"], (item["img"]["height"], item["img"]["width"])
-            name = f"{path.parent.name}, {self.builder_config.label} {number} of {file}"
-            box = crop(item["bbox"], *size, self.builder_config.expansion)
+            name = f"{path.parent.name}, {label} {number} of {file}"
+            box = crop(item["bbox"], *size, EXPANSION if expanded else 0)
             if file not in images:
                 problems[f"image not in {_IMAGES}"].append(name)
             elif images[file].shape != (*size, 3):
@@ -89,9 +83,8 @@ class Builder(pairs.PairsBuilder):
 def crop(bbox: Sequence[float], height: int, width: int, expansion: float) -> tuple[slice, slice]:
     """The rows and columns of a box in an image of this height and width.
 
-    The x, y, width and height in `bbox` are in pixels. They are rounded down, or 0 if negative. The
-    box grows by the share `expansion` of its width and height, half of it at each end, but never
-    leaves the image.
+    `bbox` is x, y, width and height in pixels, which are rounded down, or 0 if negative. The box
+    grows by the share `expansion` of its sides, half of it at each end, but stays in the image.
     """
     x, y, across, down = (max(0, int(value)) for value in bbox)
     both = []

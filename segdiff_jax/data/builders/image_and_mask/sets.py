@@ -1,10 +1,10 @@
 """Plain data sets: images and masks that are files in folders. Each is one entry of `SETS`.
 
-A folder here with the name of an entry may hold its README.md, CITATIONS.bib and TAGS.txt, which
-TFDS reads.
+TFDS reads README.md, CITATIONS.bib and TAGS.txt from a folder here with the name of an entry.
 """
 
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -142,13 +142,15 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
 
 def _match(root: Path, images: str, masks: str, above: int, problems: defaultdict) -> dict:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
-    if "{id}" not in images:
-        return pairs.match_folders(root / images, root / masks, above, problems)
-    found = {}
-    for folder in sorted((root / images.partition("/{id}")[0]).glob("*/")):
-        image, mask = (root / where.format(id=folder.name) for where in (images, masks))
-        found[folder.name] = pairs.Pair(pairs.image_file(image), pairs.mask_file(mask, above))
-        for path in (image, mask):
+    if "{id}" in images:
+        ids = sorted(path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
+        found = {id: [root / where.format(id=id) for where in (images, masks)] for id in ids}
+        for path in itertools.chain(*found.values()):
             if not path.is_file():
                 problems["missing file"].append(str(path))
-    return found
+    else:
+        found = pairs.match_folders(str(root / images), str(root / masks), [""], problems)
+    return {
+        id: pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.mask_file(mask, above))
+        for id, (image, mask) in found.items()
+    }

@@ -1,6 +1,5 @@
 """ISIC 2016, 2017 and 2018 lesion segmentation, from official archives."""
 
-import contextlib
 import shutil
 import zipfile
 from collections import defaultdict
@@ -69,64 +68,17 @@ class Builder(pairs.PairsBuilder):
     def _names(self) -> list[str]:
         return [name for part in parts_of(self.builder_config.name).values() for name in part[:2]]
 
-    def manual_sources(self, manual_dir: str | Path) -> dict[str, int]:
-        """{file name: bytes of an archive, or number of files in a folder} that a build reads."""
-        return _sizes(self._find(Path(manual_dir)))
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        sources = {}
-        with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
-            sources = self._find(Path(dl_manager.manual_dir))
-        if not sources:
-            logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
-            sources = {n: self._download(dl_manager, n) for n in self._names}
-        self.info.metadata["sources"] = _sizes(sources)
-
-        problems, splits = defaultdict(list), {}
-        for name, part in parts_of(self.builder_config.name).items():
-            splits |= self._open_part(name, part, sources, problems)
-        pairs.raise_problems(self, problems)
-        return splits
-
-    def _open_part(self, name: str, part: Part, sources: dict, problems: defaultdict) -> dict:
-        """Checks the archives of a part -> {split: examples}."""
-        absent = [archive for archive in part[:2] if archive not in sources]
-        if len(absent) == 2:
-            logging.warning("%s: no %s archives; skipped.", self.info.full_name, name)
-            return {}
-        if absent:
-            (present,) = {part.images, part.masks} - set(absent)
-            problems["missing archive"].append(f"{absent[0]}.zip (there is {present})")
-            return {}
-        images = files_of(part.images, sources[part.images], IMAGE, problems)
-        masks = files_of(part.masks, sources[part.masks], MASK, problems)
-        if not (images and masks):
-            return {}
-        found = pairs.match(images, masks, problems)
-        sizes = pairs.check(found, problems, part.images)
-        if len(found) < part.official:
-            subset = "%s: %s: %d of %d images (a subset of the official archive)"
-            logging.warning(subset, self.info.full_name, name, len(found), part.official)
-        splits = {name: found}
-        if name == "training":
-            splits = {"train": {}, "validation": {}}
-            for id, pair in found.items():
-                splits["validation" if is_validation(id) else "train"][id] = pair
-        for split, some in splits.items():
-            if not some:
-                problems["empty split"] += [f"{split} (of the {len(found)} ids of {part.images})"]
-        return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
-
     def _find(self, manual_dir: Path) -> dict[str, Path]:
-        """{name: path} of the archives that lie in a folder, or else in the folders in it.
-
-        An archive goes before the folder into which it was unpacked.
-        """
+        """{name: path} of the archives in a folder, or else in its folders; zip files go first."""
         top = manual_dir.expanduser()
         folders = [*sorted(top.glob("*/")), top]
         entries = {path.name.lower(): path for folder in folders for path in folder.iterdir()}
         path_of = lambda name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
         return {name: path_of(name) for name in self._names if path_of(name)}
+
+    def _get(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
+        logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
+        return {name: self._download(dl_manager, name) for name in self._names}
 
     def _download(self, dl_manager: tfds.download.DownloadManager, name: str) -> Path:
         """Downloads an archive from the first host that has it."""
@@ -154,9 +106,35 @@ class Builder(pairs.PairsBuilder):
             " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self._names)
         )
 
+    def _sources(self, archives: dict[str, Path]) -> dict[str, int]:
+        """{file name: bytes of an archive, or number of files in a folder}."""
+        files = {f"{n}.zip": path.stat().st_size for n, path in archives.items() if path.is_file()}
+        folders = {n: len(visible_files(path)) for n, path in archives.items() if path.is_dir()}
+        return files | folders
 
-def _sizes(sources: dict[str, Path]) -> dict[str, int]:
-    """{file name: bytes of an archive, or number of files in a folder}; changes with the data."""
-    archives = {f"{n}.zip": path.stat().st_size for n, path in sources.items() if path.is_file()}
-    folders = {n: len(visible_files(path)) for n, path in sources.items() if path.is_dir()}
-    return archives | folders
+    def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> pairs.Splits:
+        splits = {}
+        for name, part in parts_of(self.builder_config.name).items():
+            absent = [archive for archive in part[:2] if archive not in archives]
+            if len(absent) == 2:
+                logging.warning("%s: no %s archives; skipped.", self.info.full_name, name)
+                continue
+            if absent:
+                (present,) = {part.images, part.masks} - set(absent)
+                problems["missing archive"].append(f"{absent[0]}.zip (there is {present})")
+                continue
+            images = files_of(part.images, archives[part.images], IMAGE, problems)
+            masks = files_of(part.masks, archives[part.masks], MASK, problems)
+            if not (images and masks):
+                continue
+            found = pairs.match(images, masks, problems)
+            if len(found) < part.official:
+                subset = "%s: %s: %d of %d images (a subset of the official archive)"
+                logging.warning(subset, self.info.full_name, name, len(found), part.official)
+            if name == "training":
+                held = [id for id in found if is_validation(id)]
+                ids = {"train": sorted(found.keys() - held), "validation": held}
+                splits |= pairs.by_split(found, ids)
+            else:
+                splits[name] = found
+        return splits

@@ -1,8 +1,6 @@
 """The images and masks in two folders of a user."""
 
 import dataclasses
-import functools
-import hashlib
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -11,8 +9,8 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
-from segdiff_jax.data.folder import Folder, FolderSource, files_by_name
+from segdiff_jax.data.decode import decode_grey, decode_labels
+from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError
@@ -30,10 +28,7 @@ class Builder(pairs.PairsBuilder):
 
     @classmethod
     def config_of(cls, folder: Folder) -> str:
-        """The name of the config for two folders; UserError if one is not given.
-
-        The same paths, endings and classes have the same name.
-        """
+        """A name that is the same for an equal `folder`; UserError if a path is not given."""
         for field in ("images", "masks"):
             if not getattr(folder, field):
                 raise UserError(
@@ -43,7 +38,7 @@ class Builder(pairs.PairsBuilder):
         images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
         endings, classes = tuple(folder.mask_endings), folder.classes
         what = (images, masks, endings, *([classes] if classes.several else []))
-        digest = hashlib.sha256(repr(what).encode()).hexdigest()[:8]
+        digest = pairs.fingerprint(what)[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
         config = FolderConfig(name=name, folder=Folder(images, masks, endings, classes))
@@ -61,18 +56,12 @@ class Builder(pairs.PairsBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
         folder, problems = self.builder_config.folder, defaultdict(list)
-        sources = self.manual_sources(folder.images)
-        source = FolderSource(*folder[:3])
-        for file, reason in source.failures.items():
-            problems["image without a mask of its own"].append(f"{file}: {reason}")
-        for mask in source.unused:
-            problems["mask without image"].append(str(mask))
-
+        self.info.metadata["sources"] = self.manual_sources(folder.images)
+        files = pairs.match_folders(*folder[:3], problems)
         classes, foreground = folder.classes, {}
         statistics = Statistics(classes.names if classes.several else ())
-        found = {id: _pair(*source.paths(id), foreground, classes) for id in source.ids}
-        decode = functools.partial(decode_labels, classes=classes)
-        sizes = pairs.check(found, problems, folder.images, statistics.add, decode)
+        found = {id: _pair(*paths, foreground, classes) for id, paths in files.items()}
+        sizes = pairs.check(found, problems, folder.images, statistics.add, classes)
         # The foreground of a mask may be another class if its value is not the most common one.
         common = Counter(foreground.values()).most_common(1)
         kind = "mask of another value than most; to use several classes, name them in data.classes"
@@ -82,7 +71,6 @@ class Builder(pairs.PairsBuilder):
         if len(found) < 2 and not problems:
             problems["too few pairs, one to train on and one to validate on are needed"] += found
         pairs.raise_problems(self, problems)
-        self.info.metadata["sources"] = sources
         self.info.metadata["statistics"] = statistics.summary()
         splits = pairs.by_split(found, hold_out(found))
         return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
@@ -94,12 +82,9 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
 
     def read() -> bytes:
         data = mask.read_bytes()
-        if classes.several:
-            return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
-        values = decode_grey(data, name)
-        binary = of_two_values(values, name)
-        if binary.any():
-            foreground[name] = int(values.max())
-        return pairs.encode_png(binary)
+        labels = decode_labels(data, name, classes, any_value=True)
+        if labels.any() and not classes.several:
+            foreground[name] = int(decode_grey(data, name).max())
+        return pairs.encode_png(classes.file_values(labels))
 
-    return pairs.Pair(pairs.image_file(image), pairs.File(name, read))
+    return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(name, read))

@@ -47,17 +47,14 @@ _CASTS = (
 def draw(seed, size, conditions=None):
     """Draws one picture of a skin lesion and its exact mask.
 
-    The same seed and size give the same bytes, whatever was drawn before. (A numpy release may
+    `seed` is anything that `numpy.random.default_rng` takes; a Generator is advanced. `size` is in
+    pixels a side. The same two give the same bytes, whatever was drawn before. (A numpy release may
     change its random streams, and another processor or JAX release may round a pixel differently.)
+    `conditions` are some of CONDITIONS; None draws them from CONDITION_PROBABILITIES. They change
+    neither lesion shape nor mask nor skin. ValueError if one is unknown.
 
-    Args:
-      seed: anything that `numpy.random.default_rng` takes; a Generator is advanced.
-      size: pixels a side.
-      conditions: which of CONDITIONS to draw; None draws them from CONDITION_PROBABILITIES. Lesion
-        shape, mask and skin are the same whatever the conditions. ValueError if one is unknown.
-    Returns:
-      The image u8[size, size, 3], sRGB; the mask u8[size, size], 255 where the pigment is over half
-      its presence and 0 elsewhere, which occluders do not change; the sorted names of conditions.
+    Returns the image u8[size, size, 3], sRGB; the mask u8[size, size], 255 where the pigment is
+    over half its presence and 0 elsewhere, which occluders do not change; the sorted conditions.
     """
     # One stream for each part. A new part comes last, so that the others keep their streams.
     seeds = np.random.default_rng(seed).integers(2**63, size=10)

@@ -21,9 +21,8 @@ def draw_shape(rng, size):
     """Draws one irregular closed shape without holes -> (mask, depth).
 
     A Fourier series gives the radius, and smooth noise frays the outline. A quantile of the field
-    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. `mask` is
-    bool[size, size]. `depth` f32[size, size] is the signed distance to its outline in frame sides,
-    positive inside.
+    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. `mask` bool and
+    `depth` f32 are [size, size]; depth is the distance to the outline in frame sides, > 0 inside.
     """
     area = 0.022 + 0.678 * rng.beta(1.15, 2.0)
     centre_y, centre_x = 0.5 + np.clip(0.05 * rng.standard_normal(2), -0.12, 0.12)

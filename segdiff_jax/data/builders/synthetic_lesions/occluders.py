@@ -13,7 +13,7 @@ from segdiff_jax.data.builders.synthetic_lesions import fields
 
 def add_hair(rng, image):
     """Draws dark curved hairs over lesion and skin."""
-    draws = _draw(rng, "hair")
+    draws = rng.random(ARTEFACTS["hair"].draws, dtype=np.float32)
     draws[0] = np.sqrt(0.2 + 0.8 * draws[0])  # 4 to 16 hairs
     draws[4] *= 0.8  # never pale
     return _add("hair", draws, image)
@@ -21,7 +21,7 @@ def add_hair(rng, image):
 
 def add_ruler(rng, image):
     """Draws a row of tick marks along one side."""
-    draws = _draw(rng, "ruler")
+    draws = rng.random(ARTEFACTS["ruler"].draws, dtype=np.float32)
     draws[0] = (rng.integers(4) + 0.2 * (draws[0] - 0.5)) / 4  # within 9 degrees of one side
     draws[1] *= 0.7  # not so close to it that the ticks leave the picture
     return _add("ruler", draws, image)
@@ -45,10 +45,9 @@ def add_bubbles(rng, image):
 def add_dark_corners(rng, image, mask):
     """Darkens what lies outside a round field of view.
 
-    The field is widened until at least three quarters of the lesion, `mask` bool[H, W], keep half
-    their light.
+    The field grows until three quarters of the lesion, `mask` bool[H, W], keep half their light.
     """
-    draws = _draw(rng, "vignette")
+    draws = rng.random(ARTEFACTS["vignette"].draws, dtype=np.float32)
     draws[[2, 4, 5]] *= 0.6  # a small field with a sharp edge, and dark corners
     draws[3] = (1 + draws[3]) / 2  # a circle, or tall: a wide photograph, squeezed
     while True:
@@ -56,11 +55,6 @@ def add_dark_corners(rng, image, mask):
         if np.quantile(light[mask], 0.25) > 0.5:
             return image * light
         draws[2] += 0.1  # the radius grows with it
-
-
-def _draw(rng, name):
-    """The draws f32[K] of this artefact, in [0, 1)."""
-    return rng.random(ARTEFACTS[name].draws, dtype=np.float32)
 
 
 def _add(name, draws, image):

@@ -41,7 +41,7 @@ class Builder(pairs.PairsBuilder):
         if "training" in files:
             parts = {part: _hdf5_pairs(path, problems) for part, path in files.items()}
         else:
-            images = {path.stem: pairs.image_file(path) for path in root.glob(_RAW)}
+            images = {path.stem: pairs.File(str(path), path.read_bytes) for path in root.glob(_RAW)}
             masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
             found = pairs.match(images, masks, problems)
             ids = sorted(found, key="{}.tif".format)
