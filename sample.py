@@ -17,6 +17,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import load, run_name
 from segdiff_jax.runtime.command import run_command
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import fields
 
 WORKDIR = flags.DEFINE_multi_string(
     "workdir", [], "Of train.py. Several: the mean of their models."
@@ -31,13 +32,14 @@ WORKERS = flags.DEFINE_integer("workers", 2, "Threads that read, and that write.
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Add this to every image.")
 SHORT = {"seed": "seed", "sampler": "sampler.name"}
 SHORT |= {n: f"sampler.{n}" for n in ("steps", "samples", "ensemble", "threshold", "temperature")}
+FIELDS = fields("segdiff")
 SAMPLING = {
-    field: flags.DEFINE_string(name, None, f"Short for --config.{field}.")
+    field: flags.DEFINE_string(name, None, f"{FIELDS[field].meaning}; short for --config.{field}.")
     for name, field in SHORT.items()
 }
 
 
-def main(fields: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     paths = CHECKPOINT.value or WORKDIR.value
     if not paths:
         raise UserError("give --workdir or --checkpoint")
@@ -46,7 +48,9 @@ def main(fields: list[str]) -> int:
     if MASKS.value and not IMAGES.value:
         raise UserError("--masks needs --images")
     given = [f"--config.{f}={flag.value}" for f, flag in SAMPLING.items() if flag.value is not None]
-    given = sampling_fields([*given, *fields])
+    if twice := {a.split("=")[0] for a in given} & {a.split("=")[0] for a in arguments}:
+        raise UserError(f"{', '.join(sorted(twice))} is given twice: by its short flag, too")
+    given = sampling_fields([*given, *arguments])
     model = load(paths, **given)
     if unread := sorted(model.unread & given.keys()):
         print(f"{model.settings['model']} does not read sampler.{', sampler.'.join(unread)}")

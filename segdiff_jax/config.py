@@ -141,12 +141,11 @@ def check(config: ConfigDict) -> None:
             wrong.append(f"{name}={flat[name]!r} {reason}")
     if wrong:
         raise UserError("\n".join(wrong))
-    wrong = [reason for reason in _wrong_together(config) if reason]
-    if wrong:
+    if wrong := list(_wrong_together(config)):
         raise UserError("\n".join(wrong))
 
 
-def _wrong_together(config: ConfigDict) -> Iterator[str | None]:
+def _wrong_together(config: ConfigDict) -> Iterator[str]:
     """What is wrong with fields that must fit each other."""
     data, diffusion = config.data, config.diffusion
     classes, channels = classes_of(data), config.model.out_channels
@@ -163,6 +162,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str | None]:
             "sampler.ensemble='staple' combines masks of two classes: with data.classes, choose "
             "'mean' or 'vote'"
         )
+    if config.sampler.ensemble == "staple" and config.sampler.samples > 64:
+        yield f"sampler.samples={config.sampler.samples}: 'staple' combines at most 64 samples"
     supervised = config.model.name not in DENOISERS
     if supervised != (config.method == "supervised"):
         fits = "supervised" if supervised else "diffusion"

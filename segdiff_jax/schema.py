@@ -41,7 +41,7 @@ def within(low: float, high: float, ends: str = "[]") -> Wrong:
 anything = must(lambda x: True, "")
 at_least = lambda least: must(lambda x: x >= least, f"must be at least {least}")
 above = lambda limit: must(lambda x: x > limit, f"must be above {limit}")
-all_above = lambda limit: must(lambda xs: all(x > limit for x in xs), f"must all be above {limit}")
+all_above = lambda a: must(lambda x: len(x) > 0 and min(x) > a, f"must all be above {a}")
 one_of = lambda *choices: must(lambda x: x in choices, f"is unknown: choose one of {choices}")
 some_of = lambda *choices: must(lambda x: {*x} <= {*choices}, f"must be some of {choices}")
 

@@ -15,7 +15,7 @@ class Statistics:
         self._sum, self._squares, self._pixels = np.zeros(3), np.zeros(3), 0
 
     def add(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Counts one image u8[H, W, 3] with its mask u8[H, W], 0 or 255, or its labels."""
+        """Counts one image u8[H, W, 3] with its labels u8[H, W]."""
         self._sizes.append(mask.shape)
         self._shares[id] = float((mask > 0).mean())
         if self._classes:

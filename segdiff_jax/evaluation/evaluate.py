@@ -56,7 +56,7 @@ def evaluate(
     from the same files, is not made again. Several processes share the images and the folder.
 
     Args:
-        model, examples: the images, and what segments them.
+        model, examples: what segments, and the images.
         out: the folder to write to, see `OutputFolder`. A UserError if it is a workdir of train.py
             or holds foreign masks, or not all processes see it.
         settings, title: what the report says about the run; metrics.json has the settings too.

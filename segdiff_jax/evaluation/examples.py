@@ -73,7 +73,7 @@ class NativeExamples(Sequence):
                 return {"id": id, "done": True}
             try:
                 return self._decode(record) | {"content": content}
-            except ValueError as error:
+            except UserError as error:
                 return {"id": id, "failure": str(error)}
 
         # Images may be 20 MB each: few are read ahead.

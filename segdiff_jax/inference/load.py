@@ -21,7 +21,7 @@ from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_vari
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import complete_rows
 
-# A UserError names the field in which the models of an ensemble differ.
+# Fields in which the models of an ensemble must agree.
 ALIKE = {
     "data": ("image_size", "full_size", "colour_constancy", "classes", "mask_values"),
     "sampler": ("native", "threshold"),
@@ -174,8 +174,7 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
 def make_model_of(
     config: ConfigDict, variables: Any, origin: dict[str, Any], history: Sequence[dict] = ()
 ) -> Model:
-    """A model of a whole config; compiles nothing yet. `origin` begins the settings."""
-    check(config)
+    """A model of a checked config; compiles nothing yet. `origin` begins the settings."""
     method, data, sampler = make_method(config), config.data, config.sampler
     windows, classes = make_windows(data, sampler), classes_of(data)
     settings = origin | {"model": config.model.name, "image size": data.image_size}
@@ -200,7 +199,6 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
             if any(value != values[0] for value in values):
                 raise UserError(f"the models of an ensemble differ in {section}.{field}: {values}")
     config = with_sampling(members[0].config, {"temperature": temperature})
-    check(config)
     models = " + ".join(member.settings["model"] for member in members)
     settings = {"model": models, "temperature": temperature}
     settings |= {f"{i}. {k}": v for i, m in enumerate(members, 1) for k, v in m.settings.items()}
@@ -208,10 +206,11 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
 
 
 def with_sampling(config: ConfigDict, sampling: dict[str, Any]) -> ConfigDict:
-    """A copy of a config with these fields, named as in `load`."""
+    """A copy of a config with these fields, named as in `load`; UserError as of `check`."""
     config = config.copy_and_resolve_references()
     full_names = {"seed": "seed", "variance": "diffusion.variance"}
     set_fields(config, {full_names.get(k, f"sampler.{k}"): v for k, v in sampling.items()})
+    check(config)
     return config
 
 
@@ -227,5 +226,6 @@ def _history(workdir: Path) -> list[dict[str, float | None]]:
 def run_name(path: str | Path) -> str:
     """The name of the workdir that a path of `load` lies in or is."""
     path = Path(path).absolute()
-    held = (folder for folder in (path, *path.parents) if (folder / "checkpoints").is_dir())
+    # A step folder is WORKDIR/checkpoints/best/1000.
+    held = (folder for folder in (path, *path.parents[:3]) if (folder / "checkpoints").is_dir())
     return next(held, path).name

@@ -24,7 +24,7 @@ MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet,
 def make_model(config: Mapping[str, Any], axis_name: str | None = None) -> nn.Module:
     """The network that `config.model` describes.
 
-    Fields that do not fit each other are a UserError when variables are made or used. Training
+    Fields that do not fit each other are a UserError, here or when variables are made. Training
     averages the statistics of batch norm over the devices of `axis_name`.
     """
     fields = dict(config)

@@ -86,7 +86,7 @@ class RRDB(nn.Module):
 
 
 class RRDBNet(nn.Module):
-    """The image encoder G. Its fields are `model.rrdb_...` of the config."""
+    """The image encoder G; for most fields see `model.rrdb_...` of the config."""
 
     out_channels: int
     blocks: int

@@ -69,16 +69,14 @@ class ResBlock(nn.Module):
 def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
     """Attention by cuDNN: q, k and v bf16[B, L, heads, C] -> bf16[B, L, heads, C].
 
-    A jax without GPU support cannot even trace cuDNN's attention. There, this is XLA's.
-
-    Raises:
-        NotImplementedError: if cuDNN does not know the shape; C must be a multiple of 8.
+    A jax without GPU support cannot even trace cuDNN's attention. There, this is XLA's. A
+    NotImplementedError says that cuDNN does not know the shape; C must be a multiple of 8.
     """
     try:
         return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    except NotImplementedError:
-        raise
-    except RuntimeError:  # cuDNN is not detected.
+    except RuntimeError as error:
+        if "not detected" not in str(error):
+            raise
         return jax.nn.dot_product_attention(q, k, v, implementation="xla")
 
 

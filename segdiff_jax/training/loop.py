@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         clock = Clock(config.train, int(state.step), elapsed)
         if parallel.is_main():
             write_file(workdir / "config.json", json.dumps(settings, indent=2))
-        print(describe(config, state, training, validation), flush=True)
+        print(describe(config, state, len(training), len(validation)), flush=True)
         if meta:
             print(f"resuming {workdir} at step {clock.step}", flush=True)
 
@@ -184,7 +184,7 @@ def network_shapes(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Shapes of the network's variables; a UserError if fields of the network do not fit."""
     try:
         return variables_like(make_method(config))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{prefix}{error}") from error
 
 
@@ -247,13 +247,13 @@ def is_better(scores: dict[str, float], best: float | None) -> bool:
     return best is None or (score < best if name in LOWER_IS_BETTER else score > best)
 
 
-def describe(config: ConfigDict, state: TrainState, *sources: ResizedSource) -> str:
+def describe(config: ConfigDict, state: TrainState, training: int, validation: int) -> str:
     """What is trained, on what and where."""
     params = sum(x.size for x in jax.tree.leaves(state.params))
-    images = "{} training and {} validation images".format(*map(len, sources))
-    datasets = ", ".join([config.data.dataset, *config.data.extra_datasets])
     network = f"{config.model.name}, {params:,} parameters"
-    return f"{network}; {images} of {datasets}; {parallel.describe_devices()}"
+    datasets = ", ".join([config.data.dataset, *config.data.extra_datasets])
+    images = f"{training} training and {validation} validation images of {datasets}"
+    return f"{network}; {images}; {parallel.describe_devices()}"
 
 
 def summary(clock: Clock, best: float | None, config: ConfigDict, workdir: Path) -> str:

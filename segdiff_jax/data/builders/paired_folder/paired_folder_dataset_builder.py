@@ -18,7 +18,7 @@ from segdiff_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class FolderConfig(tfds.core.BuilderConfig):
-    """Two folders. Their paths are absolute, and their classes are not None."""
+    """Two folders. Their paths are absolute."""
 
     folder: Folder
 
