@@ -32,9 +32,9 @@ WORKERS = flags.DEFINE_integer("workers", 2, "Threads that read, and that write.
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Add this to every image.")
 SHORT = {"seed": "seed", "sampler": "sampler.name"}
 SHORT |= {n: f"sampler.{n}" for n in ("steps", "samples", "ensemble", "threshold", "temperature")}
-FIELDS = fields("segdiff")
+KNOWN = fields("segdiff")
 SAMPLING = {
-    field: flags.DEFINE_string(name, None, f"{FIELDS[field].meaning}; short for --config.{field}.")
+    field: flags.DEFINE_string(name, None, f"{KNOWN[field].meaning}; short for --config.{field}.")
     for name, field in SHORT.items()
 }
 
@@ -48,8 +48,6 @@ def main(arguments: list[str]) -> int:
     if MASKS.value and not IMAGES.value:
         raise UserError("--masks needs --images")
     given = [f"--config.{f}={flag.value}" for f, flag in SAMPLING.items() if flag.value is not None]
-    if twice := {a.split("=")[0] for a in given} & {a.split("=")[0] for a in arguments}:
-        raise UserError(f"{', '.join(sorted(twice))} is given twice: by its short flag, too")
     given = sampling_fields([*given, *arguments])
     model = load(paths, **given)
     if unread := sorted(model.unread & given.keys()):

@@ -4,7 +4,7 @@ python train.py --config=configs/cityscapes_instances.py:train --workdir=runs/ci
     --config.data.manual_dir=FOLDER
 
 After the colon: bicycle, bus, car, motorcycle, person, rider, train or truck; with _expanded, the
-boxes are 15% larger. The settings are those of the commands in the original's README: 15 RRDB
+boxes are 15% larger. The settings follow the commands in the original's README: 15 RRDB
 blocks, learning rate 1e-4, batches of 2 x 15, colours normalised by its mean and standard
 deviation. The original mirrors left-right. Nothing is mirrored here, because augment.flip also
 mirrors up-down.

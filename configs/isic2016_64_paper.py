@@ -2,7 +2,7 @@
 
 python train.py --config=configs/isic2016_64_paper.py --workdir=runs/isic2016_64_paper
 
-The augmentation and the time are those of isic2016_64.py. The network has group norms, as in the
+The augmentation and the time are as in isic2016_64.py. The network has group norms, as in the
 paper, and more attention. There is no validation: with few steps, it would choose a checkpoint by
 chance. So the last checkpoint is sampled.
 Machine: 2 CPU cores (AMD EPYC, Zen 4), Python 3.13, jax 0.12.

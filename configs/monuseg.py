@@ -2,7 +2,7 @@
 
 python train.py --config=configs/monuseg.py --workdir=runs/monuseg --config.data.manual_dir=FOLDER
 
-The settings are those of the commands in the original's README: 12 RRDB blocks, learning rate 1e-4,
+The settings follow the commands in the original's README: 12 RRDB blocks, learning rate 1e-4,
 batches of 4 x 2, colours normalised by its mean and standard deviation, crops of 256 px from images
 resized to 512. The original segments these crops side by side; here they overlap (sampler.overlap).
 Published (arXiv 2112.00390): Dice 81.59, mIoU 69.00.

@@ -3,7 +3,7 @@
 python train.py --config=configs/vaihingen.py --workdir=runs/vaihingen \
     --config.data.manual_dir=FOLDER
 
-The settings are those of the commands in the original's README: 6 RRDB blocks, dropout 0.1,
+The settings follow the commands in the original's README: 6 RRDB blocks, dropout 0.1,
 learning rate 1e-4, batches of 2 x 4, colours normalised by its mean and standard deviation. The
 original zooms by 0.75 to 1.5; here, the zoom is 0.6 to 1.4.
 Published (arXiv 2112.00390): F1 95.14, mIoU 91.12, WCov 93.83, FBound 85.09.

@@ -104,6 +104,8 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
             raise UserError(f"{argument}: write --config.FIELD=VALUE")
         if name not in known:
             raise UserError(f"{argument}: there is no field {name}")
+        if name in found:
+            raise UserError(f"{name} is given twice: {found[name]!r} and {text!r}")
         kind = type(known[name].default)
         try:
             found[name] = READERS.get(kind, kind)(text)

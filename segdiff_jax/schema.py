@@ -47,12 +47,12 @@ some_of = lambda *choices: must(lambda x: {*x} <= {*choices}, f"must be some of 
 
 # fmt: off
 TOP = {
-    "seed": Field(0, RUN, at_least(0), "of the first parameters, the data order, noise and samples"),
+    "seed": Field(0, RUN, at_least(0), "draws the first parameters, the data order, noise and samples"),
     "method": Field("diffusion", RUN, one_of("diffusion", "supervised"), "what the network learns: to denoise masks, or to make them from the image alone"),
 }
 
 DATA = {
-    "dataset": Field("isic/2016", RUN, anything, "see docs/data.md; paired_folder is your own images and masks"),
+    "dataset": Field("isic/2016", RUN, anything, "its name, see docs/data.md; paired_folder is your own images and masks"),
     "extra_datasets": Field((), RUN, anything, "data sets whose training images are added, without ids that `dataset` has"),
     "image_size": Field(64, RUN, at_least(1), "side in pixels of the square that the network sees"),
     "full_size": Field(0, RUN, at_least(0), "resize to this size instead and train on patches of image_size; 0: off"),
@@ -87,7 +87,7 @@ _SEGDIFF = {
     "num_res_blocks": Field(1, NETWORK, at_least(1), "residual blocks per level"),
     "attention_resolutions": Field((4, 8), NETWORK, anything, "downsampling factors of the levels with attention"),
     "num_heads": Field(4, NETWORK, at_least(1), "heads of the attention"),
-    "dropout": Field(0.0, RUN, within(0, 1, "[)"), "in the residual blocks"),
+    "dropout": Field(0.0, RUN, within(0, 1, "[)"), "share of activations dropped in the residual blocks"),
     "scale_shift_norm": Field(False, NETWORK, anything, "the timestep scales and shifts instead of being added"),
     "norm_groups": Field(32, NETWORK, at_least(0), "groups of each GroupNorm; 0: batch norm"),
     "out_channels": Field(1, NETWORK, at_least(1), "1, the number of data.classes, or 2 for a learned variance"),
@@ -99,7 +99,7 @@ _SEGDIFF = {
     "attention": Field("xla", FREE, one_of("xla", "cudnn"), "implementation; cudnn needs bfloat16 and is xla except on GPUs"),
     "image_mean": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 0; empty: it sees -1 to +1"),
     "image_std": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 1"),
-    "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "of the computation; parameters stay float32"),
+    "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
 }
 _MASKS = {"out_channels": Field(1, NETWORK, at_least(1), "1, or the number of data.classes")}
 MODELS = {
@@ -109,12 +109,12 @@ MODELS = {
         "channels": Field((16, 32, 64, 128, 256), NETWORK, all_above(0), "width of each level; the paper's are 64 to 1024"),
         "padding": Field("same", NETWORK, one_of("same", "valid"), "valid is the paper's"),
         "norm": Field("batch", NETWORK, one_of("batch", "group", "none"), "none is the paper's"),
-        "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "of the computation; parameters stay float32"),
+        "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
         **_MASKS,
     },
     "medt": {
-        "variant": Field("medt", NETWORK, one_of("axial", "gated", "logo", "medt"), "see segdiff_jax/models/baselines/medt.py"),
-        "channels": Field(8, NETWORK, at_least(1), "of the stem, a multiple of groups"),
+        "variant": Field("medt", NETWORK, one_of("axial", "gated", "logo", "medt"), "the network, see segdiff_jax/models/baselines/medt.py"),
+        "channels": Field(8, NETWORK, at_least(1), "width of the stem, a multiple of groups"),
         "blocks": Field((1, 2, 4, 1), NETWORK, all_above(0), "blocks of each level"),
         "groups": Field(8, NETWORK, at_least(1), "heads of the attention"),
         "frozen_gate_epochs": Field(10.0, FREE, at_least(0), "passes over the data before the gates move"),
@@ -124,12 +124,12 @@ MODELS = {
 DENOISERS = "segdiff", "medsegdiff"
 
 DIFFUSION = {
-    "schedule": Field("linear", RUN, one_of("linear", "cosine"), "of the noise"),
+    "schedule": Field("linear", RUN, one_of("linear", "cosine"), "how the noise grows with t"),
     "num_timesteps": Field(100, RUN, at_least(1), "T, the length of the chain"),
     "prediction": Field("x0", RUN, one_of("eps", "x0", "v"), "what the network predicts"),
     "loss": Field("bce_dice", RUN, one_of("mse", "bce_dice", "rescaled_mse", "kl", "rescaled_kl"), "bce_dice is on the logits of x0"),
-    "variance": Field("fixed_large", RUN, one_of("fixed_large", "fixed_small", "learned_range"), "of DDPM's steps and of the losses kl"),
-    "weight": Field("simple", RUN, one_of("simple", "min_snr"), "of the loss at each timestep"),
+    "variance": Field("fixed_large", RUN, one_of("fixed_large", "fixed_small", "learned_range"), "the variance of DDPM's steps and in the losses kl and rescaled_kl"),
+    "weight": Field("simple", RUN, one_of("simple", "min_snr"), "how the loss is weighted at each timestep"),
     "timestep_power": Field(1.0, RUN, above(0), "draws t = T u^this, u uniform; below 1 trains more at the noisy end"),
     "timestep_sampler": Field("uniform", RUN, one_of("uniform", "loss_second_moment"), "how timesteps are drawn; the second by their losses"),
     "recycling": Field(False, RUN, anything, "train on x_t made of the network's own mask (x0 only)"),
@@ -146,13 +146,13 @@ TRAIN = {
     "half_size_share": Field(0.0, FREE, within(0, 1), "share of the training, at its start, at half of image_size"),
     "microbatches": Field(1, FREE, at_least(1), "average gradients over this many parts of the batch, to save memory"),
     "optimizer": Field("adamw", RUN, one_of("adamw", "muon"), "muon is for the kernels: see segdiff_jax/training/optimizer.py"),
-    "learning_rate": Field(1e-3, FREE, above(0), "at its peak"),
-    "schedule": Field("constant", FREE, one_of("constant", "cosine"), "of the learning rate; cosine falls to 0 at the end"),
+    "learning_rate": Field(1e-3, FREE, above(0), "the rate at its peak"),
+    "schedule": Field("constant", FREE, one_of("constant", "cosine"), "how the learning rate changes; cosine falls to 0 at the end"),
     "warmup_steps": Field(100, FREE, at_least(0), "updates in which the learning rate grows to its peak"),
     "weight_decay": Field(0.0, FREE, at_least(0), "decoupled"),
     "clip_norm": Field(1.0, FREE, at_least(0), "largest norm of the gradient; 0: off"),
     "max_skipped": Field(0, FREE, at_least(0), "updates in a row that may be skipped for a NaN or infinite gradient"),
-    "ema_decay": Field(0.999, FREE, within(0, 1, "[)"), "of the averaged parameters, which are evaluated and sampled"),
+    "ema_decay": Field(0.999, FREE, within(0, 1, "[)"), "decay of the averaged parameters, which are evaluated and sampled"),
     "log_every": Field(20, FREE, at_least(1), "steps between rows of metrics.csv"),
     "trackers": Field(("tensorboard",), FREE, some_of("tensorboard", "wandb", "mlflow"), "where the numbers are shown as well"),
     "checkpoint_every": Field(500, FREE, at_least(1), "steps between checkpoints; there is one at the end too"),
@@ -161,15 +161,15 @@ TRAIN = {
 VALIDATION = {
     "every": Field(500, FREE, at_least(0), "steps; 0: off, then sample.py takes the last checkpoint"),
     "num_images": Field(64, FREE, at_least(1), "the first images of the validation split"),
-    "steps": Field(5, FREE, at_least(1), "of the sampler, whose other fields hold"),
+    "steps": Field(5, FREE, at_least(1), "steps of the sampler, whose other fields stay as they are"),
     "samples": Field(1, FREE, at_least(1), "samples of each image"),
-    "scores": Field(("iou",), FREE, anything, "see segdiff_jax/evaluation/metrics.py; the first chooses the best checkpoint"),
+    "scores": Field(("iou",), FREE, anything, "names in SCORES of segdiff_jax/evaluation/metrics.py; the first chooses the best checkpoint"),
 }
 
 SAMPLER = {
     "name": Field("ddim", FREE, one_of("ddim", "ddpm", "dpm_solver_pp_2m"), "the solver"),
     "steps": Field(10, FREE, at_least(1), "evaluations of the network per sample"),
-    "spacing": Field("trailing", FREE, one_of(*SPACINGS), "of the steps: trailing ends at T - 1, leading and ddim begin at 0, uniform has both ends"),
+    "spacing": Field("trailing", FREE, one_of(*SPACINGS), "where the steps lie: trailing ends at T - 1, leading and ddim begin at 0, uniform has both ends"),
     "eta": Field(0.0, FREE, within(0, 1), "ddim: 0 is deterministic, 1 as noisy as DDPM"),
     "clip": Field(True, FREE, anything, "keep the predicted clean mask in its range"),
     "samples": Field(5, FREE, at_least(1), "samples of each image"),
@@ -179,7 +179,7 @@ SAMPLER = {
     "temperature": Field(1.0, FREE, above(0), "divides the logits of the probability"),
     "threshold": Field(0.5, FREE, within(0, 1, "()"), "a pixel is lesion if its probability is above it"),
     "native": Field(False, FREE, anything, "segment windows of images at their own size"),
-    "overlap": Field(0.25, FREE, within(0, 1, "[)"), "of neighbouring windows, as a share of their side"),
+    "overlap": Field(0.25, FREE, within(0, 1, "[)"), "overlap of neighbouring windows, as a share of their side"),
     "max_batch": Field(32, FREE, at_least(1), "most samples (images x samples) computed together on a device"),
     "max_memory": Field(0.0, FREE, at_least(0), "GiB of a device that sampling may take; 0: what is free"),
 }

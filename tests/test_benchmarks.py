@@ -18,6 +18,7 @@ from benchmarks.timing import Row, speed_table, time_rows
 from segdiff_jax.diffusion.samplers import gaussian_noise
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.methods import make_method, variables_like
+from segdiff_jax.runtime.errors import UserError
 from tests.conftest import tiny_overrides
 from tests.drivers import example_keys
 from tools.flop import gflop_of_passes
@@ -52,9 +53,9 @@ def test_the_networks_are_of_the_originals_size(network, millions):
 def test_settings_change_the_network_and_mistakes_are_named():
     config = get_config("m1", ["--config.model.dtype=bfloat16", "--config.model.channels=64"])
     assert (config.model.dtype, config.model.channels) == ("bfloat16", 64)
-    with pytest.raises(ValueError, match="there is no field model.depth"):
+    with pytest.raises(UserError, match="there is no field model.depth"):
         get_config("m1", ["--config.model.depth=3"])
-    with pytest.raises(ValueError, match="depth=3: write --config.FIELD=VALUE"):
+    with pytest.raises(UserError, match="depth=3: write --config.FIELD=VALUE"):
         get_config("m1", ["depth=3"])
 
 

@@ -22,6 +22,7 @@ from segdiff_jax.inference.load import load
 from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.original.export_torch import export_state_dict
 from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 from tests.conftest import ROOT
 from tools.bound import make_bound_fn
@@ -117,13 +118,13 @@ def workdir(drawn, tiny_config, tmp_path):
 
 def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
     trained = load(workdir)
-    with pytest.raises(ValueError, match="data.classes=.*two classes can be exported"):
+    with pytest.raises(UserError, match="data.classes=.*two classes can be exported"):
         export_model(trained)
-    with pytest.raises(ValueError, match=r"data.classes=.*the original has two classes"):
+    with pytest.raises(UserError, match=r"data.classes=.*the original has two classes"):
         export_state_dict(workdir)
-    with pytest.raises(ValueError, match="data.classes=.*the bound needs masks of two classes"):
+    with pytest.raises(UserError, match="data.classes=.*the bound needs masks of two classes"):
         make_bound_fn(trained)
-    with pytest.raises(ValueError, match="'staple' combines masks of two classes"):
+    with pytest.raises(UserError, match="'staple' combines masks of two classes"):
         load(workdir, ensemble="staple")
     (tmp_path / "metrics.json").write_text(json.dumps({"num_images": 1, "classes": {"core": {}}}))
     command = [sys.executable, "-m", "tools.official_score", f"--out={tmp_path}", "--truth=x"]
@@ -131,6 +132,7 @@ def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
     assert done.returncode == 1 and "is of data.classes=['core'] and a background" in done.stderr
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_have_the_same_classes(workdir, drawn, tiny_config, tmp_path):
     both = load([workdir, workdir])
     images = np.zeros((4, 16, 16, 3), np.uint8)
@@ -138,7 +140,7 @@ def test_members_of_an_ensemble_have_the_same_classes(workdir, drawn, tiny_confi
     config = config_of(drawn, tiny_config())
     config.data.mask_values = (0, 1, 2)
     save_untrained(config, tmp_path / "other")
-    with pytest.raises(ValueError, match="the models of an ensemble differ in data.mask_values"):
+    with pytest.raises(UserError, match="the models of an ensemble differ in data.mask_values"):
         load([workdir, tmp_path / "other"])
 
 
@@ -147,5 +149,5 @@ def test_other_classes_are_another_run(drawn, tiny_config, tmp_path):
     config.train.num_steps, config.validation.every = 1, 0
     train(config, str(tmp_path / "run"))
     config.data.classes = ("skin", "mole", "core")
-    with pytest.raises(ValueError, match=r"config.data.classes: \('skin', 'lesion', 'core'\) bef"):
+    with pytest.raises(UserError, match=r"config.data.classes: \('skin', 'lesion', 'core'\) bef"):
         train(config, str(tmp_path / "run"))

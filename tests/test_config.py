@@ -236,6 +236,7 @@ def test_every_field_is_explained_and_read(field):
         (within(0, 1, "(]"), 1, 0, "must be above 0 to 1"),
         (within(0, 1, "()"), 0.5, 0, "must be above 0 to below 1"),
         (all_above(0), (2, 1), (1, 0), "must all be above 0"),
+        (all_above(0), (1,), (), "must all be above 0"),
     ],
 )
 def test_limits(field, right, wrong, message):
@@ -349,6 +350,12 @@ def test_arguments_of_sampling():
     assert found == {"seed": 5, "variance": "fixed_small"}
 
 
+def test_an_argument_that_is_given_twice_is_named():
+    twice = ["--config.sampler.steps=3", "--config.sampler.steps=4"]
+    with pytest.raises(UserError, match="sampler.steps is given twice: 3 and '4'"):
+        sampling_fields(twice)
+
+
 def test_an_argument_has_the_type_of_its_field():
     found = parse_fields(["--config.model.channel_mult=(1, 2)", "--config.train.optimizer=muon"])
     assert found == {"model.channel_mult": (1, 2), "train.optimizer": "muon"}
@@ -373,6 +380,17 @@ def test_an_argument_has_the_type_of_its_field():
 def test_a_wrong_argument_of_sampling_is_named(argument, message):
     with pytest.raises(UserError, match=message):
         sampling_fields([f"--config.{argument}"])
+
+
+def test_staple_takes_64_samples():
+    config = default_config()
+    config.sampler.update(ensemble="staple", samples=64)
+    check(config)
+    config.sampler.samples = 65
+    with pytest.raises(
+        UserError, match="^sampler.samples=65: 'staple' combines at most 64 samples"
+    ):
+        check(config)
 
 
 def test_one_step_that_takes_noise_for_the_mask_is_named_where_it_is_taken():

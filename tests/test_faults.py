@@ -159,6 +159,7 @@ def test_an_empty_folder_is_named(workdir, tmp_path):
     assert f"error: {tmp_path} holds no images (.jpg, " in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_sampling_and_with_more_room_it_goes_on(workdir, tmp_path, small_disk):
     disk, images = small_disk("100k"), tmp_path / "images"
     images.mkdir()

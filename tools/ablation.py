@@ -76,7 +76,7 @@ SOLVERS = ("ddim", "dpm_solver_pp_2m")
 
 
 def overrides(row: str) -> dict:
-    """The config fields of a row, those of the rows before it included."""
+    """The config fields of a row and of the rows before it."""
     parent, changes, _ = ROWS[row]
     return (overrides(parent) if parent else {}) | changes
 

@@ -7,7 +7,7 @@ Each round starts train.py and ends it by SIGKILL or, one time in four, by SIGTE
 after its first new checkpoint or, every fourth round, after its start. The run survives a round if
 the next start finds a checkpoint that is no older than the one before, and resumes from it. At the
 end, parameters, moving averages, optimiser, data order, logged losses and validations must be, bit
-for bit, those of a run of as many steps that nobody ended.
+for bit, the same as in a run of as many steps that nobody ended.
 """
 
 import argparse

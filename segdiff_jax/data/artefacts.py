@@ -16,8 +16,8 @@ import scipy.fft
 from jax import Array
 
 HAIRS = 16  # at most, in one image
-# Optical densities of melanin, haemoglobin and shade in R, G and B. The first two also make the
-# drawn skin, see synthetic_lesions/drawing.py.
+# Optical densities of melanin, haemoglobin and shade in R, G and B. The drawn
+# skin has the same first two, see synthetic_lesions/drawing.py.
 _DENSITIES = np.array([[0.5, 0.9, 1.1], [0.15, 1.0, 0.8], [1.0, 1.0, 1.0]], np.float32)
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 # Quantisation of luma (ITU-T T.81, table K.1).

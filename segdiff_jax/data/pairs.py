@@ -42,7 +42,7 @@ Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A base class; define `_find`, `_pairs` and `_files`, or what calls them."""
+    """A base class; define `_find`, `_pairs` and `_files`, or override what calls them."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
@@ -165,7 +165,11 @@ def match_folders(
     images: str, masks: str, mask_endings: Sequence[str], problems: defaultdict
 ) -> dict[str, tuple[Path, ...]]:
     """{id: paths of image and mask} of a `FolderSource`, whose faults are added to `problems`."""
-    source = FolderSource(images, masks, mask_endings)
+    try:
+        source = FolderSource(images, masks, mask_endings)
+    except UserError as error:
+        problems["no pairs"].append(str(error))
+        return {}
     for file, reason in source.failures.items():
         problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
     for mask in source.unused:

@@ -81,29 +81,22 @@ def log_variance(
 class Process:
     """How masks become noise, and how the network's output becomes a prediction.
 
-    Attributes:
-        schedule: the chain of noise levels; `dataclasses.replace` it to sample with fewer steps.
-        prediction: the output estimates "eps", "x0" or "v".
-        logits: the output is logits (only of "x0"), and the expected mask tanh(output / 2).
-        input_scale: b. A smaller b hides the mask in the noise at more of the timesteps, which
-            forces the network to look at the image (Chen et al. 2022, arXiv 2210.06366; Chen 2023,
-            arXiv 2301.10972). b = 1 without `normalise_input` is the original.
-        normalise_input: x_t is divided by its standard deviation sqrt(abar_t b^2 + 1 - abar_t).
-        clip: keep x_start within +-b, and recompute eps from it. Near t = T, x_start from eps
-            amplifies the network's errors 200 times.
-        self_conditioning: the network also sees its estimate of the clean mask from the step
-            before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2).
-        mask_channels: C; with several classes, each has one, +b where the class is, -b elsewhere.
+    A smaller b, `input_scale`, hides the mask in the noise at more of the timesteps, which forces
+    the network to look at the image (Chen et al. 2022, arXiv 2210.06366; Chen 2023, arXiv
+    2301.10972). b = 1 without `normalise_input` is the original. With `clip`, x_start stays within
+    +-b, and eps is recomputed from it: near t = T, x_start from eps amplifies the network's errors
+    200 times. With `self_conditioning`, the network also sees its estimate of the clean mask from
+    the step before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2).
     """
 
-    schedule: Schedule
-    prediction: str = "eps"
-    logits: bool = False
+    schedule: Schedule  # the chain of noise levels; replaced to sample with fewer steps
+    prediction: str = "eps"  # what the output estimates: "eps", "x0" or "v"
+    logits: bool = False  # the output is logits of x0, and the expected mask tanh(output / 2)
     input_scale: float = 1.0
-    normalise_input: bool = False
+    normalise_input: bool = False  # divide x_t by its deviation, sqrt(abar_t b^2 + 1 - abar_t)
     clip: bool = False
     self_conditioning: bool = False
-    mask_channels: int = 1
+    mask_channels: int = 1  # C; with several classes, +b where the class is, -b elsewhere
 
     def __post_init__(self):
         if self.prediction not in PREDICTIONS or (self.logits and self.prediction != "x0"):

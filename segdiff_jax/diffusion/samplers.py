@@ -110,15 +110,11 @@ def sample(
 ) -> tuple[Array, Array]:
     """Steps from x_T back to x_0, in one `lax.scan`; returns x_0 and the x_start of the last step.
 
-    Args:
-        denoise_fn: (x_t, t, previous) -> Prediction.
-        x_T: f32[B, H, W, C], standard normal.
-        schedule: the chain to walk, usually respaced.
-        step_fn: one of `STEPS`, with its options bound.
-        noise_fn: t -> f32[B, H, W, C].
-        timesteps: i32[N], descending, the steps of one part of the chain; None: all of them. The
-            next part starts from what this one returns, as its `x_T` and `previous`.
-        previous: the x_start of the step before; None: zero, as at the start of a chain.
+    `denoise_fn` is (x_t, t, previous) -> Prediction, and x_T is f32[B, H, W, C], standard normal.
+    `schedule` is usually respaced; `step_fn` is one of `STEPS`, with its options bound. `previous`
+    is the x_start of the step before; None: zero, as at the start of a chain. `timesteps`, i32[N],
+    are the steps of one part of the chain, descending; None: all. The next part starts from what
+    this one returns, as its `x_T` and `previous`.
     """
 
     def body(carry, t):

@@ -33,7 +33,7 @@ class Masks:
 
     @functools.cached_property
     def distances(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the pixels of each outline to the other, in pixels; infinite if that is empty."""
+        """From each outline's pixels to the other outline, in pixels; infinite if that is empty."""
         return _distances(outline(self.prediction), outline(self.truth))
 
 

@@ -29,7 +29,7 @@ FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "resu
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
-# Of the classes after the background; `class_colour` makes further ones.
+# The colours of the classes after the background; `class_colour` makes further ones.
 CLASS_COLOURS = PREDICTION_COLOUR, (255, 92, 170), TRUTH_COLOUR, (90, 220, 100), (255, 150, 60)
 
 

@@ -47,7 +47,7 @@ function logTicks(low, high) {
 const brief = (value) => Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 });
 const percent = (value) => `${Math.round(100 * value)}%`;
 
-// The axes span x from 52 to 444 and y from 250 to 18, as those of the template.
+// The axes span x from 52 to 444 and y from 250 to 18, as in the template.
 function drawCurve(chart) {
     const name = chart.dataset.curve, points = curves[name];
     const xs = points.map((point) => point[0]), ys = points.map((point) => point[1]);

@@ -19,14 +19,11 @@ def validate(
 ) -> tuple[dict[str, float], list[np.ndarray]]:
     """The scores `config.validation.scores` of the network with these variables, and pictures.
 
-    Several processes share the images; all of them get the mean of all.
-
-    Returns:
-        {score: mean over the images}, see `class_scores`, and [image, truth, prediction], each
-        u8[B, S, S, 3] of the first batch.
+    {score: mean over the images}, see `class_scores`, and [image, truth, prediction] of the first
+    batch, u8[B, S, S, 3] each. Several processes share the images; all of them get the same.
     """
     classes, sampler, names = classes_of(config.data), config.sampler, config.validation.scores
-    options = sampler.ensemble, sampler.temperature, sampler.threshold
+    options = {name: sampler[name] for name in ("ensemble", "temperature", "threshold")}
     share, rows, pictures = parallel.share(len(source)), np.zeros((len(source), len(names))), []
     examples = ({"number": i, **source[i]} for i in share)
     batch_size = parallel.batch_size(driver.batch_size, len(share))
@@ -35,7 +32,7 @@ def validate(
         truth = most_likely(np.stack([example["mask"] for example in group]), 127)
         ids = [str(example["number"]) for example in group]
         samples = driver(variables, images, ids, config.seed)
-        labels = np.stack([segment(samples[:, i], *options).labels for i in range(len(group))])
+        labels = np.stack([segment(samples[:, i], **options).labels for i in range(len(group))])
         for i in np.flatnonzero(valid):
             scores, _ = class_scores(labels[i], truth[i], len(classes.names), names)
             rows[group[i]["number"]] = [scores[name] for name in names]

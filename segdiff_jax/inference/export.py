@@ -91,7 +91,7 @@ def export_settings(model: Model, exported: jax.export.Exported) -> dict[str, An
 def write_model(model: Model, path: str | Path, platforms: Sequence[str] = PLATFORMS) -> None:
     """Writes a zip file of function.bin, see `export_model`, and settings.json.
 
-    A UserError says what cannot be exported, as over 2 GB of weights.
+    A UserError says what cannot be exported, such as over 2 GB of weights.
     """
     size = sum(x.nbytes for x in jax.tree.leaves(model.variables))
     if size > MOST_BYTES:

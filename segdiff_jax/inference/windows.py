@@ -76,7 +76,7 @@ def make_windows(data: ConfigDict, sampler: ConfigDict) -> Windows | None:
 
 
 def window_starts(length: int, size: int, overlap: float) -> list[int]:
-    """Where the fewest windows that overlap by this share or more start along a side in pixels."""
+    """The fewest starts, in pixels, of windows that overlap by this share or more along a side."""
     stride = max(1, int(size * (1 - overlap)))
     count = 1 + int(np.ceil((length - size) / stride))
     return [round(start) for start in np.linspace(0, length - size, count).tolist()]

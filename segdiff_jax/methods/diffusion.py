@@ -111,7 +111,7 @@ class Diffusion:
     ) -> tuple[dict[str, Array], Any]:
         """The loss of each example at t i32[B] with the noise eps (Amit et al. 2021, eq. 6).
 
-        `keys`, key[B], are for dropout, recycling and self-conditioning; None where there are none.
+        `keys`, key[B], are for dropout, recycling and self-conditioning; None if there are none.
         {term: f32[B]} and the statistics of this batch.
         """
         process, T = self.process, len(self.process.schedule)
@@ -184,10 +184,16 @@ class Diffusion:
             output = self.model.apply(variables, *inputs, method="denoise")
             return self.chain.predict(output, x_t, t)
 
-        noise_fn = self._noise(draw, state.x_t.shape[1:3])
-        steps = first - jnp.arange(count, dtype=jnp.int32)
-        chain = self.chain.schedule, self.solver, noise_fn, steps
-        return State(*sample_chain(denoise_fn, state.x_t, *chain, state.x_start))
+        x_t, x_start = sample_chain(
+            denoise_fn,
+            state.x_t,
+            self.chain.schedule,
+            self.solver,
+            self._noise(draw, state.x_t.shape[1:3]),
+            timesteps=first - jnp.arange(count, dtype=jnp.int32),
+            previous=state.x_start,
+        )
+        return State(x_t, x_start)
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""

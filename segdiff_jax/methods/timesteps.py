@@ -8,13 +8,9 @@ from jax import Array
 
 @dataclasses.dataclass(frozen=True)
 class PowerTimesteps:
-    """t = floor(T u^power): 1 is uniform, less trains more at the noisy end. It has no history.
+    """t = floor(T u^power): 1 is uniform, less trains more at the noisy end. It has no history."""
 
-    Attributes:
-        num_timesteps: T.
-    """
-
-    num_timesteps: int
+    num_timesteps: int  # T
     power: float = 1.0
 
     def init(self) -> None:

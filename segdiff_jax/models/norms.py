@@ -14,7 +14,7 @@ Norm = Callable[[bool, str | None], nn.Module]
 def batch_norm(train: bool, axis_name: str | None) -> Callable[..., nn.Module]:
     """Batch norm (Ioffe and Szegedy 2015, arXiv 1502.03167); the axis is of the batch's devices.
 
-    In training it normalises by the statistics of the batch, which are the new ones as they are.
+    In training it normalises by the statistics of the batch, and returns them unaveraged.
     `training.state.apply_gradients` averages them over the steps, just like the parameters.
     """
     return functools.partial(

@@ -73,8 +73,14 @@ class SegDiff(nn.Module):
         dtype = jnp.dtype(self.dtype)
         self.norm = make_norm(self.norm_groups, self.axis_name)
         self.F = Conv(self.channels, dtype=dtype)
-        rrdb = self.rrdb_blocks, self.rrdb_width, self.rrdb_growth, self.rrdb_remat
-        self.G = RRDBNet(self.channels, *rrdb, dtype)
+        self.G = RRDBNet(
+            out_channels=self.channels,
+            blocks=self.rrdb_blocks,
+            width=self.rrdb_width,
+            growth=self.rrdb_growth,
+            remat=self.rrdb_remat,
+            dtype=dtype,
+        )
         self.unet = UNet(
             channels=self.channels,
             channel_mult=self.channel_mult,

@@ -27,9 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`, a file or folder, that takes its place at the end.
 
     After an error, or where nothing was written, `path` stays as it was and nothing is left over.
-
-    Raises:
-        OSError: naming `path`, if it cannot be written.
+    An OSError names `path` if it cannot be written.
     """
     part = path.with_name(f".{secrets.token_hex(4)}.part")  # However long the name is.
     with naming(path):

@@ -75,7 +75,7 @@ def pmap_map(fn: Callable, num_whole: int, num_sharded: int, donate: tuple = ())
 def program_bytes(fn: Callable, *args: Any) -> int:
     """Bytes of a device that a pmapped function takes for these arguments; compiles it.
 
-    With the very arguments of the call: for arguments elsewhere, it would be compiled twice.
+    Give it the very arguments of the call: for arguments elsewhere, it would be compiled twice.
     """
     memory = fn.lower(*args).compile().memory_analysis()
     if memory is None:

@@ -34,6 +34,6 @@ class Clock:
 
 
 def is_validation_due(config: ConfigDict, clock: Clock) -> bool:
-    """After `validation.every` steps, at the end, and before the first step of `init_from`."""
+    """After `validation.every` steps, at the end, and at the start of a run with `init_from`."""
     every, begun = config.validation.every, clock.step or config.train.init_from
     return bool(every and begun and (clock.ended() or clock.step % every == 0))

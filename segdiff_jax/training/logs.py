@@ -32,7 +32,7 @@ class Logs:
     """
 
     def __init__(self, workdir: Path, config: ConfigDict, step: int, pending: Sequence[dict] = ()):
-        """Removes the rows after `step`, which a killed run left; goes on with what is `pending`.
+        """Removes the rows after `step`, which a killed run left; continues with what is `pending`.
 
         A UserError says that metrics.csv is not ours, or comes from `Trackers`. An OSError names a
         file that cannot be written.

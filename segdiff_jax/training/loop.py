@@ -60,9 +60,13 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
 
         meta = resume.check_resumable(checkpoints, config, workdir, accept_changes)
         training, validation = open_data(config, None if meta else workdir / "data.png")
-        process = parallel.process_index(), parallel.process_count()
         batches = train_iterator(
-            training, config.train.batch_size, config.seed, *process, config.data.num_threads
+            training,
+            config.train.batch_size,
+            config.seed,
+            process_index=parallel.process_index(),
+            process_count=parallel.process_count(),
+            num_threads=config.data.num_threads,
         )
         elapsed, pending, best = 0.0, (), None
         if meta:

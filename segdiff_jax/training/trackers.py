@@ -27,7 +27,7 @@ PROJECT = "segdiff_jax"
 class TensorBoard:
     """One tracker; the others have the same methods, and may raise anything.
 
-    It gets the config, the workdir, the last step that counts and the `id` of the run that goes on,
+    It gets the config, the workdir, the last step that counts and the `id` of the run that resumes,
     None for a new one. Afterwards `id` is the run's; None: the workdir is enough.
     """
 
@@ -45,7 +45,7 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, picture: np.ndarray) -> None:
-        """Of a validation: u8[H, W, 3]."""
+        """Shows the picture of a validation, u8[H, W, 3]."""
         self._check()
         self._writer.add_image("validation", picture, step, dataformats="HWC")
 
@@ -85,7 +85,7 @@ class WandB:
         self._next = self._run.step
 
     def scalars(self, step: int, values: dict[str, Any]) -> None:
-        # A validation comes after the row of its step, maybe only when the run goes on.
+        # A validation comes after the row of its step, maybe only when the run resumes.
         place = 2 * step + any(name.startswith("validation") for name in values)
         if place >= self._next:
             self._run.log({"step": step} | values, step=place)
@@ -143,7 +143,7 @@ TRACKERS = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
 def how_ended(kind: type[BaseException] | None) -> str:
-    """MLflow's word for the end of a run; a run that was KILLED goes on."""
+    """MLflow's word for the end of a run; a run that was KILLED will resume."""
     if kind is None:
         return "FINISHED"
     return "KILLED" if issubclass(kind, (Stopped, KeyboardInterrupt)) else "FAILED"
@@ -161,9 +161,9 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run; one that fails is left out, and the training goes on.
+    """The trackers of a run; one that fails is left out, and the training continues.
 
-    trackers.json in the workdir has the ids of their runs, which go on after a restart.
+    trackers.json in the workdir has the ids of their runs, which continue after a restart.
     """
 
     def __init__(self, names: Sequence[str], settings: dict[str, Any], workdir: Path, step: int):

@@ -9,6 +9,7 @@ import pytest
 from segdiff_jax.config import check, default_config
 from segdiff_jax.data import augment as module
 from segdiff_jax.data.artefacts import ARTEFACTS, Artefact
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import AUGMENT
 
 SIZE, COUNT = 16, 64
@@ -298,19 +299,19 @@ def check_field(field, value):
 @pytest.mark.parametrize("field", ARTEFACTS)
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
 def test_rejects_impossible_shares(field, share):
-    with pytest.raises(ValueError, match=rf"augment\.{field}={share} must be from 0 to 1"):
+    with pytest.raises(UserError, match=rf"augment\.{field}={share} must be from 0 to 1"):
         check_field(field, share)
 
 
 @pytest.mark.parametrize("field", STRENGTHS)
 def test_rejects_negative_strengths(field):
-    with pytest.raises(ValueError, match=rf"augment\.{field}=-0\.1 must be (at least|from) 0"):
+    with pytest.raises(UserError, match=rf"augment\.{field}=-0\.1 must be (at least|from) 0"):
         check_field(field, -0.1)
 
 
 @pytest.mark.parametrize("field", ["scale", "contrast", "saturation"])
 def test_rejects_factors_that_may_reach_0(field):
-    with pytest.raises(ValueError, match=rf"augment\.{field}=1\.0 must be from 0 to below 1"):
+    with pytest.raises(UserError, match=rf"augment\.{field}=1\.0 must be from 0 to below 1"):
         check_field(field, 1.0)
     check_field(field, 0.99)
 

@@ -24,6 +24,7 @@ from segdiff_jax.data.splits import hashed_split, hold_out
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 
 SPLITS = "train", "validation", "test"
@@ -200,7 +201,7 @@ def test_is_built_again_when_the_files_change(case, load, tmp_path, capsys):
 def test_an_absent_data_set_says_where_to_get_it(name, tmp_path):
     (tmp_path / "empty").mkdir()
     for manual_dir in (None, str(tmp_path / "empty")):
-        with pytest.raises(ValueError, match="https?://") as error:
+        with pytest.raises(UserError, match="https?://") as error:
             load_source(name, "train", tmp_path / "data", manual_dir)
         text = str(error.value)
         assert f"{name}/1.0.0 cannot be built: data.manual_dir" in text
@@ -211,9 +212,9 @@ def test_every_data_set_is_known(tmp_path):
     names = {case.name.partition("/")[0] for case in CASES}
     names = sorted(names | {"isic", "synthetic_lesions", "paired_folder"})
     for name in ("nothing", "image_and_mask"):
-        with pytest.raises(ValueError, match=f"'{name}' is unknown; there are {', '.join(names)}$"):
+        with pytest.raises(UserError, match=f"'{name}' is unknown; there are {', '.join(names)}$"):
             load_source(name, "train", tmp_path)
-    with pytest.raises(ValueError, match="data.dataset='ph2/x' is unknown; there are ph2$"):
+    with pytest.raises(UserError, match="data.dataset='ph2/x' is unknown; there are ph2$"):
         load_source("ph2/x", "train", tmp_path)
 
 
@@ -242,7 +243,7 @@ def test_files_that_are_not_where_they_belong(load, tmp_path):
     ph2.write(tmp_path / "manual")
     image = tmp_path / "manual/PH2Dataset/PH2 Dataset images/IMD002/IMD002_lesion/IMD002_lesion.bmp"
     image.unlink()
-    with pytest.raises(ValueError, match="ph2/1.0.0 cannot be built") as error:
+    with pytest.raises(UserError, match="ph2/1.0.0 cannot be built") as error:
         load(ph2, "train")
     assert str(error.value).splitlines()[1:3] == ["missing file (1):", f"  {image}"]
     cvc.write(tmp_path / "manual")
@@ -250,7 +251,7 @@ def test_files_that_are_not_where_they_belong(load, tmp_path):
     for name in ("0", "613", "x"):
         write(folder / f"Original/{name}.tif", picture((8, 6)))
         write(folder / f"Ground Truth/{name}.tif", half((8, 6)))
-    with pytest.raises(ValueError, match="cvc_clinicdb/1.0.0 cannot be built") as error:
+    with pytest.raises(UserError, match="cvc_clinicdb/1.0.0 cannot be built") as error:
         load(cvc, "train")
     assert str(error.value).splitlines()[1:] == [
         "not the number of a frame, 1 to 612 (3):",
@@ -274,7 +275,7 @@ def test_problems_of_a_folder_of_files_are_listed_at_once(load, tmp_path):
     (root / "Training/img/TCGA-c.tif").write_bytes(b"text")
     write(root / "Test/mask/TCGA-x.png", half((3, 10)))
     write(root / "Test/img/TCGA-y.png", picture((3, 10)))
-    with pytest.raises(ValueError, match="monuseg/1.0.0 cannot be built") as error:
+    with pytest.raises(UserError, match="monuseg/1.0.0 cannot be built") as error:
         load(CASES[0], "train")
     same = "TCGA-y.png and TCGA-y.tif have the same name"
     assert str(error.value).replace(f"{root}/", "").splitlines()[1:] == [
@@ -307,7 +308,7 @@ def test_vaihingen_pairs_hdf5_by_number(load, tmp_path):
     with h5py.File(tmp_path / "manual/full_training_vaih.hdf5", "a") as file:
         del file["mask_single/building_mask_10"]
         file["mask_single/building_mask_11"] = half((99, 99), 1)
-    with pytest.raises(ValueError, match="cannot be built") as error:
+    with pytest.raises(UserError, match="cannot be built") as error:
         load(CASES[2], "train")
     lines = str(error.value).splitlines()
     assert lines[1] == "image without mask (1):" and lines[2].endswith("hdf5/imgs/building_10")
@@ -329,7 +330,7 @@ def test_a_missing_package_is_named(load, tmp_path, monkeypatch, number, module)
     CASES[number].write(tmp_path / "manual")
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.setitem(sys.modules, f"{module}.mask", None)
-    with pytest.raises(ValueError, match=rf"needs {module}.*pip install -r requirements-data.txt"):
+    with pytest.raises(UserError, match=rf"needs {module}.*pip install -r requirements-data.txt"):
         load(CASES[number], "train")
 
 
@@ -358,7 +359,7 @@ def test_cityscapes_lists_what_is_missing(load, tmp_path):
     larger["img"]["width"] = 31
     data = {"data": {"bus": [other, larger]}}
     (root / "train/all_classes_instances.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="cityscapes_instances/bus/1.0.0 cannot be") as error:
+    with pytest.raises(UserError, match="cityscapes_instances/bus/1.0.0 cannot be") as error:
         load(CASES[6], "train")
     lines = str(error.value).splitlines()
     assert lines[1:3] == ["image not in all_images.hdf5 (1):", "  train, bus 0 of city_9.png"]

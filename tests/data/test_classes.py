@@ -21,6 +21,7 @@ from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.data.statistics import Statistics, format_statistics
 from segdiff_jax.evaluation.outputs import CLASS_COLOURS
 from segdiff_jax.evaluation.overview import contact_sheet
+from segdiff_jax.runtime.errors import UserError
 
 NAMES = ("skin", "lesion", "core")
 CLASSES = Classes(NAMES, (0, 7, 200))
@@ -68,7 +69,7 @@ def test_two_classes_are_the_default_and_values_count_from_0():
     ],
 )
 def test_wrong_fields_are_named(classes, values, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         classes_of(fields(classes, values))
 
 
@@ -109,14 +110,14 @@ def test_other_values_and_colours_are_refused():
         "mask a: the mask has 3 values (0, 1, 2), but only data.mask_values=(0, 7, 200) stand for "
         "data.classes=('skin', 'lesion', 'core')"
     )
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         decode_labels(png(LABELS), "mask a", CLASSES)
     many = np.arange(16, dtype=np.uint8).reshape(4, 4)
-    with pytest.raises(ValueError, match=re.escape("16 values (0, 1, 2, 3, 4, 5, 6, 7, ...)")):
+    with pytest.raises(UserError, match=re.escape("16 values (0, 1, 2, 3, 4, 5, 6, 7, ...)")):
         decode_labels(png(many), "a", CLASSES)
-    with pytest.raises(ValueError, match="mask a: the mask is in colours"):
+    with pytest.raises(UserError, match="mask a: the mask is in colours"):
         decode_labels(png(np.dstack([GREY, GREY, LABELS])), "mask a", CLASSES)
-    with pytest.raises(ValueError, match="mask a: cannot be decoded"):
+    with pytest.raises(UserError, match="mask a: cannot be decoded"):
         decode_labels(b"text", "mask a", CLASSES)
 
 
@@ -262,9 +263,9 @@ def test_masks_of_0_and_1_in_ones_own_folder_are_two_classes(mine, tmp_path):
 def test_wrong_masks_of_several_classes_are_listed(mine, tmp_path):
     wrong = np.uint8(np.arange(20 * 30).reshape(20, 30) % 4)
     Image.fromarray(wrong).save(tmp_path / "masks/a.png")
-    with pytest.raises(ValueError, match=r"unreadable file \(1\)") as error:
+    with pytest.raises(UserError, match=r"unreadable file \(1\)") as error:
         load_mine(mine, tmp_path)
     line = "masks/a.png: the mask has 4 values (0, 1, 2, 3), but only data.mask_values"
     assert line in str(error.value)
-    with pytest.raises(ValueError, match="name them in data.classes"):
+    with pytest.raises(UserError, match="name them in data.classes"):
         load_mine(mine._replace(classes=TWO), tmp_path)

@@ -4,6 +4,7 @@ import pytest
 from segdiff_jax.config import check, default_config
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.colour import COLOUR_CONSTANCY, shades_of_gray
+from segdiff_jax.runtime.errors import UserError
 
 CAST = np.array([1.15, 0.88, 0.62])
 
@@ -79,5 +80,5 @@ def test_names():
     config = default_config()
     config.data.colour_constancy = "white"
     message = r"data\.colour_constancy='white' is unknown: .*'none', 'shades_of_gray'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         check(config)

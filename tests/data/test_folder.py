@@ -3,6 +3,7 @@ import os
 import pytest
 
 from segdiff_jax.data.folder import FolderSource, files_by_name
+from segdiff_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_mask_of_two_images_is_none(folders):
     assert source.ids == ["p2/b", "z"]
     reason = "a.png is the mask of 2 images: sort masks into folders, too"
     assert source.failures == {"p1/a": reason, "p2/a": reason}
-    with pytest.raises(ValueError, match="images holds images and masks: put them into two"):
+    with pytest.raises(UserError, match="images holds images and masks: put them into two"):
         FolderSource(images, images)
 
 
@@ -118,23 +119,23 @@ def test_a_file_and_a_pattern(folders):
     assert FolderSource(f"{images}/*.jpg").ids == ["a", "b"]
     assert FolderSource(f"{images}/**/*.jpg").ids == ["a", "b", "x/d"]
     assert FolderSource(f"{images}/[bc].*").ids == ["b", "c"]
-    with pytest.raises(ValueError, match=r"\*\.gif holds no images"):
+    with pytest.raises(UserError, match=r"\*\.gif holds no images"):
         FolderSource(f"{images}/*.gif")
 
 
 def test_rejects_a_missing_folder(folders, tmp_path):
     images = folders("images", "a.jpg")
-    with pytest.raises(ValueError, match="nowhere is no folder, file or pattern"):
+    with pytest.raises(UserError, match="nowhere is no folder, file or pattern"):
         FolderSource(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="nomasks is no folder, file"):
+    with pytest.raises(UserError, match="nomasks is no folder, file"):
         FolderSource(images, str(tmp_path / "nomasks"))
 
 
 def test_rejects_a_folder_without_images(folders):
     images = folders("images", "a.jpg")
-    with pytest.raises(ValueError, match=r"empty holds no images \(\.jpg, .*\.png"):
+    with pytest.raises(UserError, match=r"empty holds no images \(\.jpg, .*\.png"):
         FolderSource(folders("empty", "readme.txt", ".a.png"))
-    with pytest.raises(ValueError, match="masks holds no images"):
+    with pytest.raises(UserError, match="masks holds no images"):
         FolderSource(images, folders("masks"))
 
 

@@ -15,6 +15,7 @@ from segdiff_jax.data.builders.isic import archives
 from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder, parts_of
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import is_validation
+from segdiff_jax.runtime.errors import UserError
 
 SHARED = Path(os.environ.get("SEGDIFF_SHARED", Path(__file__).parents[3] / "shared"))
 
@@ -95,7 +96,7 @@ def built_files(data_dir):
 
 def build_error(tmp_path):
     """Message of a build that must fail, and leave nothing."""
-    with pytest.raises(ValueError, match=r"isic/2016/1.0.0 cannot be built") as error:
+    with pytest.raises(UserError, match=r"isic/2016/1.0.0 cannot be built") as error:
         ISIC_2016("train", tmp_path / "data", tmp_path / "manual")
     assert built_files(tmp_path / "data") == set()
     return str(error.value).splitlines()[1:]
@@ -144,7 +145,7 @@ def test_suffixes_and_archive_names_in_any_case(tmp_path):
 def test_absent_splits_are_skipped_and_subsets_logged(tmp_path, caplog):
     write_zip(tmp_path / "manual", TRAIN_IMAGES, members(IDS, "images"))
     write_zip(tmp_path / "manual", TRAIN_MASKS, members(IDS, "masks"))
-    with pytest.raises(ValueError, match=r"'test'.*\['train', 'validation'\]"):
+    with pytest.raises(UserError, match=r"'test'.*\['train', 'validation'\]"):
         ISIC_2016("test", tmp_path / "data", tmp_path / "manual")
     assert "training: 5 of 900 images (a subset of the official archive)" in caplog.text
     assert "no test archives" in caplog.text

@@ -19,6 +19,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import TRUTH_COLOUR
 from segdiff_jax.evaluation.overview import contact_sheet
 from segdiff_jax.inference.load import load
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 
 NAMES = ["a", "b", "c", "f", "g", "h"]  # None of them is in validation by its hash alone.
@@ -56,7 +57,7 @@ def mine_data(mine):
 
 
 def build_error(mine):
-    with pytest.raises(ValueError, match=r"paired_folder/\w+/1.0.0 cannot be built") as error:
+    with pytest.raises(UserError, match=r"paired_folder/\w+/1.0.0 cannot be built") as error:
         load_mine(mine)
     return str(error.value).replace(mine.images[: -len("images")], "").splitlines()[1:]
 
@@ -137,12 +138,12 @@ def test_all_problems_are_listed_at_once(mine, tmp_path):
     ],
 )
 def test_folders_that_are_not_there_are_named(tmp_path, folder, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         load_source("paired_folder", "train", tmp_path, None, folder)
 
 
 def test_a_missing_folder_of_masks_and_a_single_pair(mine, tmp_path):
-    with pytest.raises(ValueError, match="data.masks=.*nowhere. is not a folder"):
+    with pytest.raises(UserError, match="data.masks=.*nowhere. is not a folder"):
         load_mine(mine._replace(masks=str(tmp_path / "nowhere")))
     for name in NAMES[1:]:
         for path in tmp_path.glob(f"*/{name}[._]*"):
@@ -206,6 +207,7 @@ def test_the_sheet_shows_the_outline():
     assert (cell[30:70, 60:140] == 90).all() and (cell[:19] == 90).all()
 
 
+@pytest.mark.slow
 def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
     config = tiny_config()
     config.data.dataset, config.data.dir = "paired_folder", mine_data(mine)
@@ -227,7 +229,7 @@ def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
     other = tmp_path / "other"
     write(other / "x.png", half((9, 9)))
     config.data.images = str(other)
-    with pytest.raises(ValueError, match="data.images"):
+    with pytest.raises(UserError, match="data.images"):
         train(config, str(tmp_path / "run"))
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.decode import decode_image, decode_labels
+from segdiff_jax.runtime.errors import UserError
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
 
@@ -154,7 +155,7 @@ def test_decodes_any_kind_of_mask_to_0_or_255(image, expected):
 def test_a_mask_with_other_values_is_refused(values, named):
     data = encode(Image.fromarray(np.uint8([values])))
     message = rf"^mask of a: the mask has values other than 0 and 255 \({named}\): make it 0"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         decode_mask(data, "mask of a")
 
 
@@ -164,7 +165,7 @@ def test_a_mask_of_zero_and_one_other_value_is_read(values):
     expected = [[255 * (value > 0) for value in values]]
     np.testing.assert_array_equal(decode_mask(data, "a", any_value=True), expected)
     data = encode(Image.fromarray(np.uint8([[1, 2, 9]])))
-    with pytest.raises(ValueError, match=r"^a: the mask has 3 values \(1, 2, 9\): make it 0 and"):
+    with pytest.raises(UserError, match=r"^a: the mask has 3 values \(1, 2, 9\): make it 0 and"):
         decode_mask(data, "a", any_value=True)
 
 
@@ -174,7 +175,7 @@ def test_a_mask_of_zero_and_one_other_value_is_read(values):
 def test_truncated_files_are_named(decode, format, share):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     data = encode(Image.fromarray(noise), format)
-    with pytest.raises(ValueError, match=r"^ISIC_7: cannot be decoded as an image"):
+    with pytest.raises(UserError, match=r"^ISIC_7: cannot be decoded as an image"):
         decode(data[: int(share * len(data))], "ISIC_7")
 
 
@@ -188,13 +189,13 @@ def test_truncated_files_are_named(decode, format, share):
     ids=["0 bytes", "text"],
 )
 def test_empty_files_and_text_are_named(decode, data, reason):
-    with pytest.raises(ValueError, match=f"^ISIC_7: {reason}"):
+    with pytest.raises(UserError, match=f"^ISIC_7: {reason}"):
         decode(data, "ISIC_7")
 
 
 def test_a_mask_that_cannot_be_converted_is_named():
     data = encode(Image.new("LAB", (2, 1)), "TIFF")
-    with pytest.raises(ValueError, match=r"^mask of a: cannot be decoded .*conversion from LAB"):
+    with pytest.raises(UserError, match=r"^mask of a: cannot be decoded .*conversion from LAB"):
         decode_mask(data, "mask of a")
 
 
@@ -219,7 +220,7 @@ def png_of_16_bit_colours():
 )
 @pytest.mark.parametrize("decode", [decode_image, decode_mask])
 def test_more_than_8_bits_are_refused(decode, data):
-    with pytest.raises(ValueError, match=r"^ISIC_7: more than 8 bits a channel: convert it"):
+    with pytest.raises(UserError, match=r"^ISIC_7: more than 8 bits a channel: convert it"):
         decode(data, "ISIC_7")
 
 
@@ -229,7 +230,7 @@ def test_a_decompression_bomb_is_refused_unread(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("was read"))
     for pillows in (None, 3, 1):  # Beyond its limit, Pillow warns; beyond twice, it raises itself.
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pillows)
-        with pytest.raises(ValueError, match=r"^ISIC_7: 4 pixels may be a decompression bomb"):
+        with pytest.raises(UserError, match=r"^ISIC_7: 4 pixels may be a decompression bomb"):
             decode_image(bomb, "ISIC_7")
 
 
@@ -397,7 +398,7 @@ def test_source_corrects_the_colours_of_the_resized_image():
 
 def test_source_names_a_broken_record():
     source = pipeline.ResizedSource([{"id": b"ISIC_7", "image": b"no image", "mask": b""}], 2)
-    with pytest.raises(ValueError, match=r"^ISIC_7: "):
+    with pytest.raises(UserError, match=r"^ISIC_7: "):
         source[0]
 
 
@@ -465,9 +466,9 @@ def test_processes_together_see_the_batch_of_one(processes):
 
 
 def test_rejects_an_empty_source_and_a_batch_that_does_not_divide():
-    with pytest.raises(ValueError, match="training split is empty"):
+    with pytest.raises(UserError, match="training split is empty"):
         iterate(0, 4)
-    with pytest.raises(ValueError, match=r"train\.batch_size=4 must be divisible by 3 processes"):
+    with pytest.raises(UserError, match=r"train\.batch_size=4 must be divisible by 3 processes"):
         iterate(5, 4, process_count=3)
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from segdiff_jax.data import prepare
 from segdiff_jax.data.builders.isic import isic_dataset_builder
 from segdiff_jax.data.prepare import load_source, load_training_source
+from segdiff_jax.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
 IDS = [f"ISIC_{i:07d}" for i in (0, 1, 2, 11, 26)]  # The last two are in validation.
@@ -89,7 +90,7 @@ def test_failed_downloads_say_what_to_put_where(tmp_path, server, monkeypatch):
     hosts = (f"{server}/new", f"{server}/old")
     monkeypatch.setattr(isic_dataset_builder, "HOSTS", hosts)
     (tmp_path / "www").mkdir()
-    with pytest.raises(ValueError, match="manual_dir") as error:
+    with pytest.raises(UserError, match="manual_dir") as error:
         ISIC_2016("train", tmp_path / "data")
     for text in (
         f"{ARCHIVES[0]}.zip could not be downloaded",
@@ -118,7 +119,7 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     assert f"{manual} holds other files" in capsys.readouterr().out
 
     write_2016(manual, masked=IDS[1:])
-    with pytest.raises(ValueError, match="image without mask"):
+    with pytest.raises(UserError, match="image without mask"):
         ISIC_2016("train", data_dir, manual)
     assert len(ISIC_2016("train", data_dir)) == 4  # A failed rebuild keeps the former one.
 
@@ -200,7 +201,7 @@ def test_a_build_that_another_process_finishes_first(tmp_path, monkeypatch):
     ],
 )
 def test_unknown_names(tmp_path, dataset, manual_dir, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         load_source(dataset, "train", tmp_path, manual_dir)
 
 
@@ -226,7 +227,7 @@ def test_extra_training_images_leave_out_every_known_id(tmp_path):
     assert more.fingerprint == load_with_extra(tmp_path, "isic/2017").fingerprint
     assert names(more) == [*IDS[:3], *new]
     assert Image.open(io.BytesIO(more[4]["image"])).size == (4, 4)
-    with pytest.raises(ValueError, match="data.extra_datasets='isic/2020' is unknown"):
+    with pytest.raises(UserError, match="data.extra_datasets='isic/2020' is unknown"):
         load_with_extra(tmp_path, "isic/2020")
 
 

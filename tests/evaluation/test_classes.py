@@ -29,6 +29,7 @@ from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_p
 from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.inference import combine
 from segdiff_jax.inference.load import Model, make_ensemble
+from segdiff_jax.runtime.errors import UserError
 from tests.data.test_classes import CLASSES, Records, png
 from tests.drivers import driver_of
 from tests.evaluation.models import config_of
@@ -272,7 +273,7 @@ def test_a_supervised_network_and_an_ensemble():
     p = both.segment(means[:, 0])
     np.testing.assert_array_equal(p.mask, labels_of(images)[0])
     np.testing.assert_allclose(p.probability.max(axis=-1), (0.787 + 1) / 2, atol=1e-3)
-    with pytest.raises(ValueError, match="sampler.ensemble='staple' combines masks of two classes"):
+    with pytest.raises(UserError, match="sampler.ensemble='staple' combines masks of two classes"):
         model_of(Supervised(), None, ensemble="staple")
 
 

@@ -15,6 +15,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.errors import UserError
 from tests.evaluation.models import SIZE, Threshold, config_of, model_of
 
 # id, (height, width), eighths of the width that are bright and that are lesion: native sizes
@@ -260,7 +261,7 @@ def test_a_bad_image_is_listed_and_the_others_are_segmented(tmp_path, change, re
     assert "Not segmented" in report and "6 images, 1 not segmented" in report
     shown = format_result(result, tmp_path).splitlines()
     assert shown[-2] == f"1 images could not be segmented: {tmp_path}/failures.csv says why"
-    with pytest.raises(ValueError, match="c: "):
+    with pytest.raises(UserError, match="c: "):
         examples_of(records)[3]
 
 

@@ -7,6 +7,7 @@ from PIL import Image
 
 from segdiff_jax.evaluation import outputs
 from segdiff_jax.inference.combine import Segmentation
+from segdiff_jax.runtime.errors import UserError
 
 IMAGE = np.full((40, 60, 3), 90, np.uint8)
 MASK = np.zeros((40, 60), np.uint8)
@@ -70,7 +71,7 @@ def test_contour_thickens_with_the_image(side, thickness):
 
 @pytest.mark.parametrize("id", ["", "../a", "/a", "a//b", "a\\b", "a\0b"])
 def test_rejects_ids_that_are_not_file_names(tmp_path, id):
-    with pytest.raises(ValueError, match="cannot be a file name"):
+    with pytest.raises(UserError, match="cannot be a file name"):
         write(tmp_path, id=id)
 
 
@@ -193,6 +194,6 @@ def test_files_of_another_origin_are_not_touched(tmp_path):
     truth = tmp_path / "masks" / "a_Segmentation.png"
     truth.parent.mkdir()
     truth.write_bytes(b"truth")
-    with pytest.raises(ValueError, match=r"files of another origin, such as a_Segmentation\.png"):
+    with pytest.raises(UserError, match=r"files of another origin, such as a_Segmentation\.png"):
         outputs.OutputFolder(tmp_path).begin({})
     assert truth.read_bytes() == b"truth"

@@ -17,6 +17,7 @@ from segdiff_jax.inference.load import Model, make_ensemble
 from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.methods.views import from_views, make_views, to_views
 from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.errors import UserError
 from tests.drivers import Sampled, config_of, driver_of, example_keys
 
 SIZE = 8
@@ -353,7 +354,7 @@ def test_memory_for_less_than_one_sample_is_named(monkeypatch):
         ValueError, match=r"sampler\.max_memory=1e-06 GiB: one image with one sample"
     ):
         noisy(max_memory=1e-6)({}, images_of(4), NAMES[:4])
-    with pytest.raises(ValueError, match=r"sampler\.max_memory=-1\.0 must be at least 0"):
+    with pytest.raises(UserError, match=r"sampler\.max_memory=-1\.0 must be at least 0"):
         noisy(max_memory=-1.0)
     monkeypatch.setattr(parallel, "free_bytes", lambda: 0)  # It is tried, all the same.
     assert noisy()({}, images_of(4), NAMES[:4]).shape == (3, 4, SIZE, SIZE)
@@ -447,7 +448,7 @@ def test_a_temperature_changes_probabilities_and_not_the_mask_at_one_half():
     np.testing.assert_array_equal(plain.mask, warm.mask)
     np.testing.assert_array_equal(warm.probabilities, temper(plain.probabilities, 2.0))
     np.testing.assert_allclose(plain.deviation, np.clip((samples + 1) / 2, 0, 1).std(0), atol=1e-6)
-    with pytest.raises(ValueError, match=r"sampler\.temperature=0\.0 must be above 0"):
+    with pytest.raises(UserError, match=r"sampler\.temperature=0\.0 must be above 0"):
         config_of(temperature=0.0)
 
 
@@ -521,37 +522,37 @@ def test_keys_of_images_and_samples_are_distinct():
 
 @pytest.mark.parametrize("field", ["sampler.name", "sampler.spacing", "diffusion.variance"])
 def test_rejects_an_unknown_choice(field):
-    with pytest.raises(ValueError, match=rf"{field}='other' is unknown: choose one of \('"):
+    with pytest.raises(UserError, match=rf"{field}='other' is unknown: choose one of \('"):
         noisy(**{field.partition(".")[2]: "other"})
 
 
 @pytest.mark.parametrize("field", ["steps", "samples", "max_batch"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_rejects_numbers_below_1(field, value):
-    with pytest.raises(ValueError, match=rf"sampler\.{field}={value} must be at least 1"):
+    with pytest.raises(UserError, match=rf"sampler\.{field}={value} must be at least 1"):
         noisy(**{field: value})
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan")])
 def test_rejects_a_threshold_that_makes_all_alike(value):
-    with pytest.raises(ValueError, match=rf"sampler\.threshold={value} must be above 0 to below 1"):
+    with pytest.raises(UserError, match=rf"sampler\.threshold={value} must be above 0 to below 1"):
         noisy(threshold=value)
 
 
 @pytest.mark.parametrize("value", [-0.5, 1.5, float("nan")])
 def test_rejects_an_eta_that_no_variance_allows(value):
-    with pytest.raises(ValueError, match=rf"sampler\.eta={value} must be from 0 to 1"):
+    with pytest.raises(UserError, match=rf"sampler\.eta={value} must be from 0 to 1"):
         noisy(eta=value)
 
 
 def test_rejects_more_steps_than_the_chain_has():
-    with pytest.raises(ValueError, match="'101' must be a whole number of steps from 1 to 100"):
+    with pytest.raises(UserError, match="'101' must be a whole number of steps from 1 to 100"):
         noisy(steps=101)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "uniform", "ddim"])
 def test_rejects_one_step_that_would_begin_without_noise(spacing):
-    with pytest.raises(ValueError, match=rf"sampler\.steps=1 with sampler\.spacing='{spacing}'"):
+    with pytest.raises(UserError, match=rf"sampler\.steps=1 with sampler\.spacing='{spacing}'"):
         noisy(steps=1, spacing=spacing)
 
 

@@ -29,6 +29,7 @@ from segdiff_jax.inference.load import Model, load
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.command import run_simple
+from segdiff_jax.runtime.errors import UserError
 from tests.conftest import ROOT, tiny_overrides
 
 IDS = ["ISIC_1", "ISIC_2", "ISIC_3", "ISIC_4"]
@@ -236,17 +237,17 @@ def test_what_cannot_be_exported_is_named(noisy, monkeypatch, tmp_path):
     trained, file = noisy(), tmp_path / "model.zip"
     file.write_bytes(b"former")
     ensemble = dataclasses.replace(trained, members=(trained, trained))
-    with pytest.raises(ValueError, match="an ensemble cannot be exported"):
+    with pytest.raises(UserError, match="an ensemble cannot be exported"):
         write_model(ensemble, file)
-    with pytest.raises(ValueError, match="sampler.ensemble='staple' cannot be exported"):
+    with pytest.raises(UserError, match="sampler.ensemble='staple' cannot be exported"):
         write_model(noisy(ensemble="staple"), file)
-    with pytest.raises(ValueError, match="a model that segments in windows cannot be exported"):
+    with pytest.raises(UserError, match="a model that segments in windows cannot be exported"):
         write_model(noisy(native=True), file)
     for platforms in (["cpu", "vulkan"], []):
-        with pytest.raises(ValueError, match="platforms=.*: choose from cpu, cuda, rocm, tpu"):
+        with pytest.raises(UserError, match="platforms=.*: choose from cpu, cuda, rocm, tpu"):
             write_model(trained, file, platforms)
     monkeypatch.setattr(export, "MOST_BYTES", 3)
-    with pytest.raises(ValueError, match=r"0\.0 GB of weights: .* holds 2 GB at most"):
+    with pytest.raises(UserError, match=r"0\.0 GB of weights: .* holds 2 GB at most"):
         write_model(trained, file)
     assert file.read_bytes() == b"former"
     with pytest.raises(OSError, match="cannot write .*model.zip/other.zip"):

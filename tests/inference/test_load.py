@@ -18,6 +18,7 @@ from segdiff_jax.inference.combine import entropy, temper
 from segdiff_jax.inference.load import load, make_ensemble, run_name
 from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.errors import UserError
 from tests.conftest import tiny_overrides
 
 
@@ -77,7 +78,7 @@ def test_a_runs_own_fields_and_those_it_does_not_know_yet(workdirs):
     ],
 )
 def test_wrong_sampling_is_named(workdirs, sampling, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         load(workdirs["segdiff"], **sampling)
 
 
@@ -91,7 +92,7 @@ def test_an_ensemble_is_of_models_that_see_alike(workdirs):
     assert both.sample(images, list("abcd")).shape == (2, 4, 16, 16, 1)
     predictions = both.predict(images[:1], key=3)
     assert predictions[0].mask.shape == (16, 16) and 0 <= predictions[0].uncertainty <= 1
-    with pytest.raises(ValueError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
+    with pytest.raises(UserError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
         make_ensemble([load(workdirs["segdiff"]), load(workdirs["unet"], threshold=0.4)])
 
 
@@ -155,19 +156,34 @@ def test_predicting_with_other_steps_and_samples(workdirs):
 def test_images_that_are_none_are_named(workdirs):
     unet = load(workdirs["unet"])
     assert unet.predict([]) == []
-    with pytest.raises(ValueError, match=r"image 1: float64\(4, 4, 3\) is not uint8"):
+    with pytest.raises(UserError, match=r"image 1: float64\(4, 4, 3\) is not uint8"):
         unet.predict([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))])
-    with pytest.raises(ValueError, match=r"image x: uint8\(4, 4\) is not uint8 \(H, W, 3\)"):
+    with pytest.raises(UserError, match=r"image x: uint8\(4, 4\) is not uint8 \(H, W, 3\)"):
         unet.predict([np.zeros((4, 4), np.uint8)], ids=["x"])
-    with pytest.raises(ValueError, match="is not an int, the seed"):
+    with pytest.raises(UserError, match="is not an int, the seed"):
         unet.predict([np.zeros((4, 4, 3), np.uint8)], key=jax.random.key(0))
-    with pytest.raises(ValueError, match="no path of a model"):
+    with pytest.raises(UserError, match="no path of a model"):
         load([])
-    with pytest.raises(ValueError, match="2 ids for 1 images"):
+    with pytest.raises(UserError, match="2 ids for 1 images"):
         unet.predict([np.zeros((4, 4, 3), np.uint8)], ids=["x", "y"])
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("name", "euler", "sampler.name='euler' is unknown: choose one of"),
+        ("steps", 0, "sampler.steps=0 must be at least 1"),
+        ("steps", 1000, "sampler.steps=1000: spacing 'trailing1000'"),
+        ("spacing", "x", "sampler.spacing='x' is unknown"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_the_network_is_made(workdirs, field, value, message):
+    with pytest.raises(UserError, match=message):
+        load(workdirs["segdiff"], **{field: value})
 
 
 def test_a_run_is_named_by_its_workdir(workdirs):
     assert run_name("/mnt/checkpoints/runA") == "runA"
+    assert run_name("/mnt/checkpoints/x/runs/runA") == "runA"
     workdir = workdirs["unet"]
     assert run_name(workdir) == run_name(workdir / "checkpoints" / "best" / "1") == workdir.name

@@ -20,6 +20,7 @@ from segdiff_jax.inference.load import Model, load
 from segdiff_jax.inference.windows import window_starts, window_weight
 from segdiff_jax.methods.diffusion import ROW, pixel_numbers
 from segdiff_jax.methods.views import make_views
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 from tests.drivers import Sampled, config_of
 
@@ -121,7 +122,7 @@ def test_windows_of_oblong_images(config):
 
 
 def test_an_overlap_that_cannot_be_is_named():
-    with pytest.raises(ValueError, match=r"sampler.overlap=1.0 must be from 0 to below 1"):
+    with pytest.raises(UserError, match=r"sampler.overlap=1.0 must be from 0 to below 1"):
         config_of(overlap=1.0)
 
 

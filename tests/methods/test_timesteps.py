@@ -21,6 +21,7 @@ from segdiff_jax.original.losses import bound_loss
 from segdiff_jax.original.timesteps import History, LossAwareTimesteps, timestep_probabilities
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import create_state
@@ -194,7 +195,7 @@ def test_a_history_is_of_the_config(tiny_config):
     config.diffusion.timestep_sampler = "loss_second_moment"
     assert history().losses.shape == (100, 10)
     config.diffusion.timestep_sampler = "best"
-    with pytest.raises(ValueError, match="diffusion.timestep_sampler='best' is unknown: choose"):
+    with pytest.raises(UserError, match="diffusion.timestep_sampler='best' is unknown: choose"):
         check(config)
     supervised = default_config("unet")
     supervised.diffusion.timestep_sampler = "loss_second_moment"
@@ -253,5 +254,5 @@ def test_a_checkpoint_without_a_history_is_refused_by_name(tmp_path):
         restored = state.from_trees(checkpoints.restore_last(state.trees()))
         jax.tree.map(np.testing.assert_array_equal, restored, state)
         other = dataclasses.replace(state, history=empty(4))
-        with pytest.raises(ValueError, match=r"rest.timestep_history.counts: absent in the check"):
+        with pytest.raises(UserError, match=r"rest.timestep_history.counts: absent in the check"):
             checkpoints.restore_last(other.trees())

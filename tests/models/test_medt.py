@@ -18,6 +18,7 @@ from segdiff_jax.models.baselines.medt import (
     join_patches,
     split_patches,
 )
+from segdiff_jax.runtime.errors import UserError
 
 BRANCH = {"channels": 8, "stem": 8, "lowest": True, "axis_name": None}
 
@@ -245,5 +246,5 @@ def test_patches_are_joined_where_they_were():
     ],
 )
 def test_what_cannot_be_is_named(fields, size, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         variables_like(make_model({"name": "medt", **fields}), size)

@@ -11,6 +11,7 @@ from segdiff_jax.models.medsegdiff import MedSegDiff
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import timestep_embedding
 from segdiff_jax.original.weights import config_from_torch, params_from_torch
+from segdiff_jax.runtime.errors import UserError
 
 TINY = {
     "channels": 32,
@@ -170,7 +171,7 @@ def test_norm_groups_of_zero_is_batch_norm_everywhere():
 @pytest.mark.parametrize("size", [(15, 16), (16, 18)])
 def test_sizes_that_do_not_divide_are_named(size):
     model = SegDiff(**TINY | {"channel_mult": (1, 1, 1)})
-    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]} must be divisible by 4"):
+    with pytest.raises(UserError, match=f"{size[0]} x {size[1]} must be divisible by 4"):
         jax.eval_shape(
             lambda: model.init(
                 jax.random.key(0), jnp.ones((1, *size, 1)), jnp.ones((1, *size, 3)), jnp.ones(1)
@@ -212,5 +213,5 @@ def test_sizes_that_do_not_divide_are_named(size):
     ],
 )
 def test_bad_fields_are_named(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         variables_like(make_model(fields), 64)

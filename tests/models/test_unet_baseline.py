@@ -7,6 +7,7 @@ import pytest
 
 from segdiff_jax.models import make_model, variables_like
 from segdiff_jax.models.baselines.unet import RonnebergerUNet, centre, input_size
+from segdiff_jax.runtime.errors import UserError
 
 SMALL = {"channels": (4, 8, 8), "norm": "none"}
 
@@ -118,5 +119,5 @@ def test_the_statistics_of_the_batch_are_handed_on_and_then_used():
     ],
 )
 def test_what_cannot_be_is_named(fields, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         variables_like(make_model({"name": "unet", **fields}), 16)

@@ -19,6 +19,7 @@ from segdiff_jax.original import export_torch, import_torch
 from segdiff_jax.original.import_torch import import_state_dict
 from segdiff_jax.original.weights import COLOURS
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 
 # Of the network that the golden files call A.
@@ -129,7 +130,7 @@ def test_the_arguments_become_the_config(golden_state_dict, workdir):
 )
 def test_arguments_that_do_not_fit_are_named(golden_state_dict, tmp_path, change, message):
     args = {name: value for name, value in (ARGS | change).items() if value is not None}
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         import_state_dict(golden_state_dict("model_A"), args, tmp_path, "")
     assert not list(tmp_path.iterdir())
 
@@ -147,20 +148,20 @@ def test_steps_of_ddim_are_the_originals(golden_state_dict, respacing, last):
 def test_an_imported_checkpoint_is_not_overwritten(workdir, tiny_config):
     before = find_checkpoint(workdir)
     message = f"holds an imported checkpoint: .* --config=configs/saved.py:{workdir}"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         train(tiny_config(), str(workdir))
     assert find_checkpoint(workdir) == before and "args" in load_meta(before)
     config = saved.get_config(str(workdir))
     assert config.model.channels == 32 and config.train.init_from == str(workdir)
     assert config.model.image_std == COLOURS["vaihingen"][1] and config.sampler.steps == 10
     assert (config.sampler.name, config.sampler.spacing) == ("ddim", "ddim")
-    with pytest.raises(ValueError, match="write --config=configs/saved.py:WORKDIR"):
+    with pytest.raises(UserError, match="write --config=configs/saved.py:WORKDIR"):
         saved.get_config()
 
 
 def test_a_folder_in_use_is_left_alone(golden_state_dict, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty: give another --workdir"):
+    with pytest.raises(UserError, match="is not empty: give another --workdir"):
         import_state_dict(golden_state_dict("model_A"), ARGS, tmp_path, "")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -193,7 +194,7 @@ def test_what_the_original_has_not_is_not_exported(tmp_path, section, field, val
     config[section][field] = value
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_best(1, {"params": {"w": jnp.ones(2)}}, {"config": config})
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         export_torch.export_state_dict(tmp_path)
 
 
@@ -226,7 +227,7 @@ def test_the_network_sees_colours_as_the_original_does():
     model = make_model(config | {"image_mean": mean, "image_std": std})
     features = jax.jit(lambda x: encode(model, x))(colours / 127.5 - 1)
     np.testing.assert_allclose(features, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="model.image_std=.*: give three numbers for each"):
+    with pytest.raises(UserError, match="model.image_std=.*: give three numbers for each"):
         init_variables(make_model(config | {"image_mean": mean}), 0, 8)
 
 

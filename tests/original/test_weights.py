@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from segdiff_jax.original.weights import config_from_torch, params_from_torch
+from segdiff_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_layouts(state_dict):
 )
 def test_a_missing_array_is_named(state_dict, name):
     del state_dict[name]
-    with pytest.raises(ValueError, match=re.escape(f"{name} is missing")):
+    with pytest.raises(UserError, match=re.escape(f"{name} is missing")):
         params_from_torch(state_dict)
 
 
@@ -59,5 +60,5 @@ def test_extra_arrays_are_named(state_dict):
 
 def test_a_wrong_shape_is_named(state_dict):
     state_dict["out.0.bias"] = np.zeros(31)
-    with pytest.raises(ValueError, match=r"out.0.bias has shape \(31,\), not \(32,\)"):
+    with pytest.raises(UserError, match=r"out.0.bias has shape \(31,\), not \(32,\)"):
         params_from_torch(state_dict)

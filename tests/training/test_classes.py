@@ -11,6 +11,7 @@ from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.losses import bce_dice_of_mask
+from segdiff_jax.runtime.errors import UserError
 
 NAMES = ("skin", "lesion", "core")
 
@@ -91,13 +92,13 @@ def test_what_does_not_fit_is_named(tiny_config, fields, message):
     config = several(tiny_config())
     check(config)
     config.update_from_flattened_dict(fields)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         check(config)
 
 
 def test_a_supervised_network_of_two_classes_has_one_channel(tiny_config):
     config = default_config("unet")
     config.model.out_channels = 3
-    with pytest.raises(ValueError, match=r"out_channels=3 does not fit data.classes=\(\): set 1"):
+    with pytest.raises(UserError, match=r"out_channels=3 does not fit data.classes=\(\): set 1"):
         check(config)
     check(several(config))

@@ -66,9 +66,9 @@ def numbers(tree, config, names):
     return np.array([rows[n] for n in names]), np.array([sizes[n] for n in names])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "run, weight_decay, microbatches",
-    [pytest.param("wd0", 0, 1, marks=pytest.mark.slow), ("wd05_micro2", 0.05, 2)],
+    "run, weight_decay, microbatches", [("wd0", 0, 1), ("wd05_micro2", 0.05, 2)]
 )
 def test_five_steps_of_the_original(original, run, weight_decay, microbatches):
     arrays, config, names, params, gradient = original

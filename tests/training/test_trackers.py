@@ -15,6 +15,7 @@ from tensorboardX.proto import event_pb2
 
 from segdiff_jax.config import changes, default_config
 from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.stop import Stopped
 from segdiff_jax.schema import NETWORK, RUN
 from segdiff_jax.training.logs import Logs
@@ -323,7 +324,7 @@ def test_a_tracker_that_cannot_be_opened_ends_a_new_run_only(wandb, mlflow, tmp_
 
     wandb.init = fails
     message = r"train.trackers: wandb cannot be opened \(no API key\): set it up, or leave it out"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         opened(tmp_path, 0, ["mlflow", "wandb"])
     assert mlflow.calls[-1] == ("set_terminated", "m0", "FAILED", {})
     with opened(tmp_path, 3, ["wandb", "mlflow"]) as logs:
@@ -353,7 +354,7 @@ def test_a_tensorboard_that_cannot_write_does_not_block_the_run(tmp_path, capsys
 def test_a_foreign_file_of_runs_is_not_overwritten(wandb, tmp_path, text):
     (tmp_path / "trackers.json").write_text(text)
     for step in (0, 3):
-        with pytest.raises(ValueError, match="trackers.json is damaged, or not of train.py: move"):
+        with pytest.raises(UserError, match="trackers.json is damaged, or not of train.py: move"):
             opened(tmp_path, step, ["wandb"])
     assert (tmp_path / "trackers.json").read_text() == text and not wandb.inits
 
@@ -375,10 +376,10 @@ def test_a_tracker_that_is_not_there_is_told_of_before_anything_is_written(
     for spec in (None, folder):
         with monkeypatch.context() as patch:
             patch.setattr(importlib.util, "find_spec", lambda name, spec=spec: spec)
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(UserError, match=message):
                 train(config, str(tmp_path / "run"))
     config.train.trackers = ("comet",)
-    with pytest.raises(ValueError, match=r"train.trackers=\('comet',\) must be some of \('tensorb"):
+    with pytest.raises(UserError, match=r"train.trackers=\('comet',\) must be some of \('tensorb"):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

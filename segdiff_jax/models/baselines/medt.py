@@ -1,4 +1,4 @@
-"""The Medical Transformer (Valanarasu et al. 2021, arXiv 2102.10662): image -> log odds. NHWC.
+"""The Medical Transformer (Valanarasu et al. 2021, arXiv 2102.10662): image -> logits. NHWC.
 
 Axial attention with learned relative positions (Wang et al. 2020, arXiv 2003.07853) and gates on
 them, in a network of a global and a local branch. It computes what the authors' code computes
@@ -190,7 +190,7 @@ class MedT(nn.Module):
 
     @nn.compact
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion, or of each class, at every pixel.
+        """The logits of a lesion, or of each class, at every pixel.
 
         f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. The tables of positions have
         the image's size. With a local branch, H and W must be multiples of 4.

@@ -1,4 +1,4 @@
-"""The U-Net of Ronneberger et al. 2015 (arXiv 1505.04597), figure 1: image -> log odds. NHWC."""
+"""The U-Net of Ronneberger et al. 2015 (arXiv 1505.04597), figure 1: image -> logits. NHWC."""
 
 import functools
 
@@ -34,7 +34,7 @@ class RonnebergerUNet(nn.Module):
         super().__post_init__()
 
     def __call__(self, image: Array, train: bool = False) -> Array:
-        """The log odds of a lesion, or of each class, at every pixel.
+        """The logits of a lesion, or of each class, at every pixel.
 
         f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. For "same", H and W must be
         multiples of 2^poolings.
@@ -53,7 +53,7 @@ class RonnebergerUNet(nn.Module):
 
     @nn.compact
     def segment(self, x: Array, train: bool) -> Array:
-        """The network itself: "valid" makes 388 x 388 log odds of a 572 x 572 image."""
+        """The network itself: "valid" makes 388 x 388 logits of a 572 x 572 image."""
         dtype = jnp.dtype(self.dtype)
 
         conv = functools.partial(
