@@ -66,7 +66,7 @@ def test_staple_equals_simpleitk(count, seed):
     )
 
 
-def test_staple_trusts_good_votes_more():
+def test_staple_trusts_good_samples_more():
     truth, rng = raters(1, 5)[0], np.random.default_rng(0)
     errs = rng.random((5, *truth.shape)) < np.reshape([0, 0, 0.3, 0.3, 0.3], (5, 1, 1))
     samples = np.where(truth ^ errs, 1.0, -1.0)[..., None]
@@ -74,13 +74,13 @@ def test_staple_trusts_good_votes_more():
     assert (vote != truth).sum() > 10 and (staple != truth).sum() == 0
 
 
-def test_staple_of_votes_that_are_noise_ends():
+def test_staple_of_samples_that_are_noise_ends():
     noise = np.random.default_rng(3).standard_normal((4, 34, 34, 1))
     probability = combine.staple(noise)
     assert np.isfinite(probability).all() and 0 <= probability.min() < probability.max() <= 1
 
 
-def test_staple_where_all_votes_are_the_same():
+def test_staple_where_all_samples_are_the_same():
     mask = np.where(np.arange(12).reshape(1, 3, 4, 1) < 5, 1.0, -1.0)
     np.testing.assert_allclose(combine.staple(np.repeat(mask, 4, 0)), mask[0] > 0, atol=1e-6)
     np.testing.assert_allclose(combine.staple(mask), mask[0] > 0, atol=1e-4)

@@ -149,7 +149,7 @@ class Quadrant(nn.Module):
 
 
 @pytest.mark.parametrize("max_batch", [6, 4, 3, 2])
-def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
+def test_each_sample_sees_its_mirror_image_and_is_mirrored_back(max_batch):
     config = config_of(samples=6, flips=True, max_batch=max_batch)
     images = images_of(12)
     samples = predict(Sampled(Quadrant(), Process(SCHEDULE, "x0"), config), images, NAMES)
@@ -157,8 +157,8 @@ def test_each_vote_sees_its_mirror_image_and_is_mirrored_back(max_batch):
     expected = np.zeros_like(samples)
     # Not mirrored, left-right, up-down, both, and again.
     quadrants = [(first, first), (first, second), (second, first), (second, second)]
-    for vote, (rows, columns) in enumerate([*quadrants, *quadrants[:2]]):
-        expected[vote, :, rows, columns] = images[:, rows, columns, 0] / 127.5 - 1
+    for i, (rows, columns) in enumerate([*quadrants, *quadrants[:2]]):
+        expected[i, :, rows, columns] = images[:, rows, columns, 0] / 127.5 - 1
     np.testing.assert_allclose(samples, expected, atol=1e-5)
 
 
@@ -189,7 +189,7 @@ def test_samples_follow_from_seed_id_and_number_alone():
     others = np.concatenate([images[:3], images_of(5, seed=1)])
     mixed = driver({}, others, [*NAMES[:3], *"abcde"])
     np.testing.assert_array_equal(mixed[:, :3], samples[:, :3])
-    # The same image under another name, at another vote or from another seed.
+    # The same image under another name, as another sample or from another seed.
     same = driver({}, images[:1].repeat(8, axis=0), NAMES[:8])
     np.testing.assert_array_equal(same[:, 0], samples[:, 0])
     distinct = np.concatenate([*same, *noisy(seed=1)({}, images[:1].repeat(8, axis=0), NAMES[:8])])
@@ -335,7 +335,7 @@ def test_samples_and_then_images_are_halved_until_they_fit(monkeypatch, fits, im
 
 
 def test_images_are_fewer_where_encoding_them_is_what_does_not_fit(monkeypatch):
-    """12 GiB to encode an image, one for each vote of one, 16 free; three images a device."""
+    """12 GiB to encode an image, one for each sample of one, 16 free; three images a device."""
     expected = noisy(samples=8, max_batch=24)({}, images_of(12), NAMES)
     calls = record_calls(monkeypatch)
 
@@ -425,11 +425,11 @@ def test_a_diffusion_model_sees_the_image_turned():
     images = images_of(4)
     samples = driver({}, images, NAMES[:4])
     expected = np.where(images[..., 0] > 127, 1.0, -1.0)
-    for vote in samples:
-        np.testing.assert_array_equal(np.sign(vote), expected)
+    for sample in samples:
+        np.testing.assert_array_equal(np.sign(sample), expected)
 
 
-def test_a_trace_goes_from_noise_to_the_first_vote():
+def test_a_trace_goes_from_noise_to_the_first_sample():
     config, frames = config_of(samples=3, steps=10), []
     driver = Sampled(Threshold(), Process(SCHEDULE, "x0", True), config)
     samples = driver({}, images_of(4), NAMES[:4], trace=lambda *frame: frames.append(frame))

@@ -1,4 +1,4 @@
-"""The exported function against the predictor, and its file in a program without this package."""
+"""The exported function against the model, and its file in a program without this package."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def call(exported, images, ids, seed=0):
 
 
 def check_equal(trained, parts=(slice(0, 1), slice(1, 4))):
-    """One function of one image, and of three, gives what the predictor gives of four."""
+    """One function of one image, and of three, gives what the model gives of four."""
     expected = trained.sample(IMAGES, IDS)[..., 0]
     assert expected.std() > 0.01, "the network says nothing"
     exported = jax.export.deserialize(export_model(trained).serialize())
@@ -146,7 +146,7 @@ def test_samples_follow_from_seed_and_name_alone(noisy):
         assert np.abs(call(exported, IMAGES, ids, seed)["samples"] - samples).mean() > 0.001
 
 
-def test_a_seed_of_more_than_32_bits_is_that_of_the_predictor(noisy):
+def test_a_seed_of_more_than_32_bits_is_that_of_the_model(noisy):
     for seed in (2**40 - 3, -1):
         trained = noisy(samples=1, steps=1, seed=seed)
         exported = export_model(trained)

@@ -112,12 +112,12 @@ def test_windows_agree_with_the_whole_image(config):
 
 
 def test_windows_of_oblong_images(config):
-    predictor = Sampled(PerPixel(), PROCESS, config, window=16)
+    driver = Sampled(PerPixel(), PROCESS, config, window=16)
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 20, 3), np.uint8)
-    samples = predictor({}, image, ["a"])
+    samples = driver({}, image, ["a"])
     assert samples.shape == (4, 1, 40, 20) and np.isfinite(samples).all()
     # The noise does not tell where an image ends.
-    part = predictor({}, image[:, :30], ["a"])
+    part = driver({}, image[:, :30], ["a"])
     np.testing.assert_allclose(samples[:, :, :30], part, atol=1e-5)
 
 

@@ -55,7 +55,7 @@ def workdir(golden_state_dict, tmp_path_factory):
 
 
 def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeypatch):
-    """The recorded chain, from the recorded image and x_T, by the predictor of sample.py."""
+    """The recorded chain, from the recorded image and x_T, by the model of sample.py."""
     arrays = golden("chains")
     recorded = lambda name: jnp.moveaxis(arrays[f"chain/{name}"], 1, -1)
     name = "ddim10_of_linear100_eta0_clip0"
