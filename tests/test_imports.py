@@ -58,7 +58,7 @@ def test_functions_take_at_most_eight_parameters(path):
 @pytest.mark.parametrize(
     "word, owners",
     [
-        (r"jax\.pmap|jax\.\w*device|jax\.process_", ["parallel.py"]),
+        (r"\bjax(\.| import .*)(pmap|\w*device|process_)", ["parallel.py"]),
         (r"\borbax", ["checkpoint.py"]),
         (r"DEFINE_", ["command.py"]),
         (r"lax\.scan\(", ["samplers.py", "steps.py"]),  # Time; microbatches.
