@@ -172,7 +172,7 @@ def mask_of(image):
 
 
 class Exact(nn.Module):
-    """Knows the mask of an image; predicts it or its log odds, whatever x_t is."""
+    """Knows the mask of an image; predicts it or its logits, whatever x_t is."""
 
     scale: float = 1.0
 

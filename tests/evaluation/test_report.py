@@ -255,7 +255,7 @@ def test_reliability_diagram(tmp_path):
         ("248.0", "192.0", "8.6", "probability 0.500: 25.0% lesion, 36.00% of the pixels"),
     ]
     caption = " ".join(html.split())
-    assert "error 0.0321. With log odds divided by 1.38" in caption and "it is 0.0123." in caption
+    assert "error 0.0321. With logits divided by 1.38" in caption and "it is 0.0123." in caption
 
 
 def test_a_long_chain_is_shown_in_twenty_frames():

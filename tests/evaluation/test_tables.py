@@ -9,7 +9,7 @@ from segdiff_jax.evaluation import tables
 CONDITIONS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
 LEVELS = np.zeros((2, 256))
 LEVELS[:, 51] = 1, 0.5  # All pixels have a probability of 0.2, and half of them are lesion:
-# log odds of -1.386, which the highest temperature, 20, makes -0.069, a probability of 0.4827.
+# logits of -1.386, which the highest temperature, 20, makes -0.069, a probability of 0.4827.
 SURE, UNSURE = (
     {"area": area, "disagreement": disagreement, "levels": LEVELS}
     for disagreement, area in ((0.125, 0.25), (0.375, 0.75))
