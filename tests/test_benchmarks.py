@@ -106,6 +106,7 @@ def test_sampling(tiny, monkeypatch, tmp_path):
     assert figures["command"].startswith(command)
 
 
+@pytest.mark.slow
 def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
     """By the noise of our driver's keys, the masks are ours."""
     tiny.sampler.update(name="ddim", samples=2, steps=4, spacing="uniform", max_batch=2)

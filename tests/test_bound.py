@@ -26,6 +26,7 @@ def run(tiny_config, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_parts_add_up_and_do_not_depend_on_batches(run, monkeypatch, capsys):
     total, prior, vb = bound.measure(str(run), "test", 0, 2)
     assert vb.shape == (5, 4) and (vb > 0).all() and (total > prior).all()

@@ -135,6 +135,7 @@ def test_an_evaluations_files_hold_what_is_predicted(workdirs, tmp_path):
         assert float(row["disagreement"]) == pytest.approx(p.uncertainty, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_temperature_of_an_ensemble_is_that_of_its_mean(workdirs):
     paths, images = [workdirs["segdiff"], workdirs["unet"]], images_of((16, 16))
     (plain,) = load(paths).predict(images)

@@ -31,7 +31,7 @@ def nhwc(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
-@pytest.mark.parametrize("name", ["A", "B", "C"])
+@pytest.mark.parametrize("name", ["A", "B", pytest.param("C", marks=pytest.mark.slow)])
 def test_golden_networks(golden, golden_state_dict, name):
     arrays, state_dict = golden(f"model_{name}"), golden_state_dict(f"model_{name}")
     model = SegDiff(**config_from_torch(state_dict))
@@ -88,6 +88,7 @@ def apply(model, params, inputs):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32(tiny):
     params, inputs, expected = tiny
     output = apply(SegDiff(**TINY, dtype="bfloat16"), params, inputs)

@@ -79,7 +79,11 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 @pytest.mark.parametrize("clip", [0, 1])
 @pytest.mark.parametrize(
     "name, variance",
-    [("A", "fixed_large"), ("A_small", "fixed_small"), ("B", "learned_range")],
+    [
+        ("A", "fixed_large"),
+        pytest.param("A_small", "fixed_small", marks=pytest.mark.slow),
+        pytest.param("B", "learned_range", marks=pytest.mark.slow),
+    ],
 )
 def test_terms_match_the_original(recorded, outputs, name, variance, clip):
     x_start, x_t, t, _, output = outputs(name[0])
@@ -98,6 +102,7 @@ def test_the_prior_matches_the_original(recorded):
     np.testing.assert_allclose(prior, recorded("vb/prior_bpd"), atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_whole_bound_matches_the_original(recorded, networks):
     process = Process(make_schedule("cosine", 10), clip=True)
     encode, denoise = networks("A")

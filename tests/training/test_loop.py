@@ -519,6 +519,7 @@ def test_another_number_of_images_is_refused(six_steps, monkeypatch):
         train(config, str(workdir))
 
 
+@pytest.mark.slow
 def test_the_best_of_another_validation_does_not_count(six_steps, tmp_path):
     config, workdir = six_steps
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
@@ -529,6 +530,7 @@ def test_the_best_of_another_validation_does_not_count(six_steps, tmp_path):
     assert find_checkpoint(tmp_path).name == "8"
 
 
+@pytest.mark.slow
 def test_a_best_without_a_last_does_not_count(six_steps, tmp_path):
     config, workdir = six_steps
     shutil.copytree(workdir / "checkpoints" / "best", tmp_path / "checkpoints" / "best")
@@ -560,6 +562,7 @@ def version_1(settings):
     return old
 
 
+@pytest.mark.slow
 def test_a_run_of_the_version_before_resumes(six_steps, tmp_path, capsys):
     config, workdir = six_steps
     shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)

@@ -390,6 +390,7 @@ def test_what_is_to_be_installed_is_what_the_file_says(wandb, mlflow):
     assert "wandb>=" in text and "mlflow-skinny>=" in text
 
 
+@pytest.mark.slow
 def test_a_run_tells_its_trackers_the_config_and_its_rows(wandb, tiny_config, tmp_path):
     config = tiny_config()
     config.train.trackers, config.validation.every = ("wandb",), 0
