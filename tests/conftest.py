@@ -63,6 +63,15 @@ def golden_state_dict():
     return lambda name: {k: v.astype(np.float32) for k, v in build(name).items()}
 
 
+def run_steps(step, state, batch, count=3):
+    """The losses of `count` training steps on one batch, and the last state."""
+    losses = []
+    for _ in range(count):
+        state, metrics = step(state, batch, jax.random.key(7), np.float32(1))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
 def tiny_overrides(config):
     """Makes a config small enough to compile in seconds; its kind of model and loss stays."""
     config.data.image_size = 16

@@ -40,9 +40,7 @@ def decode_labels(
     `decode_image`, for values of no class, and for several classes in colours or in a single bit.
     """
     if not classes.several:
-        grey = decode_grey(data, name)
-        _check_two_values(np.unique(grey), name, any_value)
-        return np.uint8(grey > 0)
+        return np.uint8(of_two_values(decode_grey(data, name), name, any_value) > 0)
     image = _open(data, name)
     if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
         raise UserError(
@@ -55,8 +53,9 @@ def decode_labels(
     return classes.labels(np.asarray(image), name)
 
 
-def _check_two_values(values: np.ndarray, name: str, any_value: bool) -> None:
-    others = np.setdiff1d(values, [0, 255])
+def of_two_values(mask: np.ndarray, name: str, any_value: bool) -> np.ndarray:
+    """The same mask; UserError if it has other values than `decode_labels` takes."""
+    values = np.unique(mask)
     if any_value and np.count_nonzero(values) > 1:
         some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
         raise UserError(
@@ -64,11 +63,12 @@ def _check_two_values(values: np.ndarray, name: str, any_value: bool) -> None:
             "or, if it has several classes, name them in data.classes; JPEG blurs masks, save them "
             "as PNG"
         )
-    if not any_value and len(others):
+    if not any_value and len(others := np.setdiff1d(values, [0, 255])):
         raise UserError(
             f"{name}: the mask has values other than 0 and 255 ({', '.join(map(str, others[:3]))})"
             ": make it 0 on the background and 255 on the foreground"
         )
+    return mask
 
 
 def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:

@@ -26,6 +26,7 @@ from segdiff_jax.training.loop import train
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import create_state
 from segdiff_jax.training.steps import TrainStep
+from tests.conftest import run_steps
 
 
 class Queues:
@@ -126,18 +127,10 @@ def problem():
     return make_step, create_state(variables, tx, empty(4)), batch
 
 
-def run_steps(step, state, batch, count=16):
-    losses = []
-    for _ in range(count):
-        state, metrics = step(state, batch, jax.random.key(7), np.float32(1))
-        losses.append(float(metrics["loss"]))
-    return losses, state
-
-
 @pytest.fixture(scope="module")
 def reference(problem):
     make_step, state, batch = problem
-    return run_steps(jax.jit(make_step()), state, batch)
+    return run_steps(jax.jit(make_step()), state, batch, 16)
 
 
 def assert_trees_close(a, b):
@@ -164,7 +157,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(problem, reference, monkey
     monkeypatch.setattr(jax, "local_device_count", lambda: devices)
     step = parallel.pmap_train_step(make_step(axis_name=parallel.AXIS))
     state = parallel.replicate(jax.tree.map(jnp.copy, state))
-    losses, several = run_steps(step, state, parallel.shard(batch))
+    losses, several = run_steps(step, state, parallel.shard(batch), 16)
     np.testing.assert_allclose(losses, reference[0], rtol=1e-4)
     assert_trees_close(several, reference[1])
 
@@ -173,7 +166,7 @@ def test_steps_do_not_depend_on_microbatches_or_places(problem, reference):
     make_step, state, batch = problem
     turned = {name: x[::-1] for name, x in batch.items()}
     for changes, given in (({"microbatches": 4}, batch), ({}, turned)):
-        losses, other = run_steps(jax.jit(make_step(**changes)), state, given)
+        losses, other = run_steps(jax.jit(make_step(**changes)), state, given, 16)
         np.testing.assert_allclose(losses, reference[0], rtol=1e-4)
         assert_trees_close(other, reference[1])
 

@@ -30,6 +30,7 @@ from segdiff_jax.runtime import parallel
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import apply_gradients, create_state
 from segdiff_jax.training.steps import TrainStep
+from tests.conftest import run_steps
 
 
 def nhwc(x):
@@ -161,14 +162,6 @@ def make_step(**arguments):
     of_step = {k: v for k, v in arguments.items() if k not in OF_METHOD}
     loss = {"loss": bce_dice_of_mask} if of_method["process"].logits else {}
     return TrainStep(Diffusion(**loss | of_method), **of_step)
-
-
-def run_steps(step, state, batch, count=3):
-    losses = []
-    for _ in range(count):
-        state, metrics = step(state, batch, jax.random.key(7), np.float32(1))
-        losses.append(float(metrics["loss"]))
-    return losses, state
 
 
 def on_all_devices(state):

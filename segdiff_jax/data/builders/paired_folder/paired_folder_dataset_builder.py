@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_labels
+from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
 from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
@@ -82,9 +82,11 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
 
     def read() -> bytes:
         data = mask.read_bytes()
-        labels = decode_labels(data, name, classes, any_value=True)
-        if labels.any() and not classes.several:
-            foreground[name] = int(decode_grey(data, name).max())
-        return pairs.encode_png(classes.file_values(labels))
+        if classes.several:
+            return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
+        grey = of_two_values(decode_grey(data, name), name, any_value=True)
+        if grey.any():
+            foreground[name] = int(grey.max())
+        return pairs.binary_png(grey)
 
     return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(name, read))
