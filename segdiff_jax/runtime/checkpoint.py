@@ -9,10 +9,14 @@ A checkpoint holds named trees of arrays and `meta`, a JSON object. Sampling rea
 such as WORKDIR/checkpoints/best/1000.
 """
 
+import contextlib
 import datetime
 import json
 import logging
+import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +32,44 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in str(record.msg))
 
 
+OPTIONS = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+PATTERNS = re.compile(r"[][*?\\]")
+
+
 class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, workdir: str | Path):
-        folder = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        self._folder, self._stack = Path(workdir).absolute() / "checkpoints", contextlib.ExitStack()
         try:
             if parallel.is_main():
-                for left_over in folder.glob("*/*.orbax-checkpoint-tmp*"):  # Killed while saving.
+                # What a run that was killed in a save has left.
+                for left_over in self._folder.glob("*/*.orbax-checkpoint-tmp*"):
                     shutil.rmtree(left_over)
             parallel.wait_for_all("checkpoints are tidy")
-            self._last = ocp.CheckpointManager(folder / "last", options=options)
-            self._best = ocp.CheckpointManager(folder / "best", options=options)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            plain = self._stack.enter_context(plain_path(self._folder))
+            self._managers = {
+                name: ocp.CheckpointManager(plain / name, options=OPTIONS)
+                for name in ("last", "best")
+            }
         except OSError as error:
-            message = f"{folder} cannot be written ({error}): choose another --workdir"
+            message = f"{self._folder} cannot be written ({error}): choose another --workdir"
             raise OSError(message) from error
 
     def save_last(self, step: int, trees: dict[str, Any], meta: dict[str, Any]) -> None:
         """Replaces the last checkpoint by the trees of arrays and `meta`, which JSON can hold.
 
-        If the folder cannot be written, an OSError names it, and the checkpoint before stays.
+        If it cannot be written or read back, an OSError says so, and the checkpoint before stays.
         """
-        self._save(self._last, step, trees, meta)
+        self._save("last", step, trees, meta)
 
     def save_best(self, step: int, variables: dict[str, Any], meta: dict[str, Any]) -> None:
         """Replaces the best checkpoint, by the averaged variables; see `save_last`."""
-        self._save(self._best, step, variable_trees(variables), meta)
+        self._save("best", step, variable_trees(variables), meta)
 
-    def _save(self, manager, step, trees, meta):
+    def _save(self, name, step, trees, meta):
+        manager = self._managers[name]
         # As numpy arrays: for replicated arrays, Orbax compiles a slice for every shape.
         trees = jax.tree.map(np.asarray, trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -66,37 +79,63 @@ class Checkpoints:
                 manager.delete(step)
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
+            for item, tree in trees.items():
+                _check_shapes(Path(manager.directory) / str(step) / item, tree)
+            for former in set(manager.all_steps()) - {step}:
+                manager.delete(former)
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore: ValueError, full disk.
+            if step in manager.all_steps():  # It is complete, but cannot be read back.
+                manager.delete(step)
             raise OSError(
-                f"{manager.directory}: cannot save the checkpoint of step {step} ({error}); free "
+                f"{self._folder / name}: cannot save the checkpoint of step {step} ({error}); free "
                 "some space on the disk or choose another --workdir; the former checkpoint is kept"
             ) from error
 
     def last_step(self) -> int | None:
         """The step of the last checkpoint, or None if there is none."""
-        return self._last.latest_step()
+        return self._managers["last"].latest_step()
 
     def last_meta(self) -> dict[str, Any] | None:
         """`meta` of the last checkpoint, or None if there is none; `best_meta`: of the best one."""
-        return _latest_meta(self._last)
+        return self._meta("last")
 
     def best_meta(self) -> dict[str, Any] | None:
-        return _latest_meta(self._best)
+        return self._meta("best")
+
+    def _meta(self, name):
+        step = self._managers[name].latest_step()
+        return None if step is None else load_meta(self._folder / name / str(step))
 
     def restore_last(self, like: dict[str, Any]) -> dict[str, Any]:
         """The trees of the last checkpoint; a UserError if it has other shapes or is damaged.
 
         `like` has the same names, and trees of arrays or of their shapes.
         """
-        return _restore(self._last, self._last.latest_step(), like)
+        return _restore(self._managers["last"], self._folder / "last", self.last_step(), like)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception) -> None:
         """Ends Orbax's threads."""
-        self._last.close()
-        self._best.close()
+        with self._stack:
+            for manager in self._managers.values():
+                manager.close()
+
+
+@contextlib.contextmanager
+def plain_path(folder: Path) -> Iterator[Path]:
+    """A path to `folder` without signs that Orbax reads as patterns, such as "[lr=1e-3]".
+
+    It is a link in a temporary folder if the path itself has such signs.
+    """
+    if not PATTERNS.search(str(folder)):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        link = Path(temporary) / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -132,9 +171,9 @@ def load_meta(step_folder: Path) -> dict[str, Any]:
 
 def load_variables(step_folder: Path, like: dict[str, Any]) -> dict[str, Any]:
     """The averaged variables in a step folder; a UserError as of `Checkpoints.restore_last`."""
-    options = ocp.CheckpointManagerOptions(create=False)
-    with ocp.CheckpointManager(step_folder.parent, options=options) as manager:
-        trees = _restore(manager, int(step_folder.name), variable_trees(like))
+    options, folder = ocp.CheckpointManagerOptions(create=False), step_folder.parent
+    with plain_path(folder) as plain, ocp.CheckpointManager(plain, options=options) as manager:
+        trees = _restore(manager, folder, int(step_folder.name), variable_trees(like))
     return {"params": trees.pop("ema_params"), **trees}
 
 
@@ -150,13 +189,8 @@ def saved_at(step_folder: Path) -> str:
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _latest_meta(manager):
-    step = manager.latest_step()
-    return None if step is None else load_meta(Path(manager.directory) / str(step))
-
-
-def _restore(manager, step, trees):
-    """Restores the named trees, each like the given one."""
+def _restore(manager, folder, step, trees):
+    """Restores the named trees, each like the given one; `folder` is for messages."""
     items = {}
     try:
         for name, like in trees.items():
@@ -165,8 +199,8 @@ def _restore(manager, step, trees):
         return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{manager.directory}/{step}: not a checkpoint of this network, or damaged, "
-            f"or of another version ({error})"
+            f"{folder}/{step}: not a checkpoint of this network, or damaged, or of another version "
+            f"({error})"
         ) from error
 
 

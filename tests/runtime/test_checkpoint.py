@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from segdiff_jax.runtime import checkpoint as module
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import (
     Checkpoints,
@@ -54,6 +56,35 @@ def test_the_last_state_comes_back(workdir):
     restored = like.from_trees(checkpoints.restore_last(like.trees()))
     jax.tree.map(np.testing.assert_array_equal, restored, state_at(7, 2.0))
     assert [p.name for p in (workdir / "checkpoints" / "last").glob("*")] == ["7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["exp [lr=1e-3]/run", "[x] a", "a[1-3]", "a\\b", "a*", "a?", "a{b} #1 %2 ü"]
+)
+def test_any_path_holds_a_checkpoint(tmp_path, name):
+    for other in ("a1", "ab", name):  # The names of the first two fit some of the patterns.
+        with Checkpoints(tmp_path / other) as checkpoints:
+            checkpoints.save_last(3, state_at(3, 1.0).trees(), {"config": {}})
+            checkpoints.save_best(3, params_of(float(len(other))), {"config": {}})
+    with Checkpoints(tmp_path / name) as checkpoints:
+        like = jax.eval_shape(lambda: state_at(0, 0.0))
+        restored = like.from_trees(checkpoints.restore_last(like.trees()))
+    jax.tree.map(np.testing.assert_array_equal, restored, state_at(3, 1.0))
+    found = find_checkpoint(tmp_path / name)
+    assert found == tmp_path / name / "checkpoints" / "best" / "3"
+    assert (np.asarray(load_variables(found, LIKE)["params"]["w"]) == len(name)).all()
+
+
+def test_a_save_that_cannot_be_read_back_is_noticed_and_the_former_is_kept(tmp_path, monkeypatch):
+    folder = tmp_path / "a [b]"
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save_last(3, state_at(3, 1.0).trees(), {"config": {}})
+    monkeypatch.setattr(module, "PATTERNS", re.compile("(?!)"))  # Orbax loses arrays there.
+    with Checkpoints(folder) as checkpoints:
+        message = re.escape(f"{folder}/checkpoints/last: cannot save the checkpoint of step 5")
+        with pytest.raises(OSError, match=message):
+            checkpoints.save_last(5, state_at(5, 2.0).trees(), {"config": {}})
+    assert [path.name for path in (folder / "checkpoints" / "last").iterdir()] == ["3"]
 
 
 def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
@@ -137,7 +168,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(workdir, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints._last, "save", full)
+    monkeypatch.setattr(checkpoints._managers["last"], "save", full)
     with pytest.raises(OSError, match="cannot save the checkpoint of step 8.*former checkpoint"):
         checkpoints.save_last(8, state_at(8, 0.0).trees(), {})
     assert Checkpoints(workdir).last_meta()["step"] == 7
