@@ -25,32 +25,68 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return np.asarray(_open(data, name, "RGB"))
 
 
-def decode_grey(data: bytes, name: str) -> np.ndarray:
-    """Encoded image of any values -> u8[H, W], upright; UserError as in `decode_image`."""
-    return np.asarray(_open(data, name, "L"))
+def decode_mask(data: bytes, name: str) -> np.ndarray:
+    """Encoded mask -> its values u8[H, W], upright; 0 is the background.
+
+    The values of a picture with a palette are its indices. One in colours has equal channels, or is
+    black and one other colour, whose largest channel is then its value. A UserError as in
+    `decode_image`, for other colours, and for transparency that is not the same everywhere, because
+    the mask may lie in it.
+    """
+    image = _open(data, name)
+    array, mode = np.asarray(image), image.mode
+    if mode in ("LA", "PA", "RGBA"):
+        if np.ptp(array[..., -1]):
+            raise UserError(
+                f"{name}: parts of the mask are transparent: flatten it, with a black background"
+            )
+        array, mode = array[..., :-1], mode[:-1]
+    if mode in ("1", "L", "P"):
+        return np.uint8(255 * array if mode == "1" else array.reshape(array.shape[:2]))
+    if mode != "RGB":
+        raise UserError(f"{name}: the mask is {mode}: save it in grey, as PNG")
+    if not np.ptp(array, axis=-1).any():
+        return array[..., 0]
+    colours = array[array.any(axis=-1)]
+    if (colours != colours[0]).any():
+        raise UserError(
+            f"{name}: the mask has several colours: make it grey, a palette, or black and one "
+            "other colour; JPEG blurs masks, save them as PNG"
+        )
+    return array.max(axis=-1)
+
+
+def decode_blurred_mask(data: bytes, name: str) -> np.ndarray:
+    """Encoded mask of black and one colour, with blurred edges -> u8[H, W], 0 or 255, upright.
+
+    The foreground is over half of the largest value of any channel. A UserError as in
+    `decode_image`, and if much of the picture is in between, or all of a JPEG is nearly black.
+    """
+    image = _open(data, name)
+    values = np.asarray(image.convert("RGB")).max(axis=-1)
+    top = int(values.max())
+    between = np.count_nonzero((values > top / 4) & (values < 3 * top / 4))
+    much = 2 * between > np.count_nonzero(values >= 3 * top / 4)
+    if much or (data.startswith(b"\xff\xd8") and 0 < top < 64):  # A JPEG, nearly black.
+        raise UserError(
+            f"{name}: the mask is not black and one other colour: its values go to {top}, and "
+            f"{between} of {values.size} pixels are in between"
+        )
+    return np.where(values > top / 2, 255, 0).astype(np.uint8)
 
 
 def decode_labels(
     data: bytes, name: str, classes: Classes = TWO, any_value: bool = False
 ) -> np.ndarray:
-    """Encoded mask -> labels u8[H, W], 0 to K - 1 of K classes, upright.
+    """Encoded mask, see `decode_mask` -> labels u8[H, W], 0 to K - 1 of K classes, upright.
 
-    With several classes, the values of a picture with a palette are its indices. A mask of two
-    classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. UserError as in
-    `decode_image`, for values of no class, and for several classes in colours or in a single bit.
+    A mask of two classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. A
+    UserError names values of no class, and several classes in a colour or in a single bit.
     """
+    values = decode_mask(data, name)
     if not classes.several:
-        return np.uint8(of_two_values(decode_grey(data, name), name, any_value) > 0)
-    image = _open(data, name)
-    if image.mode in ("RGB", "RGBA") and np.ptp(np.asarray(image)[..., :3], axis=-1).any():
-        raise UserError(
-            f"{name}: the mask is in colours: make it grey or a palette, of data.mask_values"
-        )
-    if image.mode == "1":
-        raise UserError(f"{name}: the mask has 1 bit, which tells two classes: save it with 8")
-    # PA is a palette with transparency.
-    image = image.getchannel(0) if image.mode in ("P", "PA") else image.convert("L")
-    return classes.labels(np.asarray(image), name)
+        return np.uint8(of_two_values(values, name, any_value) > 0)
+    return classes.labels(values, name)
 
 
 def of_two_values(mask: np.ndarray, name: str, any_value: bool) -> np.ndarray:

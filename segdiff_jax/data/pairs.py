@@ -17,7 +17,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from segdiff_jax.data.classes import TWO, Classes
-from segdiff_jax.data.decode import decode_grey, decode_image, decode_labels
+from segdiff_jax.data.decode import (
+    decode_blurred_mask,
+    decode_image,
+    decode_labels,
+    decode_mask,
+)
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.runtime.errors import UserError
 
@@ -182,15 +187,15 @@ def by_split(pairs: Mapping[str, Pair], ids: Mapping[str, Sequence[str]]) -> Spl
     return {split: {id: pairs[id] for id in some} for split, some in ids.items()}
 
 
-def mask_file(path: Path, above: int = 0) -> File:
-    """A mask that is stored as a PNG: 255 where its value is above `above`, and 0 elsewhere."""
-    name = str(path)
-    return File(name, lambda: binary_png(decode_grey(path.read_bytes(), name), above))
+def mask_file(path: Path, blurred: bool = False) -> File:
+    """A mask that is stored as a PNG: 255 on the foreground, see `data.decode`, and 0 elsewhere."""
+    name, decode = str(path), decode_blurred_mask if blurred else decode_mask
+    return File(name, lambda: binary_png(decode(path.read_bytes(), name)))
 
 
-def binary_png(mask: np.ndarray, above: int = 0) -> bytes:
-    """[H, W] of any values -> PNG of 255 where they are above `above`, and 0 elsewhere."""
-    return encode_png(np.where(mask > above, 255, 0).astype(np.uint8))
+def binary_png(mask: np.ndarray) -> bytes:
+    """[H, W] of any values -> PNG of 255 where they are above 0, and 0 elsewhere."""
+    return encode_png(np.where(mask > 0, 255, 0).astype(np.uint8))
 
 
 def encode_png(array: np.ndarray) -> bytes:

@@ -228,14 +228,14 @@ def test_a_plain_data_set_is_described(name, tmp_path):
 
 
 def test_a_plain_data_set_is_one_entry(tmp_path, monkeypatch):
-    entry = PlainSet("https://a.b", "Set data.manual_dir", "all/pictures", "all/drawn", hold_out, 9)
+    entry = PlainSet("https://a.b", "Set data.manual_dir", "all/pictures", "all/drawn", hold_out)
     monkeypatch.setitem(SETS, "flowers", entry)
     for i, name in enumerate("abc"):
         write(tmp_path / f"flowers/all/pictures/{name}.png", picture((8 + i, 6)))
         write(tmp_path / f"flowers/all/drawn/{name}.png", half((8 + i, 6), 9 + i))
     records = load_source("flowers", "all", tmp_path / "data", tmp_path)
     shares = {record["id"].decode(): (decoded(record["mask"]) == 255).mean() for record in records}
-    assert shares == {"a": 0, "b": 0.5, "c": 0.5}
+    assert shares == {"a": 0.5, "b": 0.5, "c": 0.5}
 
 
 def test_files_that_are_not_where_they_belong(load, tmp_path):

@@ -81,7 +81,7 @@ GREY = CLASSES.file_values(LABELS)
     [
         (GREY, CLASSES),
         (GREY[..., None].repeat(3, axis=-1), CLASSES),
-        (np.dstack([GREY, GREY // 2]), CLASSES),
+        (np.dstack([GREY, np.full_like(GREY, 9)]), CLASSES),
         (LABELS, Classes(NAMES, (0, 1, 2))),
         # The palette's colours, grey ones in another order, do not count.
         (palette(LABELS, [2, 2, 2, 0, 0, 0, 1, 1, 1]), Classes(NAMES, (0, 1, 2))),
@@ -115,7 +115,7 @@ def test_other_values_and_colours_are_refused():
     many = np.arange(16, dtype=np.uint8).reshape(4, 4)
     with pytest.raises(UserError, match=re.escape("16 values (0, 1, 2, 3, 4, 5, 6, 7, ...)")):
         decode_labels(png(many), "a", CLASSES)
-    with pytest.raises(UserError, match="mask a: the mask is in colours"):
+    with pytest.raises(UserError, match="mask a: the mask has several colours"):
         decode_labels(png(np.dstack([GREY, GREY, LABELS])), "mask a", CLASSES)
     with pytest.raises(UserError, match="mask a: cannot be decoded"):
         decode_labels(b"text", "mask a", CLASSES)

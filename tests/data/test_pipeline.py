@@ -9,7 +9,7 @@ from PIL import Image
 
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_image, decode_labels
+from segdiff_jax.data.decode import decode_blurred_mask, decode_image, decode_labels
 from segdiff_jax.runtime.errors import UserError
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
@@ -138,7 +138,7 @@ def test_turns_upright_what_exif_says_is_turned(decode, orientation):
         (Image.fromarray(np.uint8([[0, 255, 255]])), [[0, 255, 255]]),
         (Image.fromarray(np.uint8([[[255] * 3, [0] * 3]])), [[255, 0]]),
         (Image.fromarray(np.array([[True, False]])), [[255, 0]]),
-        (Image.fromarray(np.uint8([[[0, 255], [255, 0]]]), "LA"), [[0, 255]]),
+        (Image.fromarray(np.uint8([[[0, 9], [255, 9]]]), "LA"), [[0, 255]]),
         (Image.new("L", (1, 1), 0), [[0]]),
     ],
     ids=["grey", "rgb", "1 bit", "grey and alpha", "1 x 1"],
@@ -195,8 +195,71 @@ def test_empty_files_and_text_are_named(decode, data, reason):
 
 def test_a_mask_that_cannot_be_converted_is_named():
     data = encode(Image.new("LAB", (2, 1)), "TIFF")
-    with pytest.raises(UserError, match=r"^mask of a: cannot be decoded .*conversion from LAB"):
+    with pytest.raises(UserError, match=r"^mask of a: the mask is LAB: save it in grey"):
         decode_mask(data, "mask of a")
+
+
+TRUE = np.zeros((20, 24), np.uint8)
+TRUE[3:13, 5:12] = 1  # 70 of 480 pixels
+
+
+def in_colours(background, foreground):
+    return Image.fromarray(np.uint8([background, foreground])[TRUE])
+
+
+def in_a_palette(background, foreground):
+    image = Image.fromarray(TRUE, "P")
+    image.putpalette([*background, *foreground])
+    return image
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        *(in_colours((0, 0, 0), colour) for colour in ((1, 0, 0), (2, 0, 0), (255, 0, 0))),
+        *(in_colours((0, 0, 0), (0, 0, blue)) for blue in (1, 2, 3, 4)),
+        in_colours((0, 0, 0, 255), (0, 3, 0, 255)),
+        in_colours((0, 0, 0), (1, 1, 1)),
+        in_a_palette((0, 0, 0), (0, 0, 2)),
+        in_a_palette((255, 255, 255), (0, 0, 0)),
+        Image.fromarray(7 * TRUE),
+        Image.fromarray(TRUE > 0),
+    ],
+)
+def test_a_mask_of_two_values_is_found_whatever_its_colours(mask):
+    labels = decode_labels(encode(mask), "a", any_value=True)
+    np.testing.assert_array_equal(labels, TRUE)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (in_colours((0, 0, 0, 0), (0, 0, 0, 255)), "parts of the mask are transparent: flatten it"),
+        (in_colours((255, 255, 255, 0), (255, 0, 0, 255)), "parts of the mask are transparent"),
+        (in_colours((1, 0, 0), (2, 0, 0)), "several colours"),
+        (in_colours((255, 255, 255), (255, 0, 0)), "several colours"),
+    ],
+)
+def test_a_mask_that_could_mean_two_things_is_refused(mask, message):
+    with pytest.raises(UserError, match=f"^a: .*{message}"):
+        decode_labels(encode(mask), "a", any_value=True)
+
+
+@pytest.mark.parametrize("colour", [(100, 100, 100), (255, 0, 0), (200, 200, 200)])
+def test_blurred_masks_are_cut_at_half_of_their_own_largest_value(colour):
+    large = Image.fromarray(np.uint8([(0, 0, 0), colour])[TRUE]).resize((240, 200), 0)
+    mask = decode_blurred_mask(encode(large, "JPEG", quality=75), "a")
+    expected = 255 * np.kron(TRUE, np.ones((10, 10), np.uint8))
+    assert (mask != expected).mean() < 0.005 and set(np.unique(mask)) == {0, 255}
+    assert not decode_blurred_mask(encode(Image.new("L", (8, 8)), "JPEG"), "a").any()
+
+
+@pytest.mark.parametrize(
+    "image", [np.tile(np.arange(0, 256, dtype=np.uint8), (8, 1)), np.full((8, 8), 20, np.uint8)]
+)
+def test_what_is_no_blurred_mask_is_refused(image):
+    with pytest.raises(UserError, match="^a: the mask is not black and one other colour"):
+        decode_blurred_mask(encode(Image.fromarray(image), "JPEG"), "a")
 
 
 def png_of_16_bit_colours():

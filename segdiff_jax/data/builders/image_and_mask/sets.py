@@ -28,7 +28,7 @@ class PlainSet(NamedTuple):
     images: str
     masks: str
     split: Callable[[Collection[str]], dict[str, list[str]]]  # ids -> {split: ids}
-    above: int = 0  # A pixel of a mask is foreground if its value is above this one.
+    blurred: bool = False  # The edges of the masks are, as JPEG leaves them.
     test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
     outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
 
@@ -57,7 +57,7 @@ SETS = {
         images="Original",
         masks="Ground Truth",
         split=_by_frame,
-        above=127,
+        blurred=True,
         outside="not the number of a frame, 1 to 612",
     ),
     "kvasir_seg": PlainSet(
@@ -71,7 +71,7 @@ SETS = {
         images="images",
         masks="masks",
         split=_by_hash,
-        above=127,
+        blurred=True,
     ),
     "monuseg": PlainSet(
         homepage="https://monuseg.grand-challenge.org",
@@ -124,7 +124,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
                 yield from (root / top).rglob("[!.]*")  # All files but hidden ones.
 
         def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
-            found = _match(root, plain.images, plain.masks, plain.above, problems)
+            found = _match(root, plain.images, plain.masks, plain.blurred, problems)
             splits = pairs.by_split(found, plain.split(found))
             for id in found:
                 if not any(id in some for some in splits.values()):
@@ -132,7 +132,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
             if plain.test:
                 top = plain.test[0].partition("/")[0]
                 if (root / top).is_dir():
-                    splits["test"] = _match(root, *plain.test, plain.above, problems)
+                    splits["test"] = _match(root, *plain.test, plain.blurred, problems)
                 else:
                     logging.warning("%s: no %s in %s; skipped.", self.info.full_name, top, root)
             return splits
@@ -140,7 +140,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
     return Builder
 
 
-def _match(root: Path, images: str, masks: str, above: int, problems: defaultdict) -> dict:
+def _match(root: Path, images: str, masks: str, blurred: bool, problems: defaultdict) -> dict:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
     if "{id}" in images:
         ids = sorted(path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
@@ -151,6 +151,6 @@ def _match(root: Path, images: str, masks: str, above: int, problems: defaultdic
     else:
         found = pairs.match_folders(str(root / images), str(root / masks), [""], problems)
     return {
-        id: pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.mask_file(mask, above))
+        id: pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.mask_file(mask, blurred))
         for id, (image, mask) in found.items()
     }

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_grey, decode_labels, of_two_values
+from segdiff_jax.data.decode import decode_labels, decode_mask, of_two_values
 from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.splits import hold_out
 from segdiff_jax.data.statistics import Statistics
@@ -84,9 +84,9 @@ def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes)
         data = mask.read_bytes()
         if classes.several:
             return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
-        grey = of_two_values(decode_grey(data, name), name, any_value=True)
-        if grey.any():
-            foreground[name] = int(grey.max())
-        return pairs.binary_png(grey)
+        values = of_two_values(decode_mask(data, name), name, any_value=True)
+        if values.any():
+            foreground[name] = int(values.max())
+        return pairs.binary_png(values)
 
     return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(name, read))
