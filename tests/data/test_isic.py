@@ -178,24 +178,29 @@ def test_all_problems_are_listed_by_kind(tmp_path):
     unreadable = f"  {TRAIN_MASKS}/{IDS[3]}_segmentation.png: cannot be decoded as an image (of"
     assert lines[10].startswith(unreadable)
     assert lines[11] == f"  {TRAIN_IMAGES}/{IDS[4]}.jpg: the file is empty"
-    values = (
-        f"  {TRAIN_MASKS}/{IDS[4]}_segmentation.png: the mask has values other than 0 and 255 ("
-    )
-    assert lines[12].startswith(values)
+    colours = f"  {TRAIN_MASKS}/{IDS[4]}_segmentation.png: the mask has several colours"
+    assert lines[12].startswith(colours)
     assert lines[13:] == []
+
+
+def greys():
+    buffer = io.BytesIO()
+    Image.fromarray(np.resize(np.uint8([0, 1, 2, 3]), (6, 5))).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
     ("mask", "kind", "reason"),
     [
         (encoded((7, 5), "PNG", mode="L"), "image and mask of different sizes", "mask 7 x 5"),
-        (encoded((6, 5), "PNG"), "unreadable file", "values other than 0 and 255"),
+        (encoded((6, 5), "PNG"), "unreadable file", "the mask has several colours"),
+        (greys(), "unreadable file", "values other than 0 and 255 (1, 2, 3)"),
         (encoded((6, 5), "PNG", mode="L")[:-30], "unreadable file", "cannot be decoded"),
         (encoded((6, 5), "PNG", mode="I;16"), "unreadable file", "more than 8 bits a channel"),
         (b"", "unreadable file", "the file is empty"),
         (b"text", "unreadable file", "cannot be decoded"),
     ],
-    ids=["another size", "other values", "truncated", "16 bits", "0 bytes", "text"],
+    ids=["another size", "colours", "other values", "truncated", "16 bits", "0 bytes", "text"],
 )
 def test_a_bad_mask_is_listed_with_its_reason(tmp_path, mask, kind, reason):
     masks = members(IDS, "masks") | {f"{IDS[0]}_segmentation.png": mask}
