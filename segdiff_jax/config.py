@@ -154,6 +154,11 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
+    if data.group_file and data.group_pattern:
+        yield (
+            f"data.group_file={data.group_file!r} and data.group_pattern={data.group_pattern!r} "
+            "both tell groups: give one"
+        )
     if classes.several and (data.dataset != "paired_folder" or data.extra_datasets):
         yield (
             f"data.classes={classes.names} needs data.dataset='paired_folder' and no "

@@ -13,6 +13,7 @@ from segdiff_jax.runtime.errors import UserError
 
 # The name of a file does not matter. EPS is left out because it is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 MOST_PIXELS = 89_478_485  # of an image that is decoded; above it, Pillow warns
 
 
@@ -25,13 +26,13 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return np.asarray(_open(data, name, "RGB"))
 
 
-def decode_mask(data: bytes, name: str) -> np.ndarray:
+def decode_mask(data: bytes, name: str, colour: bool = True) -> np.ndarray:
     """Encoded mask -> its values u8[H, W], upright; 0 is the background.
 
-    The values of a picture with a palette are its indices. One in colours has equal channels, or is
-    black and one other colour, whose largest channel is then its value. A UserError as in
-    `decode_image`, for other colours, and for transparency that is not the same everywhere, because
-    the mask may lie in it.
+    The values of a picture with a palette are its indices. One in colours has equal channels or,
+    with `colour`, is black and one other colour, whose largest channel is then its value. A
+    UserError as in `decode_image`, for other colours, and for transparency that is not the same
+    everywhere, because the mask may lie in it.
     """
     image = _open(data, name)
     array, mode = np.asarray(image), image.mode
@@ -48,10 +49,10 @@ def decode_mask(data: bytes, name: str) -> np.ndarray:
     if not np.ptp(array, axis=-1).any():
         return array[..., 0]
     colours = array[array.any(axis=-1)]
-    if (colours != colours[0]).any():
+    if not colour or (colours != colours[0]).any():
         raise UserError(
-            f"{name}: the mask has several colours: make it grey, a palette, or black and one "
-            "other colour; JPEG blurs masks, save them as PNG"
+            f"{name}: the mask has {'several ' * colour}colours: make it grey or a palette"
+            f"{', or black and one other colour' * colour}; JPEG blurs masks, save them as PNG"
         )
     return array.max(axis=-1)
 
@@ -83,7 +84,7 @@ def decode_labels(
     A mask of two classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. A
     UserError names values of no class, and several classes in a colour or in a single bit.
     """
-    values = decode_mask(data, name)
+    values = decode_mask(data, name, colour=not classes.several)
     if not classes.several:
         return np.uint8(of_two_values(values, name, any_value) > 0)
     return classes.labels(values, name)
@@ -146,3 +147,29 @@ def _identify(data: bytes) -> Image.Image:
             with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
                 return factory(io.BytesIO(data), "")
     raise UnidentifiedImageError
+
+
+def doubt(image: bytes, mask: bytes) -> str | None:
+    """What a good image and mask leave open, if anything: a warning for a user."""
+    file = _identify(mask)
+    if file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0:
+        return (
+            "mask of a TIFF that has 0 for white, as ImageJ's inverting table does, so its values "
+            "are inverted: see in data.png whether the object is outlined"
+        )
+    turn, mask_turn = _orientation(image), _orientation(mask)
+    sides_tell = file.width != file.height and (turn > 4) != (mask_turn > 4)
+    if turn != mask_turn and not sides_tell:
+        return (
+            "image that EXIF turns and its mask not, or the other way: see in data.png whether the "
+            "outlines fit"
+        )
+    return None
+
+
+def _orientation(data: bytes) -> int:
+    """EXIF's, from 1, upright, to 8; above 4, height and width change places."""
+    # Pillow decodes a whole PNG to look for it.
+    if data.startswith(b"\x89PNG") and b"eXIf" not in data and b"Raw profile type" not in data:
+        return 1
+    return _identify(data).getexif().get(ORIENTATION, 1)

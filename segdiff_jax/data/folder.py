@@ -5,8 +5,8 @@ import glob
 import itertools
 import os
 import unicodedata
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from segdiff_jax.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 MASK_ENDINGS = ("_Segmentation", "_mask", "")  # of a mask's name, after the image's
+FOREIGN = (".", "__MACOSX", "@eaDir")  # How names of systems begin: hidden ones, thumbnails.
 
 
 class Folder(NamedTuple):
@@ -31,7 +32,8 @@ class FolderSource:
 
     An id is a file's path from the folder, without its ending, as "2024/photo 1". Names are
     compared in Unicode's composed form (NFC), which not every system writes. `files` holds {id:
-    paths}, `failures` {file: why it is no record}, and `unused` the masks of no image.
+    paths}, `failures` {file: why it is no record}, `unmasked` {file: why its record has no mask},
+    `unused` the masks of no image, and `notes` lines on files that were not looked at.
     """
 
     def __init__(
@@ -41,45 +43,52 @@ class FolderSource:
 
         `images` is a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
         in which "**" stands for any folders. `masks` is a folder; masks lie in the subfolders of
-        their images, or all in none. Their names end with one of `mask_endings`, in any case.
+        their images, or all in none, or anywhere if only one has the image's name. Their names end
+        with one of `mask_endings`, in any case.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
             raise UserError(f"{masks} holds images and masks: put them into two folders")
-        self.failures: dict[str, str] = {}
-        files: dict[str, tuple[Path, ...]] = {}
-        named, images_of, used = defaultdict(list), defaultdict(list), set()
+        found = files_by_name(images, masks)
+        found_masks = files_by_name(masks) if masks else Found({}, "")
+        self.notes = [*filter(None, (found.others, found_masks.others))]
+        masks_of = _masks_of_images(found.files, found_masks.files, mask_endings)
         some = " or ".join(filter(None, mask_endings))
         endings = some and f", {'with or without' if '' in mask_endings else 'with'} {some}"
-        for name, paths in files_by_name(masks).items() if masks else ():
-            named[name.lower()] += paths
-        for name, paths in files_by_name(images, masks).items():
+        self.failures: dict[str, str] = {}
+        self.unmasked: dict[str, str] = {}
+        self.files: dict[str, tuple[Path, ...]] = {}
+        sound = [n for n, paths in found.files.items() if len(paths) == 1 and _shown(n) == n]
+        images_of = Counter(path for name in sound for path in masks_of[name])
+        for name, paths in sorted(found.files.items()):
             shown = [_shown(f"{name.rpartition('/')[0]}/{path.name}".strip("/")) for path in paths]
-            found = _masks_of(name, named, mask_endings)
-            found = found or _masks_of(Path(name).name, named, mask_endings)
-            used.update(found)
-            reason = None
+            own, reason = masks_of[name], None
             if _shown(name) != name:
                 reason = "its name is not Unicode: rename it"
             elif len(paths) > 1:
                 reason = f"{' and '.join(shown)} have the same name: rename one"
-            elif len(found) > 1:
-                reason = f"two masks: {found[0].name} and {found[1].name}"
-            elif masks and not found:
-                reason = f"no mask in {masks}: it would have the image's name{endings}"
+            elif len(own) > 1:
+                reason = "two masks: {} and {}".format(*(os.path.relpath(p, masks) for p in own))
+            elif own and images_of[own[0]] > 1:
+                reason = (
+                    f"{own[0].name} is the mask of {images_of[own[0]]} images: sort masks into "
+                    "folders, too"
+                )
+            elif masks and not own:
+                self.unmasked[shown[0]] = (
+                    f"no mask in {masks}: it would have the image's name{endings}"
+                )
             if reason:
                 self.failures |= dict.fromkeys(shown, reason)
-                continue
-            files[name] = (*paths, *found)
-            for mask in found:
-                images_of[mask].append(name)
-        for mask, names in images_of.items():
-            reason = f"{mask.name} is the mask of {len(names)} images: sort masks into folders, too"
-            for name in names if len(names) > 1 else ():
-                self.failures[name] = reason
-                del files[name]
-        self.files, self.ids = dict(sorted(files.items())), sorted(files)
-        self.unused = sorted(p for paths in named.values() for p in paths if p not in used)
+            else:
+                self.files[name] = (*paths, *own)
+        used = {*itertools.chain(*masks_of.values())}
+        self.unused = sorted({*itertools.chain(*found_masks.files.values())} - used)
+        self.ids = list(self.files)
+        if masks and not used:
+            self.notes.append(
+                f"no image has a mask in {masks}: it would have the image's name{endings}"
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -87,7 +96,7 @@ class FolderSource:
     def __getitem__(self, index: int) -> dict[str, str | bytes]:
         id = self.ids[index]
         files = zip(("image", "mask"), self.files[id], strict=False)
-        return {"id": id} | {kind: path.read_bytes() for kind, path in files}
+        return {"id": id} | {kind: read_file(path) for kind, path in files}
 
 
 def _shown(name: str) -> str:
@@ -95,44 +104,130 @@ def _shown(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def files_by_name(pattern: str, other: str | None = None) -> dict[str, list[Path]]:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; OSError if it cannot be read."""
+    if path.is_symlink() and not path.exists():
+        raise FileNotFoundError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: get that file "
+            "(git-annex leaves such links)"
+        )
+    return path.read_bytes()
+
+
+class Found(NamedTuple):
+    """Files by name, and a line on the files of other endings, if there are any."""
+
+    files: dict[str, list[Path]]
+    others: str
+
+
+def files_by_name(pattern: str, other: str | None = None) -> Found:
     """Path from the folder, without ending -> image files; `pattern` and errors as above.
 
-    Hidden files and folders, `other` and folders that sample.py wrote are passed over.
+    `walk` says which folders are looked into; `other` and folders that sample.py wrote are not. A
+    link that leads nowhere counts as a file.
     """
-    root, paths = Path(pattern), []
+    root = Path(pattern)
 
     @functools.cache
     def passed_over(folder: Path) -> bool:
         written = any((folder / name).is_dir() for name in ("results", "records"))  # New, old.
         ours = written and (folder / "settings.json").is_file()
-        same = other is not None and Path(other).exists() and folder.samefile(other)
-        return folder.name.startswith(".") or ours or same
+        return ours or (other is not None and Path(other).exists() and folder.samefile(other))
 
     if root.is_dir():
-        for place, folders, names in os.walk(root):
-            folders[:] = [name for name in folders if not passed_over(Path(place, name))]
-            paths += [Path(place, name) for name in names]
+        paths = [path for _, paths in walk(root, passed_over) for path in paths]
     elif root.is_file():
         root, paths = root.parent, [root]
     elif glob.has_magic(pattern):
         root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
-        paths = [
-            path
-            for path in map(Path, glob.glob(pattern, recursive=True))
-            if not any(map(passed_over, [p for p in path.parents if p.is_relative_to(root)][:-1]))
-        ]
+        paths = {Path(path) for path in _expand(Path(pattern).parts, passed_over)}
+        inner = lambda path: [p for p in path.parents if p.is_relative_to(root)][:-1]
+        paths = [path for path in paths if not any(map(passed_over, inner(path)))]
     else:
         raise UserError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
+    others: Counter[str] = Counter()
     for path in sorted(paths):
-        unwanted = path.name.startswith(".") or path.stem.endswith("_superpixels")  # ISIC's.
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not unwanted:
+        if is_foreign(path.name) or path.stem.endswith("_superpixels") or path.is_dir():  # ISIC's.
+            continue
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            others[path.suffix.lower() or "no ending"] += 1
+        else:
             name = path.relative_to(root).with_suffix("").as_posix()
             files[unicodedata.normalize("NFC", name)].append(path)
+    kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+    line = f"{pattern}: files with other endings, not looked at: {others.total()} ({kinds})"
     if not files:
-        raise UserError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return files
+        more = f"; {line}" if others else ""
+        raise UserError(f"{pattern} holds no images ({', '.join(IMAGE_SUFFIXES)}){more}")
+    return Found(files, line if others else "")
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file or folder is hidden, or a system made it for itself, by its name."""
+    return name.startswith(FOREIGN)
+
+
+def walk(
+    top: Path, passed_over: Callable[[Path], bool] = lambda folder: False
+) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and its subfolders, linked ones too, each with its files, but for `is_foreign`.
+
+    A subfolder that is `passed_over`, or a link to a folder that it lies in, is not entered. An
+    OSError names a folder that cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(top, onerror=fail, followlinks=True):
+        inside = Path(os.path.realpath(place))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not is_foreign(name)
+            and not inside.is_relative_to(os.path.realpath(Path(place, name)))
+            and not passed_over(Path(place, name))
+        ]
+        yield Path(place), [Path(place, name) for name in names if not is_foreign(name)]
+
+
+def all_files(top: Path) -> list[Path]:
+    """The files of `walk`, sorted."""
+    return sorted(path for _, paths in walk(top) for path in paths)
+
+
+def _expand(parts: Sequence[str], passed_over: Callable[[Path], bool]) -> Iterator[str]:
+    """`glob.glob` of a pattern's parts; "**" does not run in circles, as it does there."""
+    if "**" not in parts:
+        yield from glob.glob(os.path.join(*parts))
+        return
+    first = parts.index("**")
+    for place in glob.glob(os.path.join(*parts[:first], "")) if first else ["."]:
+        for folder, _ in walk(Path(place), passed_over):
+            inner = Path(glob.escape(str(folder))).parts
+            yield from _expand((*inner, *(parts[first + 1 :] or ["*"])), passed_over)
+
+
+def _masks_of_images(
+    images: Mapping[str, Sequence[Path]],
+    masks: Mapping[str, Sequence[Path]],
+    endings: Sequence[str],
+) -> dict[str, list[Path]]:
+    """{name of an image: its masks}: of its path, or of its name alone, first at the top."""
+    named, rest = defaultdict(list), defaultdict(list)
+    for name, paths in masks.items():
+        named[name.lower()] += paths
+    stem = lambda name: name.rpartition("/")[2]
+    found = {
+        name: _masks_of(name, named, endings) or _masks_of(stem(name), named, endings)
+        for name in images
+    }
+    used = {path for own in found.values() for path in own}
+    for name, paths in named.items():
+        rest[stem(name)] += [path for path in paths if path not in used]
+    return {name: own or _masks_of(stem(name), rest, endings) for name, own in found.items()}
 
 
 def _masks_of(name: str, named: Mapping[str, Sequence[Path]], endings: Sequence[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What the builders share: how images and masks become pairs, are checked and are stored."""
+"""What the builders share: how images and masks become pairs, are checked, split and stored."""
 
 import contextlib
 import functools
@@ -16,14 +16,10 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from segdiff_jax.data.classes import TWO, Classes
-from segdiff_jax.data.decode import (
-    decode_blurred_mask,
-    decode_image,
-    decode_labels,
-    decode_mask,
-)
-from segdiff_jax.data.folder import FolderSource
+from segdiff_jax.data.decode import decode_image, decode_labels, doubt
+from segdiff_jax.data.folder import FolderSource, read_file
+from segdiff_jax.data.groups import NO_GROUPS, groups_of, leave_out_copies, some, split_by_group
+from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError
 
 _LISTED = 20  # files that a message names for each kind of problem
@@ -37,13 +33,21 @@ class File(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image and its mask, which holds 0 and 255, or the values of several classes."""
+    """An image and its mask, as their files hold them."""
 
     image: File
     mask: File
 
 
-Splits = dict[str, dict[str, Pair]]  # {split: {id: pair}}
+class Checked(NamedTuple):
+    """What is known of a good pair: its size, a hash of its image's bytes, whether it is empty."""
+
+    size: tuple[int, int]  # height and width
+    digest: str
+    foreground: bool  # Some pixel of the mask is.
+
+
+Pairs = dict[str, Pair]  # by id
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -53,9 +57,21 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
+    class_names: Sequence[str] = ()  # of several classes
+    groups = NO_GROUPS  # Set it before a build.
 
     def _find(self, manual_dir: Path) -> Any:
-        """The root: the folder in `manual_dir` that holds the data set; None or empty if absent."""
+        """The root: the folder in `manual_dir` that holds the data set; None or empty if absent.
+
+        Or a dict of several paths.
+        """
+
+    def _root(self, dl_manager: tfds.download.DownloadManager) -> Any:
+        """The root of a build."""
+        with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
+            if root := self._find(Path(dl_manager.manual_dir)):
+                return root
+        return self._get(dl_manager)
 
     def _get(self, dl_manager: tfds.download.DownloadManager) -> Any:
         """The root if `_find` does not find one."""
@@ -68,8 +84,23 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _files(self, root: Path) -> Iterable[Path]:
         """The files that a build reads; those that do not exist do not count."""
 
-    def _pairs(self, root: Any, problems: defaultdict) -> Splits:
-        """The pairs of each split; adds faults to `problems`, {kind: files}."""
+    def _pairs(self, root: Any, problems: defaultdict) -> dict[str, Pairs]:
+        """The pairs of each part of the data; adds faults to `problems`, {kind: files}.
+
+        Parts that `_split` does not split are splits. The last part is most worth keeping whole.
+        """
+
+    def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        """{split: ids} of a part."""
+        return {part: list(ids)}
+
+    def _labels(self, data: bytes, name: str) -> np.ndarray:
+        """The labels u8[H, W] of a mask's file; UserError as of `decode_labels`."""
+        return decode_labels(data, name, any_value=True)
+
+    def _stored(self, data: bytes, name: str) -> bytes:
+        """What a record keeps of a mask's file: a PNG of 0 and 255."""
+        return encode_png(255 * self._labels(data, name))
 
     def _info(self) -> tfds.core.DatasetInfo:
         image = tfds.features.Image(shape=(None, None, 3), encoding_format=self.IMAGE_FORMAT)
@@ -86,78 +117,122 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         root = self._find(Path(manual_dir))
         return self._sources(root) if root else {}
 
+    def notes(self, manual_dir: str | Path) -> list[str]:
+        """Lines on files in `manual_dir` that are not read."""
+        return []
+
     def _sources(self, root: Any) -> dict:
         return sources(root, filter(Path.is_file, self._files(root)))
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        root = None
-        with contextlib.suppress(AssertionError):  # TFDS: manual_dir is absent or empty.
-            root = self._find(Path(dl_manager.manual_dir))
-        root = root or self._get(dl_manager)
-        self.info.metadata["sources"] = self._sources(root)
-        problems, examples = defaultdict(list), {}
-        splits = self._pairs(root, problems)
-        for split, pairs in splits.items():
-            sizes = check(pairs, problems, f"{self.name}, {split}")
-            examples[split] = self._generate_examples(pairs, sizes)
-            if not pairs:
-                total = sum(map(len, splits.values()))
-                problems["empty split"].append(f"{split} (there are {total} images)")
-        raise_problems(self, problems)
+        root = self._root(dl_manager)
+        places = root.values() if isinstance(root, dict) else [root]
+        print(f"{self.info.full_name} is built from", *places, sep="\n  ", flush=True)
+        metadata = self.info.metadata
+        metadata["sources"], metadata["groups"] = self._sources(root), self.groups.fingerprint()
+        problems, doubts = defaultdict(list), defaultdict(list)
+        statistics = Statistics(self.class_names)
+        parts = self._pairs(root, problems)
+        checked = {
+            part: self._check(part, pairs, statistics, problems, doubts)
+            for part, pairs in parts.items()
+        }
+        self._compare(checked, problems)
+        self._raise(problems)
+        for kind, names in doubts.items():
+            print(f"warning: {kind} ({len(names)}): {some(names)}", flush=True)
+        examples, empty = {}, []
+        for part, splits in self._split_parts(checked).items():
+            for split, ids in splits.items():
+                if not ids:
+                    total = sum(map(len, parts.values()))
+                    problems["empty split"].append(f"{split} (there are {total} images)")
+                if not any(checked[part][id].foreground for id in ids):
+                    empty.append(split)
+                pairs = {id: (parts[part][id], checked[part][id].size) for id in ids}
+                examples[split] = self._generate_examples(pairs)
+        self._raise(problems)
+        metadata["statistics"] = statistics.summary() | {"empty_splits": empty}
         return examples
 
-    def _generate_examples(self, pairs: dict[str, Pair], sizes: dict) -> Iterator[tuple[str, dict]]:
-        for id, pair in pairs.items():
-            height, width = sizes[id]
-            example = {"id": id, "image": pair.image.read(), "mask": pair.mask.read()}
+    def _compare(self, checked: Mapping[str, Mapping[str, Checked]], problems: defaultdict) -> None:
+        """Adds faults that show when all files have been read to `problems`."""
+
+    def _split_parts(
+        self, checked: Mapping[str, Mapping[str, Checked]]
+    ) -> dict[str, dict[str, list[str]]]:
+        """{part: {split: ids}}; copies, and images of a group, share a split."""
+        groups = groups_of({id for pairs in checked.values() for id in pairs}, self.groups)
+        group = lambda id: [f"group {groups[id]}"] if id in groups else []
+        keys = {
+            part: {id: [one.digest, *group(id)] for id, one in pairs.items()}
+            for part, pairs in checked.items()
+        }
+        kept = leave_out_copies(keys).items()
+        return {
+            part: split_by_group(of_part, functools.partial(self._split, part))
+            for part, of_part in kept
+        }
+
+    def _check(
+        self,
+        part: str,
+        pairs: Pairs,
+        statistics: Statistics,
+        problems: defaultdict,
+        doubts: defaultdict,
+    ) -> dict[str, Checked]:
+        """Decodes every image and mask -> what is known of the good pairs, by id.
+
+        In a good pair both can be read and have one size. Others are added to `problems`, and what
+        cannot be decided to `doubts`, {kind: files}.
+        """
+        found, name = {}, f"{self.name}, {part}"
+        for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
+            encoded, decoded = [], []
+            for file, decode in (pair.image, decode_image), (pair.mask, self._labels):
+                try:
+                    encoded.append(file.read())
+                    decoded.append(decode(encoded[-1], file.name))
+                except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
+                    reason = str(error).removeprefix(f"{file.name}: ")
+                    problems["unreadable file"].append(f"{file.name}: {reason}")
+            if len(decoded) < 2:
+                continue
+            image, labels = decoded
+            if image.shape[:2] != labels.shape:
+                sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *labels.shape)
+                problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
+                continue
+            if kind := doubt(*encoded):
+                doubts[kind].append(pair.mask.name)
+            statistics.add(id, image, labels)
+            found[id] = Checked(labels.shape, digest(encoded[0]), bool(labels.any()))
+        return found
+
+    def _raise(self, problems: Mapping[str, list[str]]) -> None:
+        """Raises a UserError if there are problems; it lists the first files of each kind."""
+        lines = []
+        for kind, files in problems.items():
+            lines += [f"{kind} ({len(files)}):", *(f"  {file}" for file in files[:_LISTED])]
+            if len(files) > _LISTED:
+                lines.append(f"  and {len(files) - _LISTED} more")
+        if lines:
+            raise UserError("\n".join([f"{self.info.full_name} cannot be built.", *lines]))
+
+    def _generate_examples(
+        self, pairs: Mapping[str, tuple[Pair, tuple[int, int]]]
+    ) -> Iterator[tuple[str, dict]]:
+        for id, ((image, mask), (height, width)) in pairs.items():
+            example = {
+                "id": id,
+                "image": image.read(),
+                "mask": self._stored(mask.read(), mask.name),
+            }
             yield id, example | {"height": height, "width": width}
 
 
-def check(
-    pairs: Mapping[str, Pair],
-    problems: defaultdict,
-    name: str,
-    look: Callable[[str, np.ndarray, np.ndarray], None] = lambda id, image, mask: None,
-    classes: Classes = TWO,
-) -> dict[str, tuple[int, int]]:
-    """Decodes every image and mask -> {id: (height, width)} of the good pairs.
-
-    In a good pair both can be read and have one size; `look` is called with its id, image
-    u8[H, W, 3] and labels u8[H, W]. Other pairs are added to `problems`, {kind: files}.
-    """
-    sizes, decode = {}, functools.partial(decode_labels, classes=classes)
-    for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
-        decoded = []
-        for file, read in (pair.image, decode_image), (pair.mask, decode):
-            try:
-                decoded.append(read(file.read(), file.name))
-            except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
-                reason = str(error).removeprefix(f"{file.name}: ")
-                problems["unreadable file"].append(f"{file.name}: {reason}")
-        if len(decoded) < 2:
-            continue
-        image, labels = decoded
-        if image.shape[:2] == labels.shape:
-            sizes[id] = labels.shape
-            look(id, image, labels)
-        else:
-            sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *labels.shape)
-            problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
-    return sizes
-
-
-def raise_problems(builder: tfds.core.DatasetBuilder, problems: Mapping[str, list[str]]) -> None:
-    """Raises a UserError if there are problems; it lists the first files of each kind."""
-    lines = []
-    for kind, files in problems.items():
-        lines += [f"{kind} ({len(files)}):", *(f"  {file}" for file in files[:_LISTED])]
-        if len(files) > _LISTED:
-            lines.append(f"  and {len(files) - _LISTED} more")
-    if lines:
-        raise UserError("\n".join([f"{builder.info.full_name} cannot be built.", *lines]))
-
-
-def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> dict[str, Pair]:
+def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> Pairs:
     """{id: image} and {id: mask} -> {id: pair}, sorted; a file without a partner is a problem."""
     for id in sorted(images.keys() - masks.keys()):
         problems["image without mask"].append(images[id].name)
@@ -168,34 +243,25 @@ def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> di
 
 def match_folders(
     images: str, masks: str, mask_endings: Sequence[str], problems: defaultdict
-) -> dict[str, tuple[Path, ...]]:
-    """{id: paths of image and mask} of a `FolderSource`, whose faults are added to `problems`."""
+) -> Pairs:
+    """The pairs of a `FolderSource`, whose faults are added to `problems`; prints its notes."""
     try:
         source = FolderSource(images, masks, mask_endings)
-    except UserError as error:
+    except (UserError, OSError) as error:
         problems["no pairs"].append(str(error))
         return {}
-    for file, reason in source.failures.items():
+    for note in source.notes:
+        print(note, flush=True)
+    for file, reason in (source.failures | source.unmasked).items():
         problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
     for mask in source.unused:
         problems["mask without image"].append(str(mask))
-    return source.files
+    whole = {id: paths for id, paths in source.files.items() if len(paths) == 2}
+    return {id: Pair(*map(file_of, paths)) for id, paths in whole.items()}
 
 
-def by_split(pairs: Mapping[str, Pair], ids: Mapping[str, Sequence[str]]) -> Splits:
-    """{id: pair} and {split: ids} -> the pairs of each split."""
-    return {split: {id: pairs[id] for id in some} for split, some in ids.items()}
-
-
-def mask_file(path: Path, blurred: bool = False) -> File:
-    """A mask that is stored as a PNG: 255 on the foreground, see `data.decode`, and 0 elsewhere."""
-    name, decode = str(path), decode_blurred_mask if blurred else decode_mask
-    return File(name, lambda: binary_png(decode(path.read_bytes(), name)))
-
-
-def binary_png(mask: np.ndarray) -> bytes:
-    """[H, W] of any values -> PNG of 255 where they are above 0, and 0 elsewhere."""
-    return encode_png(np.where(mask > 0, 255, 0).astype(np.uint8))
+def file_of(path: Path) -> File:
+    return File(str(path), functools.partial(read_file, path))
 
 
 def encode_png(array: np.ndarray) -> bytes:
@@ -222,19 +288,22 @@ def find_root(manual_dir: Path, *markers: str) -> Path | None:
     return next(held, None)
 
 
-def sources(root: Path, files: Iterable[Path], times: bool = False) -> dict[str, int | str]:
-    """The number of files under `root`, and a fingerprint of their names and sizes.
+def sources(root: Path, files: Iterable[Path]) -> dict[str, int | str]:
+    """The number of files under `root`, and a fingerprint of their names, sizes and times.
 
-    The fingerprint tells whether a build was made of these files, wherever `root` lies. With
-    `times`, it also depends on when the files last changed.
+    The fingerprint tells whether a build was made of these files, wherever `root` lies.
     """
     known = []
     for path in sorted(files):
-        stat = path.stat()
-        known.append((path.relative_to(root).as_posix(), stat.st_size, times and stat.st_mtime_ns))
+        stat = path.stat() if path.exists() else path.lstat()  # A link that leads nowhere.
+        known.append((path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
     return {"files": len(known), "fingerprint": fingerprint(known)}
 
 
 def fingerprint(what: object) -> str:
     """16 hexadecimal digits that differ if `repr(what)` differs."""
-    return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    return digest(repr(what).encode())[:16]
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

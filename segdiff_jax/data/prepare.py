@@ -5,9 +5,9 @@ import functools
 import importlib
 import pkgutil
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
@@ -16,7 +16,8 @@ from segdiff_jax.data import builders
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
-from segdiff_jax.data.pairs import fingerprint
+from segdiff_jax.data.groups import NO_GROUPS, Groups, groups_of
+from segdiff_jax.data.pairs import PairsBuilder, digest, fingerprint
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
@@ -37,14 +38,30 @@ class Records(Sequence):
         return source[i]
 
 
-def where(data: ConfigDict) -> tuple[str, str, Folder]:
-    """The last three arguments of `load_source`, from the section `data` of a config."""
+class Rules(NamedTuple):
+    """Which images share a split, and whether a split without any foreground is taken."""
+
+    groups: Groups = NO_GROUPS
+    empty_splits: bool = False
+
+
+NO_RULES = Rules()
+
+
+def where(data: ConfigDict) -> tuple[str, str, Folder, Rules]:
+    """The last four arguments of `load_source`, from the section `data` of a config."""
     folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
-    return data.dir, data.manual_dir, folder
+    rules = Rules(Groups(data.group_file, data.group_pattern), data.allow_empty_splits)
+    return data.dir, data.manual_dir, folder, rules
 
 
 def load_source(
-    dataset: str, split: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
+    dataset: str,
+    split: str,
+    data_dir: str,
+    manual_dir: str = "",
+    folder: Folder | None = None,
+    rules: Rules = NO_RULES,
 ) -> Records:
     """Opens a split, or a part of it: "train" of "monuseg", "train[90%:]" of "isic/2016".
 
@@ -54,16 +71,16 @@ def load_source(
     int}; image and mask are encoded, as in their original files or as PNG. A UserError says that
     there is no such data set, split or folder, or that the data is faulty.
     """
-    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder), split)
+    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split)
 
 
 def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Records:
     """The training split of `dataset`, and then the official training images of `extra`.
 
-    An image of `extra` is left out if a split of `dataset` has its id, so that no image is both
-    trained on and tested on: ISIC 2017 has images of the test set of ISIC 2016. If `dataset` has no
-    test split, the ids of that split are unknown, and a warning says so. `place` is data_dir,
-    manual_dir and folder; for these, the names and errors see `load_source`.
+    An image of `extra` is left out if a split of `dataset` has its id or the same bytes, or if a
+    split that is not trained on has its group: ISIC 2017 has images of the test set of ISIC 2016.
+    If `dataset` has no test split, that split is unknown, and a warning says so. `place` are the
+    other arguments of `load_source`; see there for names and errors.
     """
     builder = _open("data.dataset", dataset, *place)
     source = _read(builder, "train")
@@ -75,26 +92,44 @@ def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Rec
             "it: do not report scores on it",
             flush=True,
         )
-    known = {record["id"] for split in builder.info.splits for record in _read(builder, split)}
+    keys = {split: _keys(_read(builder, split)) for split in builder.info.splits}
+    known = {key for of_split in keys.values() for pair in of_split for key in pair}
+    ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
+    groups = builder.groups if isinstance(builder, PairsBuilder) else NO_GROUPS
+    held = {*groups_of(ids, groups).values()}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     for name in extra:
         more = _read(_open("data.extra_datasets", name, *place), "train+validation")
-        ids = [record["id"] for record in more]
-        new = [i for i, id in enumerate(ids) if id not in known]
+        new, more_keys = [], _keys(more)
+        group_of = groups_of([id for id, _ in more_keys], groups)
+        for i, (id, image) in enumerate(more_keys):
+            if known.isdisjoint((id, image)) and group_of.get(id) not in held:
+                new.append(i)
+                known |= {id, image}
+        print(f"{len(new)} of {len(more)} training images of {name} are new and are added")
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
-        known.update(ids)
     return Records(records, fingerprint(tuple(parts)), source.statistics)
 
 
+def _keys(records: Records) -> list[tuple[str, str]]:
+    """Id and hash of the image of each record."""
+    return [(record["id"].decode(), digest(record["image"])) for record in records]
+
+
 def _open(
-    field: str, dataset: str, data_dir: str, manual_dir: str = "", folder: Folder | None = None
+    field: str,
+    dataset: str,
+    data_dir: str,
+    manual_dir: str = "",
+    folder: Folder | None = None,
+    rules: Rules = NO_RULES,
 ) -> tfds.core.DatasetBuilder:
     """The builder of a data set, which `field` names, after it has built it; see `load_source`."""
     name, _, config = dataset.partition("/")
     builder_cls, folders = _builder_class(dataset, field), {"data.manual_dir": manual_dir}
     if name == "paired_folder":
-        config = builder_cls.config_of(folder or Folder())
+        config = builder_cls.config_of(folder or Folder(), rules.groups)
         folders = {"data.images": folder.images, "data.masks": folder.masks}
         manual_dir = folder.images
     configs = builder_cls.builder_configs
@@ -102,16 +137,44 @@ def _open(
         known = ", ".join(f"{name}/{known}" for known in configs) or name
         raise UserError(f"{field}={dataset!r} is unknown; there are {known}")
     options = {"config": config or None, "data_dir": data_dir, "file_format": "array_record"}
-    make = functools.partial(builder_cls, **options)
+
+    def make() -> tfds.core.DatasetBuilder:
+        builder = builder_cls(**options)
+        if isinstance(builder, PairsBuilder):
+            builder.groups = rules.groups
+        elif any(rules.groups):
+            raise UserError(f"{field}={dataset!r} has no groups: leave out data.group_...")
+        return builder
+
     builder = make()
     for given, path in folders.items():
-        if not path or Path(path).expanduser().is_dir():
+        if not path or Path(path).is_dir():
             continue
         if not builder.data_path.exists():
             raise UserError(f"{given}={path!r} is not a folder")
         print(f"{path} is not there; reading {builder.data_path}, built before", flush=True)
         manual_dir = ""
-    return builder if _is_current(builder, manual_dir) else _build(make, manual_dir)
+    if manual_dir and isinstance(builder, PairsBuilder):
+        for note in builder.notes(manual_dir):
+            _say_once(note)
+    if not _is_current(builder, manual_dir):
+        builder = _build(make, manual_dir)
+    empty = _metadata(builder).get("statistics", {}).get("empty_splits")
+    if empty and not rules.empty_splits:
+        raise UserError(
+            f"{builder.info.full_name}: no mask of {' and '.join(empty)} has any foreground: check "
+            "the masks; if that is right, set data.allow_empty_splits=True"
+        )
+    return builder
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, flush=True)
+
+
+def _metadata(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    return builder.info.metadata or {}
 
 
 def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
@@ -134,21 +197,26 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
         raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    statistics = (builder.info.metadata or {}).get("statistics")
+    statistics = _metadata(builder).get("statistics")
     records = [(source, i) for i in range(len(source))]
     return Records(records, fingerprint((builder.info.full_name, split, files)), statistics)
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
-    """Whether there is a build, and manual_dir holds the files that it was made of, or none."""
+    """Whether there is a build of these groups, and manual_dir holds its files, or none."""
     if not builder.info.initialized:  # No build was there when the builder was made.
         return False
-    if not manual_dir or not hasattr(builder, "manual_sources"):
+    if not isinstance(builder, PairsBuilder):
         return True
-    return builder.manual_sources(manual_dir) in ({}, builder.info.metadata["sources"])
+    metadata = _metadata(builder)
+    if metadata.get("groups", NO_GROUPS.fingerprint()) != builder.groups.fingerprint():
+        return False
+    return not manual_dir or builder.manual_sources(manual_dir) in ({}, metadata["sources"])
 
 
-def _build(make: functools.partial, manual_dir: str) -> tfds.core.DatasetBuilder:
+def _build(
+    make: Callable[[], tfds.core.DatasetBuilder], manual_dir: str
+) -> tfds.core.DatasetBuilder:
     """Builds the data set while no other process builds it."""
     builder = make()
     path, root = Path(builder.data_path), Path(builder.data_dir_root)
@@ -160,7 +228,7 @@ def _build(make: functools.partial, manual_dir: str) -> tfds.core.DatasetBuilder
             shutil.rmtree(left_over)
         former = path.with_name("incomplete.former")
         if path.exists():
-            print(f"{manual_dir} holds other files than {path} was built of: building again")
+            print(f"{path} was built of other files or groups: building again", flush=True)
             path.rename(former)
         try:
             builder = make()

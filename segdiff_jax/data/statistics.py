@@ -10,21 +10,20 @@ class Statistics:
     """Sizes, colours and foreground of masks and images; `classes` are the names if several."""
 
     def __init__(self, classes: Sequence[str] = ()):
-        self._sizes, self._shares = [], {}
+        self._sizes, self._ids, self._shares = [], [], []
         self._classes, self._class_shares = classes, []
-        self._sum, self._squares, self._pixels = np.zeros(3), np.zeros(3), 0
+        self._colours = np.zeros((3, 256), np.int64)  # How many pixels have each value.
 
     def add(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
         """Counts one image u8[H, W, 3] with its labels u8[H, W]."""
         self._sizes.append(mask.shape)
-        self._shares[id] = float((mask > 0).mean())
+        self._ids.append(id)
+        self._shares.append(float((mask > 0).mean()))
         if self._classes:
             counts = np.bincount(mask.ravel(), minlength=len(self._classes))
             self._class_shares.append(counts / mask.size)
-        pixels = image.reshape(-1, 3).astype(np.float64)
-        self._sum += pixels.sum(0)
-        self._squares += np.square(pixels).sum(0)
-        self._pixels += len(pixels)
+        for channel, counts in enumerate(self._colours):
+            counts += np.bincount(image[..., channel].ravel(), minlength=256)
 
     def summary(self) -> dict[str, Any]:
         """Plain values for JSON, by name.
@@ -35,8 +34,9 @@ class Statistics:
         "classes": {name: {"share": of a mask, on average, "images": how many have it}}.
         """
         heights, widths = zip(*self._sizes, strict=True)
-        shares, mean = list(self._shares.values()), self._sum / self._pixels
-        std = np.sqrt(np.maximum(self._squares / self._pixels - mean**2, 0))
+        shares, values, pixels = self._shares, np.arange(256), self._colours.sum(axis=1)
+        mean = self._colours @ values / pixels
+        std = np.sqrt(np.maximum(self._colours @ values**2 / pixels - mean**2, 0))
         by_class = np.array(self._class_shares).T
         classes = {
             name: {"share": float(row.mean()), "images": int(np.count_nonzero(row))}
@@ -48,7 +48,9 @@ class Statistics:
             "width": _quantiles(widths),
             "foreground": _quantiles(shares),
             "mean_foreground": float(np.mean(shares)),
-            "without_foreground": [id for id, share in self._shares.items() if not share],
+            "without_foreground": [
+                id for id, share in zip(self._ids, shares, strict=True) if not share
+            ],
             "colour_mean": mean.tolist(),
             "colour_std": std.tolist(),
             **({"classes": classes} if classes else {}),

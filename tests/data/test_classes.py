@@ -115,7 +115,9 @@ def test_other_values_and_colours_are_refused():
     many = np.arange(16, dtype=np.uint8).reshape(4, 4)
     with pytest.raises(UserError, match=re.escape("16 values (0, 1, 2, 3, 4, 5, 6, 7, ...)")):
         decode_labels(png(many), "a", CLASSES)
-    with pytest.raises(UserError, match="mask a: the mask has several colours"):
+    with pytest.raises(
+        UserError, match="mask a: the mask has colours: make it grey or a palette; JPEG"
+    ):
         decode_labels(png(np.dstack([GREY, GREY, LABELS])), "mask a", CLASSES)
     with pytest.raises(UserError, match="mask a: cannot be decoded"):
         decode_labels(b"text", "mask a", CLASSES)

@@ -1,4 +1,5 @@
 import os
+import re
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_hidden_and_foreign_files_are_ignored(folders, tmp_path):
     folders("images/result", "settings.json", "d.jpg")
     folders("images/result/results", "d.jpg")  # So it is an output folder of sample.py.
     folders("images/masks", "a.png")
-    assert list(files_by_name(images, f"{images}/masks")) == ["a"]
+    assert list(files_by_name(images, f"{images}/masks").files) == ["a"]
     assert len(FolderSource(images, f"{images}/masks")) == 1
 
 
@@ -98,7 +99,7 @@ def test_a_mask_of_two_images_is_none(folders):
     source = FolderSource(images, folders("masks", "a.png", "b.png", "z.png"))
     assert source.ids == ["p2/b", "z"]
     reason = "a.png is the mask of 2 images: sort masks into folders, too"
-    assert source.failures == {"p1/a": reason, "p2/a": reason}
+    assert source.failures == {"p1/a.jpg": reason, "p2/a.jpg": reason}
     with pytest.raises(UserError, match="images holds images and masks: put them into two"):
         FolderSource(images, images)
 
@@ -109,7 +110,7 @@ def test_a_pattern_passes_over_what_a_folder_does(folders):
         folders(f"images/{folder}", "b.png", "settings.json")
     pattern = f"{images}/**/*.png"
     assert FolderSource(pattern).ids == ["a", "masks/b", "x/b"]
-    assert FolderSource(pattern, f"{images}/masks").failures.keys() == {"a.png"}
+    assert FolderSource(pattern, f"{images}/masks").unmasked.keys() == {"a.png"}
 
 
 def test_a_file_and_a_pattern(folders):
@@ -151,14 +152,17 @@ def test_two_files_of_one_name_are_failures_and_the_rest_is_read(folders):
     assert source.failures == {"b.jpg": reason, "b.tif": reason}
 
 
-def test_images_without_a_mask_are_failures_and_the_rest_is_read(folders):
+def test_images_without_a_mask_are_read_without_one(folders):
     images = folders("images", "a.jpg", "b.jpg", "c.jpg")
     masks = folders("masks", "b.png", "a_lesion.png", "cc_mask.png")
     source = FolderSource(images, masks)
-    assert records(source) == ["b"] and source[0]["mask"] == b"masks/b.png"
+    assert records(source) == ["a", "b", "c"] and not source.failures
+    assert source[0] == {"id": "a", "image": b"images/a.jpg"}
+    assert source[1]["mask"] == b"masks/b.png"
+    assert [path.name for path in source.unused] == ["a_lesion.png", "cc_mask.png"]
     reason = f"no mask in {masks}: it would have the image's name, with or without _Segm"
-    assert list(source.failures) == ["a.jpg", "c.jpg"]
-    assert all(of.startswith(reason) for of in source.failures.values())
+    assert list(source.unmasked) == ["a.jpg", "c.jpg"]
+    assert all(of.startswith(reason) for of in source.unmasked.values())
 
 
 @pytest.mark.parametrize("second", ["b_Segmentation.png", "b.tif"])
@@ -200,6 +204,62 @@ def test_names_that_are_no_text_are_failures_and_the_rest_is_read(folders):
     assert source.failures == {"Fl\\xe4che.jpg": "its name is not Unicode: rename it"}
 
 
-def test_where_every_image_fails_there_is_no_record(folders):
-    source = FolderSource(folders("images", "a.jpg"), folders("masks", "b.png"))
-    assert len(source) == 0 and list(source.failures) == ["a.jpg"]
+def test_a_mask_in_a_folder_of_another_name_is_found_where_it_is_the_only_one(folders):
+    images, masks = folders("images", "d.jpg"), folders("masks", "d.png")
+    for tree, names in {"p1": ("a.jpg", "c.jpg"), "p2": ("a.jpg", "b.jpg")}.items():
+        folders(f"images/{tree}", *names)
+    folders("masks/q1", "A_mask.png", "b.png", "c.png")
+    folders("masks/p2", "a.png")
+    folders("masks/q2", "c_mask.png")
+    source = FolderSource(images, masks)
+    assert {source[i]["id"]: source[i]["mask"] for i in range(len(source))} == {
+        "d": b"masks/d.png",
+        "p1/a": b"masks/q1/A_mask.png",  # p2/a is the other's own.
+        "p2/a": b"masks/p2/a.png",
+        "p2/b": b"masks/q1/b.png",
+    }
+    assert source.failures == {"p1/c.jpg": "two masks: q1/c.png and q2/c_mask.png"}
+
+
+def test_linked_folders_are_followed_but_not_in_circles(folders, tmp_path):
+    images = folders("images", "a.jpg")
+    folders("elsewhere", "b.jpg")
+    folders("elsewhere/deep", "c.jpg")
+    (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/here").symlink_to(tmp_path / "images")
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path)
+    (tmp_path / "elsewhere/again").symlink_to(tmp_path / "elsewhere/deep")
+    found = ["a", "linked/again/c", "linked/b", "linked/deep/c"]
+    assert FolderSource(images).ids == FolderSource(f"{images}/**/*.jpg").ids == found
+    assert FolderSource(f"{images}/**").ids == found
+    assert FolderSource(f"{images}/**/deep/*.jpg").ids == ["linked/deep/c"]
+
+
+def test_links_that_lead_nowhere_are_failures_that_say_so(folders, tmp_path):
+    images, masks = folders("images", "a.jpg"), folders("masks", "a.png")
+    (tmp_path / "images/b.jpg").symlink_to("../.git/annex/objects/b.jpg")
+    (tmp_path / "images/notes.txt").symlink_to("nowhere.txt")
+    (tmp_path / "masks/b.png").symlink_to(tmp_path / "gone.png")
+    source = FolderSource(images, masks)
+    assert source.ids == ["a", "b"] and source[0]["image"] == b"images/a.jpg"
+    reason = f"{images}/b.jpg is a link to ../.git/annex/objects/b.jpg, which is not there: get"
+    with pytest.raises(FileNotFoundError, match=re.escape(reason)):
+        source[1]
+
+
+def test_files_of_other_endings_are_counted_and_folders_of_thumbnails_passed_over(folders):
+    names = "b.jfif", "c.jfif", "d.GIF", "Thumbs.db", "README", ".hidden.gif"
+    images, masks = folders("images", "a.jpg", *names), folders("masks", "a.png", "a.npy")
+    for folder in ("@eaDir", ".thumbnails", "__MACOSX"):
+        folders(f"images/{folder}", "a.jpg", "x.jpg", "y.gif")
+        folders(f"masks/{folder}", "a.png")
+    source = FolderSource(images, masks)
+    assert source.ids == ["a"] and not source.failures and not source.unused
+    others = "files with other endings, not looked at"
+    assert source.notes == [
+        f"{images}: {others}: 5 (2 .jfif, 1 no ending, 1 .db, 1 .gif)",
+        f"{masks}: {others}: 1 (1 .npy)",
+    ]
+    assert FolderSource(f"{images}/*.jpg").notes == []
+    with pytest.raises(UserError, match=r"holds no images \(.*\); .* not looked at: 2 .2 .jfif"):
+        FolderSource(f"{images}/*.jfif")

@@ -317,10 +317,15 @@ def test_empty_split(tmp_path):
     assert build_error(tmp_path) == expected
 
 
-def test_a_folder_is_recorded_by_its_number_of_files(tmp_path):
+def test_a_folder_is_recorded_by_its_files(tmp_path):
     write_2016(tmp_path, write=write_folder)
-    expected = {TRAIN_IMAGES: 5, TRAIN_MASKS: 5, TEST_IMAGES: 1, TEST_MASKS: 1}
-    assert Builder(config="2016", data_dir=tmp_path / "data").manual_sources(tmp_path) == expected
+    builder = Builder(config="2016", data_dir=tmp_path / "data")
+    before = builder.manual_sources(tmp_path)
+    counts = {name: source["files"] for name, source in before.items()}
+    assert counts == {TRAIN_IMAGES: 5, TRAIN_MASKS: 5, TEST_IMAGES: 1, TEST_MASKS: 1}
+    os.utime(tmp_path / f"{TRAIN_MASKS}/{IDS[0]}_Segmentation.png", (1, 1))
+    after = builder.manual_sources(tmp_path)
+    assert [name for name in before if before[name] != after[name]] == [TRAIN_MASKS]
 
 
 def test_builder_describes_itself(tmp_path):

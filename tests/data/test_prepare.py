@@ -10,8 +10,10 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -38,13 +40,14 @@ def write_2016(folder, ids=IDS, masked=None):
 
 
 def write_archive(folder, name, ids):
-    """Black images, or masks if the name ends with GroundTruth, of 4 x 4 pixels."""
+    """Images of 4 x 4 pixels, each of its own grey, or masks if the name ends with GroundTruth."""
     folder.mkdir(parents=True, exist_ok=True)
     is_mask = name.endswith("GroundTruth")
     with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
         for id in ids:
-            buffer = io.BytesIO()
-            Image.new("L" if is_mask else "RGB", (4, 4)).save(buffer, "PNG" if is_mask else "JPEG")
+            buffer, grey = io.BytesIO(), np.zeros((4, 4), np.uint8)
+            grey[:2] = 255 if is_mask else zlib.crc32(id.encode()) % 256
+            Image.fromarray(grey).save(buffer, "PNG" if is_mask else "JPEG")
             file = f"{id}_Segmentation.png" if is_mask else f"{id}.jpg"
             archive.writestr(f"{name}/{file}", buffer.getvalue())
 
@@ -79,7 +82,7 @@ def test_downloads_fall_back_to_the_older_host(tmp_path, server, monkeypatch):
     assert len(ISIC_2016("train", tmp_path / "data", tmp_path / "empty")) == 3
     assert len(ISIC_2016("test", tmp_path / "data")) == 1
     record = json.loads((tmp_path / "data/isic/2016/1.0.0/metadata.json").read_text())
-    assert record["sources"].keys() == archives.keys()
+    assert record["sources"].keys() == {name.removesuffix(".zip") for name in archives}
     infos = (tmp_path / "data/downloads/isic").rglob("*.INFO")
     used = {url for path in infos for url in json.loads(path.read_text())["urls"]}
     old = {f"{server}/old/2016/{name}" for name in archives if name != good}
@@ -107,7 +110,11 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     write_2016(manual)
     assert len(ISIC_2016("train", data_dir, manual)) == 3
     record = json.loads((data_dir / "isic/2016/1.0.0/metadata.json").read_text())
-    assert record == {"sources": {p.name: p.stat().st_size for p in manual.iterdir()}}
+    assert {name: source["files"] for name, source in record["sources"].items()} == dict.fromkeys(
+        ARCHIVES, 1
+    )
+    said = capsys.readouterr().out
+    assert "isic/2016/1.0.0 is built from\n" in said and f"{ARCHIVES[0]}.zip\n" in said
     capsys.readouterr()
     ISIC_2016("train", data_dir, manual)
     ISIC_2016("train", data_dir)
@@ -116,7 +123,7 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     write_2016(manual, [*IDS, "ISIC_0000004"])
     assert len(ISIC_2016("train", data_dir)) == 3
     assert len(ISIC_2016("train", data_dir, manual)) == 4
-    assert f"{manual} holds other files" in capsys.readouterr().out
+    assert "built of other files or groups: building again" in capsys.readouterr().out
 
     write_2016(manual, masked=IDS[1:])
     with pytest.raises(UserError, match="image without mask"):

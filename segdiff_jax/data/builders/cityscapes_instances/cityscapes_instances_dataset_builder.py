@@ -43,7 +43,7 @@ class Builder(pairs.PairsBuilder):
     def _files(self, root: Path) -> list[Path]:
         return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
 
-    def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
+    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
         h5py = pairs.imported("h5py", self.info.full_name)
         pairs.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
         label = self.builder_config.name.partition("_")[0]

@@ -6,13 +6,16 @@ TFDS reads README.md, CITATIONS.bib and TAGS.txt from a folder here with the nam
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from absl import logging
 
 from segdiff_jax.data import pairs
+from segdiff_jax.data.decode import decode_blurred_mask, decode_labels, decode_mask
+from segdiff_jax.data.folder import all_files
 from segdiff_jax.data.splits import hashed_split, hold_out
 
 
@@ -28,7 +31,8 @@ class PlainSet(NamedTuple):
     images: str
     masks: str
     split: Callable[[Collection[str]], dict[str, list[str]]]  # ids -> {split: ids}
-    blurred: bool = False  # The edges of the masks are, as JPEG leaves them.
+    # What reads a mask, (encoded bytes, name) -> [H, W]; pixels above 0 are foreground.
+    decode: Callable[[bytes, str], np.ndarray] = functools.partial(decode_labels, any_value=True)
     test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
     outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
 
@@ -57,7 +61,7 @@ SETS = {
         images="Original",
         masks="Ground Truth",
         split=_by_frame,
-        blurred=True,
+        decode=decode_blurred_mask,
         outside="not the number of a frame, 1 to 612",
     ),
     "kvasir_seg": PlainSet(
@@ -71,7 +75,7 @@ SETS = {
         images="images",
         masks="masks",
         split=_by_hash,
-        blurred=True,
+        decode=decode_blurred_mask,
     ),
     "monuseg": PlainSet(
         homepage="https://monuseg.grand-challenge.org",
@@ -87,6 +91,7 @@ SETS = {
         masks="Training/mask",
         test=("Test/img", "Test/mask"),
         split=hold_out,
+        decode=decode_mask,  # Nuclei may be numbered.
     ),
     "ph2": PlainSet(
         homepage="https://www.fc.up.pt/addi/ph2%20database.html",
@@ -121,36 +126,38 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
         def _files(self, root: Path) -> Iterator[Path]:
             places = plain.images, plain.masks, *plain.test
             for top in {place.partition("/")[0] for place in places}:
-                yield from (root / top).rglob("[!.]*")  # All files but hidden ones.
+                yield from all_files(root / top)
 
-        def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
-            found = _match(root, plain.images, plain.masks, plain.blurred, problems)
-            splits = pairs.by_split(found, plain.split(found))
+        def _labels(self, data: bytes, name: str) -> np.ndarray:
+            return np.uint8(plain.decode(data, name) > 0)
+
+        def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+            return plain.split(ids) if part == "all" else super()._split(part, ids)
+
+        def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
+            found = _match(root, plain.images, plain.masks, problems)
+            parts, splits = {"all": found}, plain.split(found)
             for id in found:
                 if not any(id in some for some in splits.values()):
                     problems[plain.outside].append(found[id].image.name)
             if plain.test:
                 top = plain.test[0].partition("/")[0]
                 if (root / top).is_dir():
-                    splits["test"] = _match(root, *plain.test, plain.blurred, problems)
+                    parts["test"] = _match(root, *plain.test, problems)
                 else:
                     logging.warning("%s: no %s in %s; skipped.", self.info.full_name, top, root)
-            return splits
+            return parts
 
     return Builder
 
 
-def _match(root: Path, images: str, masks: str, blurred: bool, problems: defaultdict) -> dict:
+def _match(root: Path, images: str, masks: str, problems: defaultdict) -> pairs.Pairs:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
-    if "{id}" in images:
-        ids = sorted(path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
-        found = {id: [root / where.format(id=id) for where in (images, masks)] for id in ids}
-        for path in itertools.chain(*found.values()):
-            if not path.is_file():
-                problems["missing file"].append(str(path))
-    else:
-        found = pairs.match_folders(str(root / images), str(root / masks), [""], problems)
-    return {
-        id: pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.mask_file(mask, blurred))
-        for id, (image, mask) in found.items()
-    }
+    if "{id}" not in images:
+        return pairs.match_folders(str(root / images), str(root / masks), [""], problems)
+    ids = sorted(path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
+    found = {id: [root / where.format(id=id) for where in (images, masks)] for id in ids}
+    for path in itertools.chain(*found.values()):
+        if not (path.is_file() or path.is_symlink()):
+            problems["missing file"].append(str(path))
+    return {id: pairs.Pair(*map(pairs.file_of, paths)) for id, paths in found.items()}

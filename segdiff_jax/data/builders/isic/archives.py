@@ -4,8 +4,9 @@ import functools
 import re
 import zipfile
 from collections import defaultdict
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from segdiff_jax.data.folder import all_files, is_foreign, read_file
 from segdiff_jax.data.pairs import File
 from segdiff_jax.runtime.errors import UserError
 
@@ -27,12 +28,12 @@ def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) 
     except (zipfile.BadZipFile, OSError) as error:
         problems["corrupt archive"].append(f"{name}: {error}")
         return {}
-    for member in archive.infolist() if archive else visible_files(path):
-        file = PurePath(member.filename if archive else member)
+    for member in archive.infolist() if archive else all_files(path):
+        file = PurePosixPath(member.filename.replace("\\", "/")) if archive else member
         match = pattern.fullmatch(file.name)
         if match and archive and leads_outside(member.filename):
             problems["path that leads out of its archive"].append(f"{name}: {member.filename}")
-        elif match and not (archive and is_hidden(file)):
+        elif match and not (archive and any(map(is_foreign, file.parts))):
             if match[1] in files:
                 problems["duplicate id"].append(f"{name}: {match[1]}")
             files[match[1]] = File(f"{name}/{file.name}", functools.partial(_read, archive, member))
@@ -43,24 +44,13 @@ def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) 
 
 def _read(archive: zipfile.ZipFile | None, member: zipfile.ZipInfo | Path) -> bytes:
     """The bytes of a file in an archive, or of a file on disk if there is no archive."""
-    size = member.file_size if archive else member.stat().st_size
+    size = member.file_size if archive else member.lstat().st_size
     if size > MOST_BYTES:
         raise UserError(f"unpacks to {size} bytes, more than an image has: a zip bomb?")
-    return archive.read(member) if archive else member.read_bytes()
-
-
-def is_hidden(file: PurePath) -> bool:
-    """Whether a file belongs to an operating system: it starts with a dot or is in `__MACOSX`."""
-    return any(part.startswith((".", "__MACOSX")) for part in file.parts)
+    return archive.read(member) if archive else read_file(member)
 
 
 def leads_outside(name: str) -> bool:
     """Whether a path is absolute or holds "..", on any system ("zip slip")."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
-
-
-def visible_files(folder: Path) -> list[Path]:
-    """All files under a folder, except hidden ones."""
-    files = (path for path in folder.rglob("*") if not is_hidden(path.relative_to(folder)))
-    return sorted(path for path in files if path.is_file())

@@ -3,15 +3,19 @@
 import shutil
 import zipfile
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from absl import logging
 
 from segdiff_jax.data import pairs
-from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of, visible_files
+from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of
+from segdiff_jax.data.decode import decode_labels
+from segdiff_jax.data.folder import all_files
 from segdiff_jax.data.splits import is_validation
 from segdiff_jax.runtime.errors import UserError
 
@@ -70,11 +74,25 @@ class Builder(pairs.PairsBuilder):
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
         """{name: path} of the archives in a folder, or else in its folders; zip files go first."""
-        top = manual_dir.expanduser()
-        folders = [*sorted(top.glob("*/")), top]
+        return {name: paths[0] for name, paths in self._all(manual_dir).items()}
+
+    def _all(self, manual_dir: Path) -> dict[str, list[Path]]:
+        """{name: its zip file, its folder}, whichever there are."""
+        folders = [*sorted(manual_dir.glob("*/")), manual_dir]
         entries = {path.name.lower(): path for folder in folders for path in folder.iterdir()}
-        path_of = lambda name: entries.get(f"{name}.zip".lower(), entries.get(name.lower()))
-        return {name: path_of(name) for name in self._names if path_of(name)}
+        found = {
+            name: [entries[n] for n in (f"{name}.zip".lower(), name.lower()) if n in entries]
+            for name in self._names
+        }
+        return {name: paths for name, paths in found.items() if paths}
+
+    def notes(self, manual_dir: str | Path) -> list[str]:
+        """A line for each archive whose folder is there, too."""
+        both = [paths for paths in self._all(Path(manual_dir)).values() if len(paths) > 1]
+        return [
+            f"{archive} is read, and not the folder {folder}: remove the one that you do not want"
+            for archive, folder in both
+        ]
 
     def _get(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
         logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
@@ -106,14 +124,27 @@ class Builder(pairs.PairsBuilder):
             " data.manual_dir to it:\n" + "\n".join(f"  {n}.zip" for n in self._names)
         )
 
-    def _sources(self, archives: dict[str, Path]) -> dict[str, int]:
-        """{file name: bytes of an archive, or number of files in a folder}."""
-        files = {f"{n}.zip": path.stat().st_size for n, path in archives.items() if path.is_file()}
-        folders = {n: len(visible_files(path)) for n, path in archives.items() if path.is_dir()}
-        return files | folders
+    def _sources(self, archives: dict[str, Path]) -> dict[str, dict]:
+        """{name of an archive: its `sources`}; a folder and its zip file differ."""
+        return {
+            name: pairs.sources(path.parent, all_files(path) if path.is_dir() else [path])
+            for name, path in archives.items()
+        }
 
-    def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> pairs.Splits:
-        splits = {}
+    def _labels(self, data: bytes, name: str) -> np.ndarray:
+        return decode_labels(data, name)
+
+    def _stored(self, data: bytes, name: str) -> bytes:
+        return data
+
+    def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        if part != "training":
+            return super()._split(part, ids)
+        held = [id for id in ids if is_validation(id)]
+        return {"train": [id for id in ids if id not in held], "validation": held}
+
+    def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> dict[str, pairs.Pairs]:
+        parts = {}
         for name, part in parts_of(self.builder_config.name).items():
             absent = [archive for archive in part[:2] if archive not in archives]
             if len(absent) == 2:
@@ -131,10 +162,5 @@ class Builder(pairs.PairsBuilder):
             if len(found) < part.official:
                 subset = "%s: %s: %d of %d images (a subset of the official archive)"
                 logging.warning(subset, self.info.full_name, name, len(found), part.official)
-            if name == "training":
-                held = [id for id in found if is_validation(id)]
-                ids = {"train": sorted(found.keys() - held), "validation": held}
-                splits |= pairs.by_split(found, ids)
-            else:
-                splits[name] = found
-        return splits
+            parts[name] = found
+        return parts

@@ -1,18 +1,20 @@
 """The images and masks in two folders of a user."""
 
 import dataclasses
+import itertools
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
-from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.decode import decode_labels, decode_mask, of_two_values
 from segdiff_jax.data.folder import Folder, files_by_name
+from segdiff_jax.data.groups import NO_GROUPS, Groups
 from segdiff_jax.data.splits import hold_out
-from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError
 
 
@@ -27,8 +29,8 @@ class Builder(pairs.PairsBuilder):
     """Images with masks, paired by their names."""
 
     @classmethod
-    def config_of(cls, folder: Folder) -> str:
-        """A name that is the same for an equal `folder`; UserError if a path is not given."""
+    def config_of(cls, folder: Folder, groups: Groups = NO_GROUPS) -> str:
+        """A name that is the same for equal arguments; UserError if a path is not given."""
         for field in ("images", "masks"):
             if not getattr(folder, field):
                 raise UserError(
@@ -37,7 +39,13 @@ class Builder(pairs.PairsBuilder):
                 )
         images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
         endings, classes = tuple(folder.mask_endings), folder.classes
-        what = (images, masks, endings, *([classes] if classes.several else []))
+        what = (
+            images,
+            masks,
+            endings,
+            *([classes] if classes.several else []),
+            *filter(None, groups),
+        )
         digest = pairs.fingerprint(what)[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
@@ -45,48 +53,54 @@ class Builder(pairs.PairsBuilder):
         cls.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
         return name
 
-    def manual_sources(self, manual_dir: str) -> dict:
-        """The `sources` of both folders, which the config names; `manual_dir` is not read."""
+    @property
+    def class_names(self) -> Sequence[str]:
+        classes = self.builder_config.folder.classes
+        return classes.names if classes.several else ()
+
+    def _find(self, manual_dir: Path | None) -> dict[str, Path]:
+        """Both folders, which the config names; `manual_dir` is not read."""
         images, masks = self.builder_config.folder[:2]
-        paths = lambda named: [path for paths in named.values() for path in paths]
+        return {"images": Path(images), "masks": Path(masks)}
+
+    def _root(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
+        return self._find(None)
+
+    def _sources(self, folders: dict[str, Path]) -> dict:
+        other = {"images": str(folders["masks"]), "masks": None}
+        found = {name: files_by_name(str(path), other[name]) for name, path in folders.items()}
         return {
-            "images": pairs.sources(Path(images), paths(files_by_name(images, masks)), times=True),
-            "masks": pairs.sources(Path(masks), paths(files_by_name(masks)), times=True),
+            name: pairs.sources(folders[name], itertools.chain(*some.files.values()))
+            for name, some in found.items()
         }
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        folder, problems = self.builder_config.folder, defaultdict(list)
-        self.info.metadata["sources"] = self.manual_sources(folder.images)
-        files = pairs.match_folders(*folder[:3], problems)
-        classes, foreground = folder.classes, {}
-        statistics = Statistics(classes.names if classes.several else ())
-        found = {id: _pair(*paths, foreground, classes) for id, paths in files.items()}
-        sizes = pairs.check(found, problems, folder.images, statistics.add, classes)
-        # The foreground of a mask may be another class if its value is not the most common one.
-        common = Counter(foreground.values()).most_common(1)
-        kind = "mask of another value than most; to use several classes, name them in data.classes"
-        for mask, value in foreground.items():
-            if value != common[0][0]:
-                problems[kind].append(f"{mask}: {value}, not {common[0][0]}")
-        if len(found) < 2 and not problems:
-            problems["too few pairs, one to train on and one to validate on are needed"] += found
-        pairs.raise_problems(self, problems)
-        self.info.metadata["statistics"] = statistics.summary()
-        splits = pairs.by_split(found, hold_out(found))
-        return {split: self._generate_examples(some, sizes) for split, some in splits.items()}
+    def _pairs(self, folders: dict[str, Path], problems: defaultdict) -> dict[str, pairs.Pairs]:
+        self._foreground: dict[str, int] = {}  # The value of each mask of two classes.
+        return {"all": pairs.match_folders(*self.builder_config.folder[:3], problems)}
 
+    def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        return hold_out(ids)
 
-def _pair(image: Path, mask: Path, foreground: dict[str, int], classes: Classes) -> pairs.Pair:
-    """Reading a mask of two classes sets `foreground[its name]` to its value, if it has one."""
-    name = str(mask)
-
-    def read() -> bytes:
-        data = mask.read_bytes()
+    def _labels(self, data: bytes, name: str) -> np.ndarray:
+        classes = self.builder_config.folder.classes
         if classes.several:
-            return pairs.encode_png(classes.file_values(decode_labels(data, name, classes)))
+            return decode_labels(data, name, classes)
         values = of_two_values(decode_mask(data, name), name, any_value=True)
         if values.any():
-            foreground[name] = int(values.max())
-        return pairs.binary_png(values)
+            self._foreground[name] = int(values.max())
+        return np.uint8(values > 0)
 
-    return pairs.Pair(pairs.File(str(image), image.read_bytes), pairs.File(name, read))
+    def _stored(self, data: bytes, name: str) -> bytes:
+        classes = self.builder_config.folder.classes
+        return pairs.encode_png(classes.file_values(self._labels(data, name)))
+
+    def _compare(self, checked: Mapping, problems: defaultdict) -> None:
+        # The foreground of a mask may be another class if its value is not the most common one.
+        common = Counter(self._foreground.values()).most_common(1)
+        kind = "mask of another value than most; to use several classes, name them in data.classes"
+        for mask, value in self._foreground.items():
+            if value != common[0][0]:
+                problems[kind].append(f"{mask}: {value}, not {common[0][0]}")
+        if len(checked["all"]) < 2 and not problems:
+            few = "too few pairs, one to train on and one to validate on are needed"
+            problems[few] += checked["all"]

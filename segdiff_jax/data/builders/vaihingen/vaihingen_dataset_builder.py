@@ -1,7 +1,7 @@
 """Buildings of Vaihingen, from the HDF5 files of the original SegDiff or from the TIFF files."""
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +36,24 @@ class Builder(pairs.PairsBuilder):
         files = [root / name for name in _HDF5.values() if (root / name).is_file()]
         return files or list(root.glob("building_*.tif"))
 
-    def _pairs(self, root: Path, problems: defaultdict) -> pairs.Splits:
+    def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        return hold_out(ids) if part == "training" else super()._split(part, ids)
+
+    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
         files = {part: root / name for part, name in _HDF5.items() if (root / name).is_file()}
         if "training" in files:
             parts = {part: _hdf5_pairs(path, problems) for part, path in files.items()}
         else:
-            images = {path.stem: pairs.File(str(path), path.read_bytes) for path in root.glob(_RAW)}
-            masks = {_id(path.stem): pairs.mask_file(path) for path in root.glob(_RAW_MASKS)}
+            images = {path.stem: pairs.file_of(path) for path in root.glob(_RAW)}
+            masks = {_id(path.stem): pairs.file_of(path) for path in root.glob(_RAW_MASKS)}
             found = pairs.match(images, masks, problems)
             ids = sorted(found, key="{}.tif".format)
             ids = {"training": ids[:_TRAINING], "test": ids[_TRAINING:]}
-            parts = pairs.by_split(found, ids)
-        splits = pairs.by_split(parts["training"], hold_out(parts["training"]))
-        if parts.get("test"):
-            splits["test"] = parts["test"]
-        else:
+            parts = {part: {id: found[id] for id in of_part} for part, of_part in ids.items()}
+        if not parts.get("test"):
+            parts.pop("test", None)
             logging.warning("%s: no test images in %s; skipped.", self.info.full_name, root)
-        return splits
+        return parts
 
 
 def _id(name: str) -> str:
@@ -66,11 +67,15 @@ def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
     try:
         file = h5py.File(path)  # Stays open as long as pairs read from it.
         images = {_id(name): _file(data, pairs.encode_png) for name, data in file["imgs"].items()}
-        masks = {_id(n): _file(data, pairs.binary_png) for n, data in file["mask_single"].items()}
+        masks = {_id(name): _file(data, _mask) for name, data in file["mask_single"].items()}
     except (OSError, KeyError) as error:
         problems["no HDF5 file of the expected groups"].append(f"{path}: {error}")
         return {}
     return pairs.match(images, masks, problems)
+
+
+def _mask(array: np.ndarray) -> bytes:
+    return pairs.encode_png(np.where(array > 0, 255, 0).astype(np.uint8))
 
 
 def _file(data: Any, encode: Callable[[np.ndarray], bytes]) -> pairs.File:
