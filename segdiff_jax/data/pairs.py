@@ -131,6 +131,8 @@ def check(
         for file, read in (pair.image, decode_image), (pair.mask, decode):
             try:
                 decoded.append(read(file.read(), file.name))
+            except MemoryError:
+                raise
             except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
                 reason = str(error).removeprefix(f"{file.name}: ")
                 problems["unreadable file"].append(f"{file.name}: {reason}")
