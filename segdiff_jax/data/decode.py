@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import struct
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,15 +16,38 @@ from segdiff_jax.runtime.errors import UserError
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
 MOST_PIXELS = 89_478_485  # of an image that is decoded; above it, Pillow warns
+PNG = b"\x89PNG\r\n\x1a\n"  # How a PNG starts.
+# Chunks that are read, beside those that every PNG has: transparency and, as EXIF or in texts with
+# these names, which side is up.
+PNG_CHUNKS = b"tRNS", b"eXIf"
+PNG_TEXTS = b"exif\0", b"Raw profile type exif\0", b"XML:com.adobe.xmp\0"
+
+
+class OutOfMemory(MemoryError):
+    """Lack of memory; the message names the image and says what to lower."""
+
+
+@contextlib.contextmanager
+def naming_memory(name: str) -> Iterator[None]:
+    """A MemoryError within becomes an `OutOfMemory` of the image `name`, if it names none yet."""
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except MemoryError as error:
+        raise OutOfMemory(
+            f"{name}: not enough memory ({str(error) or 'none is left'}): close other programs, or "
+            "lower --workers or sampler.samples in sampling, data.num_threads in training"
+        ) from error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
     """Encoded image -> u8[H, W, 3], 0 to 255, upright; an alpha channel is dropped.
 
     A UserError, which starts with `name`, says why it cannot be decoded, or that it has more than 8
-    bits a channel or `MOST_PIXELS`.
+    bits a channel or `MOST_PIXELS`. `OutOfMemory` if there is too little memory for it.
     """
-    return np.asarray(_open(data, name, "RGB"))
+    return _decode(data, name, "RGB")[0]
 
 
 def decode_mask(data: bytes, name: str, colour: bool = True) -> np.ndarray:
@@ -34,8 +58,7 @@ def decode_mask(data: bytes, name: str, colour: bool = True) -> np.ndarray:
     UserError as in `decode_image`, for other colours, and for transparency that is not the same
     everywhere, because the mask may lie in it.
     """
-    image = _open(data, name)
-    array, mode = np.asarray(image), image.mode
+    array, mode = _decode(data, name)
     if mode in ("LA", "PA", "RGBA"):
         if np.ptp(array[..., -1]):
             raise UserError(
@@ -63,8 +86,7 @@ def decode_blurred_mask(data: bytes, name: str) -> np.ndarray:
     The foreground is over half of the largest value of any channel. A UserError as in
     `decode_image`, and if much of the picture is in between, or all of a JPEG is nearly black.
     """
-    image = _open(data, name)
-    values = np.asarray(image.convert("RGB")).max(axis=-1)
+    values = decode_image(data, name).max(axis=-1)
     top = int(values.max())
     between = np.count_nonzero((values > top / 4) & (values < 3 * top / 4))
     much = 2 * between > np.count_nonzero(values >= 3 * top / 4)
@@ -108,10 +130,31 @@ def of_two_values(mask: np.ndarray, name: str, any_value: bool) -> np.ndarray:
     return mask
 
 
-def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
-    """The upright image, in a mode of Pillow or, if that is None, in its own."""
+def _decode(data: bytes, name: str, mode: str | None = None) -> tuple[np.ndarray, str]:
+    """The upright pixels, in a mode of Pillow or, if that is None, in its own, and their mode."""
     if not data:
         raise UserError(f"{name}: the file is empty")
+    with naming_memory(name):
+        image = _open(_png_without_notes(data), name, mode)
+        return np.asarray(image), image.mode
+
+
+def _png_without_notes(data: bytes) -> bytes:
+    """A PNG without texts, colour profile and so on; Pillow refuses large and broken ones."""
+    if not data.startswith(PNG):
+        return data
+    kept, start, kind = [PNG], len(PNG), b""
+    while start < len(data) and kind != b"IEND":
+        end = start + 12 + int.from_bytes(data[start : start + 4])  # Length, kind, contents, CRC.
+        kind, text = data[start + 4 : start + 8], data[start + 8 : start + 30]
+        if kind[:1].isupper() or kind in PNG_CHUNKS or text.startswith(PNG_TEXTS):
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _open(data: bytes, name: str, mode: str | None) -> Image.Image:
+    """The upright image; `mode` as of `_decode`."""
     try:
         image = _identify(data)
         if image.width * image.height > MOST_PIXELS:
@@ -130,6 +173,8 @@ def _open(data: bytes, name: str, mode: str | None = None) -> Image.Image:
             f"make it smaller than {MOST_PIXELS // 10**6} million pixels"
         ) from error
     except Exception as error:  # Broken files make Pillow raise all kinds, such as SyntaxError.
+        if isinstance(error, MemoryError) or "out of memory" in str(error):  # The latter: a codec.
+            raise MemoryError(str(error)) from error
         reason = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise UserError(
             f"{name}: cannot be decoded as an image ({reason}): replace the file or remove it"

@@ -194,6 +194,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 try:
                     encoded.append(file.read())
                     decoded.append(decode(encoded[-1], file.name))
+                except MemoryError:
+                    raise
                 except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
                     reason = str(error).removeprefix(f"{file.name}: ")
                     problems["unreadable file"].append(f"{file.name}: {reason}")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from segdiff_jax.data.decode import naming_memory
 from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import class_scores
@@ -25,6 +26,7 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
 STRIPS = 4  # images whose denoising the report shows
+NAMED = 5  # images without a true mask that the terminal names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,10 @@ def evaluate(
 ) -> Evaluation:
     """Writes masks, probabilities, overlays, scores and the report of every example.
 
-    An image that cannot be read goes to failures.csv. What `out` holds, made with the same settings
-    from the same files, is not made again. Several processes share the images and the folder.
+    An image without a true mask is segmented, but not scored. One that cannot be read goes to
+    failures.csv; if memory is short, `OutOfMemory` names the image. What `out` holds, made with the
+    same settings from the same files, is not made again. Several processes share the images and the
+    folder.
 
     Args:
         model, examples: what segments, and the images.
@@ -105,7 +109,8 @@ def _segment_share(
     def finish() -> None:
         id, written = pending.popleft()
         try:
-            written.result()
+            with naming_memory(id):
+                written.result()
             done.append(id)
         except BadName as error:
             failures[id] = str(error)
@@ -119,9 +124,10 @@ def _segment_share(
     ):
         batch_size = parallel.batch_size(model.batch_size, len(share))
         for number, (group, valid) in enumerate(padded_batches(readable(), batch_size)):
-            images = np.stack([example["input"] for example in group])
             ids = [example["id"] for example in group]
-            samples = model.sample(images, ids, show, None if number else note)
+            with naming_memory(", ".join(dict.fromkeys(ids))):
+                images = np.stack([example["input"] for example in group])
+                samples = model.sample(images, ids, show, None if number else note)
             for i in np.flatnonzero(valid):
                 frames = [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain if i < len(x_t)]
                 if len(pending) > workers:
@@ -143,6 +149,7 @@ def _finish(
     area = (found.labels > 0).mean()
     row = {"id": example["id"], "area": area, "disagreement": found.uncertainty}
     if truth is not None:
+        row["foreground"] = bool(truth.any())
         scores, of_classes = class_scores(found.labels, truth, len(classes.names))
         levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
         row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
@@ -171,10 +178,17 @@ def _summarise(folder: OutputFolder, done: list[str], page: Page) -> dict[str, A
 
 def format_result(result: Evaluation, out: str | Path) -> str:
     """What became of the images, for a terminal; the last line is the score and the report."""
-    lines, end = [], f"{result.num_images} images"
-    if result.metrics:
-        lines += [format_metrics(result.metrics)]
-        end = f"mean IoU {result.metrics['mean']['iou']:.4f}"
+    lines, end, metrics = [], f"{result.num_images} images", result.metrics
+    if metrics:
+        lines += [format_metrics(metrics)]
+        end = f"mean IoU {metrics['mean']['iou']:.4f}"
+        if not metrics["num_with_foreground"]:
+            count = metrics["num_images"]
+            lines += [f"none of the {count} true masks has any foreground: IoU says little"]
+        if unscored := metrics["unscored"]:
+            some = ", ".join(unscored[:NAMED]) + ", ..." * (len(unscored) > NAMED)
+            text = "images have no mask: they are segmented, but not scored"
+            lines += [f"{len(unscored)} {text} ({some})"]
     if result.num_before:
         lines += [f"{result.num_before} images had been segmented before"]
     if result.failures:

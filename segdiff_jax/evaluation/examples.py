@@ -10,7 +10,7 @@ import numpy as np
 
 from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
-from segdiff_jax.data.decode import decode_image, decode_labels
+from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
 from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
@@ -59,20 +59,24 @@ class NativeExamples(Sequence):
         """Decodes the examples of these indices ahead, in order.
 
         Yields an example, with the checksum of its files as "content"; or {"id", "done"}, if
-        `is_done` says so by id and checksum; or {"id", "failure"}: why it cannot be read.
+        `is_done` says so by id and checksum; or {"id", "failure"}: why it cannot be read. An
+        `OutOfMemory` names an image for which there is too little memory.
         """
+        ids = getattr(self._records, "ids", range(len(self)))
 
         def read(index):
             try:
-                record = self._records[index]
+                with naming_memory(f"image {ids[index]}"):
+                    record = self._records[index]
             except OSError as error:  # Of a file in a folder.
-                return {"id": self._records.ids[index], "failure": str(error)}
+                return {"id": ids[index], "failure": str(error)}
             id = record_id(record)
-            content = zlib.crc32(record.get("mask", b""), zlib.crc32(record["image"]))
+            content = zlib.crc32(record.get("mask", b"none"), zlib.crc32(record["image"]))
             if is_done(id, content):
                 return {"id": id, "done": True}
             try:
-                return self._decode(record) | {"content": content}
+                with naming_memory(id):
+                    return self._decode(record) | {"content": content}
             except UserError as error:
                 return {"id": id, "failure": str(error)}
 

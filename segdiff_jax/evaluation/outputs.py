@@ -24,7 +24,7 @@ from segdiff_jax.runtime.files import naming, write_file
 MEMORY = "max_batch", "max_memory"
 NAMES = errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 MOST_BYTES = 230  # of a name; file systems take it with our endings
-VERSION = 3  # of a result; others are made again, also if there are other scores now
+VERSION = 4  # of a result; others are made again, also if there are other scores now
 FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "results"
 
 PREDICTION_COLOUR = (0, 229, 255)

@@ -105,13 +105,15 @@ def write_report(
 ) -> None:
     """Writes a self-contained HTML file: pictures, styles and scripts are inside.
 
-    `cases` are all images, see `make_case`. The gallery holds the 400 with the lowest IoU or,
-    without truth, whose samples disagree most. `metrics` is what `write_metrics` returns, None
-    without truth; `strips` are of some images, see `make_strip`.
+    `cases` are all images, see `make_case`. The gallery holds the 400 with the lowest IoU; images
+    without truth come last, first those whose samples disagree most. `metrics` is what
+    `write_metrics` returns, None if no image has a truth; all figures are of the images that have
+    one. `strips` are of some images, see `make_strip`.
     """
-    scored = [case["scores"] for case in cases if case["scores"]] if metrics else []
+    counted = [case for case in cases if case["scores"]] if metrics else cases
+    scored = [case["scores"] for case in counted] if metrics else []
     chosen = sorted(cases, key=_rank)[:GALLERY]
-    disagreements = [case["disagreement"] for case in cases if case["disagreement"] is not None]
+    disagreements = [case["disagreement"] for case in counted if case["disagreement"] is not None]
     curves = {
         "coverage": sorted(metrics["uncertainty"].get("risk_coverage", ())) if metrics else [],
         "loss": _column(page.history, "loss"),
@@ -130,6 +132,7 @@ def write_report(
         number=_number,
         title=page.title,
         num_images=len(cases),
+        num_unscored=len(cases) - len(counted),
         settings=page.settings,
         scores=_score_table(scored, metrics) if metrics else [],
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",

@@ -21,22 +21,27 @@ def write_metrics(
     Args:
         folder: of the files; OSError if one cannot be written.
         rows: one an image: {"id", "area": the share of the image that is lesion, "disagreement",
-            see `combine.disagreement`}. Either all or none also have "scores", "conditions" and
-            "levels", see `segmentation_scores`, `measure_conditions` and `calibration_levels`. With
-            several classes also "classes": {name: its scores or None}.
+            see `combine.disagreement`}. Images with a true mask also have "foreground": whether the
+            mask has any, "scores", "conditions" and "levels", see `segmentation_scores`,
+            `measure_conditions` and `calibration_levels`. With several classes also "classes":
+            {name: its scores or None}.
         settings: what the scores were made with.
     Returns:
-        The contents of metrics.json, None without scores: {"num_images", "mean": {score: mean over
-        images}, "intervals": {score: [low, high]}, see `bootstrap_interval`, "uncertainty", see
-        `summarise`, "conditions", see `scores_by_condition`, "settings"}. With several classes also
-        "classes": {name: {"images": how many have it in truth or prediction, score: mean over
-        these}}.
+        The contents of metrics.json, None if no image has scores. All is over the images that have:
+        {"num_images", "num_with_foreground", "mean": {score: mean over images}, "intervals":
+        {score: [low, high]}, see `bootstrap_interval`, "uncertainty", see `summarise`,
+        "conditions", see `scores_by_condition`, "settings"}; but "unscored" is the ids of the
+        others. With several classes also "classes": {name: {"images": how many have it in truth or
+        prediction, score: mean over these}}.
     """
     if not rows:
         raise ValueError("rows is empty: there are no images")
     lines = [_line(row) for row in sorted(rows, key=lambda row: row["id"])]
-    _write_csv(folder / "metrics.csv", [list(lines[0]), *(list(line.values()) for line in lines)])
-    if "scores" not in rows[0]:
+    header = list(max(lines, key=len))  # Of a line with scores, if there is one.
+    _write_csv(folder / "metrics.csv", [header, *([x.get(n, "") for n in header] for x in lines)])
+    unscored = sorted(row["id"] for row in rows if "scores" not in row)
+    rows = [row for row in rows if "scores" in row]
+    if not rows:
         return None
     names = "scores", "conditions", "disagreement", "levels"
     scores, conditions, disagreements, levels = ([row[name] for row in rows] for name in names)
@@ -44,6 +49,8 @@ def write_metrics(
     classes = rows[0].get("classes", ())
     summary = {
         "num_images": len(rows),
+        "num_with_foreground": sum(row["foreground"] for row in rows),
+        "unscored": unscored,
         "mean": average_scores(scores),
         "intervals": {name: list(bootstrap_interval(of)) for name, of in by_name.items()},
         "uncertainty": summarise(by_name["iou"], disagreements, levels, bool(classes)),

@@ -2,6 +2,7 @@ import io
 import json
 import struct
 import zlib
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import Classes
 from segdiff_jax.data.decode import decode_blurred_mask, decode_image, decode_labels
+from segdiff_jax.data.pairs import File, Pair, check
 from segdiff_jax.runtime.errors import UserError
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
@@ -262,10 +264,81 @@ def test_what_is_no_blurred_mask_is_refused(image):
         decode_blurred_mask(encode(Image.fromarray(image), "JPEG"), "a")
 
 
-def png_of_16_bit_colours():
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(kind, data, error=0):
+    """Of a PNG; with an error, its checksum is wrong."""
+    checksum = zlib.crc32(kind + data) ^ error
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def packed(megabytes):
+    return b"k\0\0" + zlib.compress(bytes(1_000_000) * megabytes, 1)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        [chunk(b"zTXt", packed(5))],
+        [chunk(b"zTXt", packed(8))] * 10,
+        [chunk(b"iCCP", packed(5))],
+        [chunk(b"iCCP", b"k\0\0no zlib")],
+        [chunk(b"iCCP", b"k\0\7")],
+        [chunk(b"iCCP", b"k")],
+        [chunk(b"pHYs", bytes(9), error=1)],
+    ],
+    ids="text texts profile no_profile method short checksum".split(),  # noqa: SIM905
+)
+@pytest.mark.parametrize("place", [33, -12], ids=["before the pixels", "after them"])
+def test_what_a_png_holds_beside_its_pixels_does_not_matter(notes, place):
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Upside down.
+    data = encode(Image.fromarray(RGB), exif=exif)
+    data = data[:place] + b"".join(notes) + data[place:] + b"trailing rubbish"
+    np.testing.assert_array_equal(decode_image(data, "a"), RGB[::-1, ::-1])
+    mask = encode(Image.fromarray(TRUE))
+    mask = mask[:place] + b"".join(notes) + mask[place:]
+    np.testing.assert_array_equal(decode_labels(mask, "a", any_value=True), TRUE)
+
+
+def test_texts_of_a_png_may_say_which_side_is_up():
+    exif = Image.Exif()
+    exif[0x0112] = 3  # Upside down.
+    profile = f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}".encode()
+    notes = (
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="3"/>'),
     )
+    data = encode(Image.fromarray(RGB))
+    for note in notes:
+        decoded = decode_image(data[:33] + note + data[33:], "a")
+        np.testing.assert_array_equal(decoded, RGB[::-1, ::-1])
+
+
+@pytest.mark.parametrize("end", [b"", b"\0" * 9, bytes(range(256))])
+def test_what_follows_a_jpeg_does_not_matter(end):
+    data = encode(Image.fromarray(np.kron(RGB, np.ones((9, 9, 1), np.uint8))), "JPEG")
+    expected = decode_image(data, "a")
+    np.testing.assert_array_equal(decode_image(data + end, "a"), expected)
+    if end:  # Its last marker is lost.
+        np.testing.assert_array_equal(decode_image(data[:-2] + bytes(99) + end, "a"), expected)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("out of memory error when reading")])
+def test_lack_of_memory_is_no_fault_of_the_file(monkeypatch, error):
+    def load(self):
+        raise error
+
+    data = encode(Image.fromarray(RGB))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(MemoryError, match="^a: not enough memory .*data.num_threads in train"):
+            decode(data, "a")
+    pair = Pair(File("a.png", lambda: data), File("a_mask.png", lambda: data))
+    with pytest.raises(MemoryError, match="^a.png: not enough memory"):
+        check({"a": pair}, problems := defaultdict(list), "name")
+    assert not problems
+
+
+def png_of_16_bit_colours():
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
     pixels = zlib.compress(b"\0" + bytes(range(12)))
     chunks = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")

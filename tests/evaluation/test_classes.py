@@ -312,6 +312,7 @@ def test_an_evaluation(tmp_path):
     assert metrics["mean"]["iou"] == pytest.approx(3 / 4)
     right = [0] * 3 + [np.mean(labels_of(images)[3] > 0)]
     assert metrics["uncertainty"]["ece"] == pytest.approx(np.mean(right), abs=0.01)
+    assert (metrics["num_images"], metrics["num_with_foreground"]) == (4, 3)
     with (tmp_path / "out/metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["iou_lesion"] for row in rows] == ["1.000000"] * 3 + ["0.000000"]
@@ -374,7 +375,8 @@ def test_a_class_of_no_image(tmp_path):
     row = {"id": "a", "area": 0.0, "disagreement": None, "scores": scores}
     conditions = {"dark_corners": "no", "contrast": "none", "lesion_size": "none", "hair": "no"}
     levels = calibration_levels(np.ones((4, 4), np.float32), ~empty)
-    row |= {"conditions": conditions, "levels": levels, "classes": {"lesion": scores, "core": None}}
+    row |= {"conditions": conditions, "levels": levels, "foreground": False}
+    row["classes"] = {"lesion": scores, "core": None}
     metrics = write_metrics(tmp_path, [row], {})
     assert metrics["classes"] == {"lesion": {"images": 1, **scores}, "core": {"images": 0}}
     assert any(line.split() == ["core", "0"] for line in format_metrics(metrics).splitlines())

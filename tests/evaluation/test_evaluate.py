@@ -15,6 +15,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.command import describe
 from segdiff_jax.runtime.errors import UserError
 from tests.evaluation.models import SIZE, Threshold, config_of, model_of
 
@@ -229,6 +230,84 @@ def test_without_truth_there_are_no_scores(tmp_path, written):
         if name.startswith(("masks", "probabilities")):
             assert (tmp_path / "none" / name).read_bytes() == (tmp_path / "all" / name).read_bytes()
     assert "report.html" in names
+
+
+def without_mask(record):
+    return {"id": record["id"], "image": record["image"]}
+
+
+def test_images_without_truth_are_segmented_but_not_scored(tmp_path, written):
+    """Also when the folder is resumed, and they are scored when they get a mask."""
+    some = [record if record["id"] in b"gcb" else without_mask(record) for record in RECORDS]
+    result = run(tmp_path / "some", some)
+    assert (result.num_images, result.failures) == (7, {})
+    scored = run(tmp_path / "scored", [RECORDS[i] for i in (2, 3, 4)]).metrics
+    assert result.metrics == scored | {"unscored": ["a", "d", "e", "f"]}
+    assert scored["num_images"] == 3 and scored["mean"]["iou"] == pytest.approx(7 / 12)
+    rows = {row["id"]: row for row in rows_of(tmp_path / "some")}
+    assert sorted(rows) == sorted(IOU)
+    assert rows["e"]["iou"] == rows["e"]["hair"] == "" and rows["e"]["area"] == "0.500000"
+    assert rows["g"] == {row["id"]: row for row in rows_of(tmp_path / "scored")}["g"]
+    assert (pixels(tmp_path / "some/masks/e_Segmentation.png") == 255).any()
+    report = (tmp_path / "some/report.html").read_text()
+    assert "7 images, 4 without a true mask</p>" in report and report.count('"id": "e"') == 1
+    line = "4 images have no mask: they are segmented, but not scored (a, d, e, f)"
+    assert line in format_result(result, tmp_path).splitlines()
+
+    del written[:]
+    again = run(tmp_path / "some", some)
+    assert again == Evaluation(7, 7, {}, result.metrics) and not written
+    assert line in format_result(again, tmp_path).splitlines()
+    some[0], some[3] = RECORDS[0], without_mask(RECORDS[3])
+    some[1] = RECORDS[1] | {"mask": b""}
+    changed = run(tmp_path / "some", some)
+    assert sorted(written) == ["c", "e"]
+    assert changed.failures == {"a": "mask of a: the file is empty"}
+    assert changed.metrics["unscored"] == ["c", "d", "f"]
+    assert changed.metrics["mean"]["iou"] == pytest.approx((1 / 2 + 1 + 1) / 3)
+
+
+def test_the_terminal_names_a_few_images_without_a_mask_and_masks_without_foreground(tmp_path):
+    records = [make_record(str(i), (8, 8), 4, 0) for i in range(9)]
+    result = run(tmp_path, records[:2] + [without_mask(record) for record in records[2:]])
+    lines = format_result(result, tmp_path).splitlines()
+    assert lines[-3] == "none of the 2 true masks has any foreground: IoU says little"
+    text = "7 images have no mask: they are segmented, but not scored (2, 3, 4, 5, 6, ...)"
+    assert lines[-2] == text
+
+
+def lack(*arguments, **options):
+    raise MemoryError("Unable to allocate 3. GiB")
+
+
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("segdiff_jax.data.decode.Image.Image.convert", "e"),
+        ("segdiff_jax.evaluation.examples.measure_conditions", "e"),
+        ("segdiff_jax.inference.load.Model.sample", "e, a, g"),
+        ("segdiff_jax.inference.load.Model.segment", "e"),
+        ("segdiff_jax.evaluation.evaluate.class_scores", "e"),
+        ("segdiff_jax.evaluation.outputs.encode_image", "e"),
+    ],
+)
+def test_lack_of_memory_names_the_image(tmp_path, monkeypatch, where, named):
+    monkeypatch.setattr(where, lack)
+    message = f"^{named}: not enough memory .Unable to allocate 3. GiB.: close .* --workers or sam"
+    with pytest.raises(MemoryError, match=message) as found:
+        run(tmp_path, RECORDS, workers=1)
+    assert describe(found.value, "") == f"error: {found.value}"
+
+
+def test_lack_of_memory_for_a_file_names_it(tmp_path):
+    class Source(list):
+        ids = ("e", "a", "g")
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) if index != 1 else lack()
+
+    with pytest.raises(MemoryError, match="^image a: not enough memory"):
+        run(tmp_path, Source(RECORDS[:3]))
 
 
 def test_the_model_sees_each_image_once_and_the_last_one_again_as_padding(tmp_path):

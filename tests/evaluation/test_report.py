@@ -54,7 +54,8 @@ def metrics_of(cases):
 
 
 def render(tmp_path, cases, settings=None, title="title", strips=(), **more):
-    metrics = metrics_of(cases) if cases[0]["scores"] else None
+    scored = [case for case in cases if case["scores"]]
+    metrics = metrics_of(scored) if scored else None
     path = tmp_path / "report.html"
     write_report(path, cases, metrics, Page(title, settings or {}, **more), strips)
     return path.read_text()
@@ -325,6 +326,22 @@ def test_without_truth_the_images_that_disagree_most_come_first(tmp_path):
     assert re.findall(r'<option value="(\w+)">', page(html)) == ["uncertain", "name"]
     words = ("<table", "<svg", "IoU first", "true contour", "By condition")
     assert not [word for word in words if word in page(html)]
+
+
+def test_images_without_truth_come_last_and_count_in_no_figure(tmp_path):
+    scored = [case("a", 20, deviation=0.125), case("b", 10, deviation=0.375)]
+    others = [case(f"id{i}", deviation=i / 10, with_truth=False) for i in range(3)]
+    html = render(tmp_path, [*others[:2], *scored, others[2]], failures={"broken": "why"})
+    assert shown(html) == ["b", "a", "id2", "id1", "id0"]
+    assert "5 images, 3 without a true mask, 1 not segmented</p>" in page(html)
+    assert data(html)["cases"][2]["truth"] is None
+    assert data(html)["stops"] == ["image", "truth", "prediction", "uncertainty"]
+    figures = lambda html: html[html.index('<div class="headlines">') : html.index("<noscript>")]
+    assert figures(render(tmp_path, [*scored, *others])) == figures(render(tmp_path, scored))
+    many = [others[0] | {"id": f"id{i:03}"} for i in range(400)]
+    html = page(render(tmp_path, [*scored, *many]))
+    text = "The 400 of 402 images with the lowest IoU, then images without a true mask."
+    assert text in html
 
 
 @pytest.mark.parametrize("with_truth", [True, False])

@@ -59,6 +59,11 @@ def write(path):
     write_report(path, cases, metrics, Page("title", {"steps": 5}, {}, history), strips)
     plain = [case | dict.fromkeys(("truth", "scores", "conditions")) for case in cases]
     write_report(path.with_name("unscored.html"), plain, None, Page("title", {}))
+    # The means do not matter here.
+    mixed = [*plain[:2], *cases[2:]]
+    write_report(
+        path.with_name("mixed.html"), mixed, metrics | {"num_images": 3}, Page("title", {})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +200,31 @@ def test_the_slider_fades_all_cards(report):
     assert shown(browser) == ["id1"] and opacities(browser)[3] == 1
     one(browser, ".stops [data-stop='1']").click()
     assert opacities(browser) == [1, 1, 0, 0]
+
+
+def test_images_without_truth_are_shown_beside_others(report):
+    browser = report("mixed.html")
+    assert one(browser, ".lead").text == "5 images, 2 without a true mask"
+    assert shown(browser) == ["id2", "id4", "id3", "id0", "id1"]
+    assert one(browser, "#count").text == "5 of 5 images, mean IoU 0.417"
+    choose(browser, "#sort", "best")
+    assert shown(browser) == ["id3", "id4", "id2", "id0", "id1"]
+    choose(browser, "#sort", "uncertain")
+    assert shown(browser) == ["id1", "id3", "id4", "id2", "id0"]
+    choose(browser, "#group", "hair")
+    headings = [heading.text for heading in browser.find_elements("css selector", ".heading")]
+    assert headings[-1] == "not known (2 images, no IoU)" and len(headings) == 3
+    choose(browser, "#group", "")
+    choose(browser, "select.filter", "yes")
+    assert shown(browser) == ["id2"]
+    one(browser, "#reset").click()
+    js(browser, "document.querySelector('.tile[title=id1]').click()")
+    press(browser, "3")
+    assert opacities(browser, "#viewer-layers") == [1, 1, 0]  # It has no layer of the truth.
+    rows = [row.text for row in browser.find_elements("css selector", "#viewer-facts tr")]
+    assert rows == ["Disagreement 0.5000"] and not one(browser, ".chips").text
+    press(browser, Keys.ARROW_RIGHT)
+    assert opacities(browser, "#viewer-layers") == [1, 1, 1, 0]
 
 
 def test_keyboard(report):

@@ -11,7 +11,7 @@ LEVELS = np.zeros((2, 256))
 LEVELS[:, 51] = 1, 0.5  # All pixels have a probability of 0.2, and half of them are lesion:
 # logits of -1.386, which the highest temperature, 20, makes -0.069, a probability of 0.4827.
 SURE, UNSURE = (
-    {"area": area, "disagreement": disagreement, "levels": LEVELS}
+    {"area": area, "disagreement": disagreement, "levels": LEVELS, "foreground": True}
     for disagreement, area in ((0.125, 0.25), (0.375, 0.75))
 )
 ROWS = [
@@ -27,7 +27,8 @@ ROWS = [
 
 def test_metrics_files(tmp_path):
     summary = tables.write_metrics(tmp_path / "new", ROWS, {"samples": 9})
-    assert summary["num_images"] == 2
+    assert summary["num_images"] == summary["num_with_foreground"] == 2
+    assert summary["unscored"] == []
     assert summary["mean"] == pytest.approx({"iou": 0.75, "dice": 5 / 6})
     assert summary["settings"] == {"samples": 9}
     assert summary["intervals"] == {"iou": [0.5, 1.0], "dice": [pytest.approx(2 / 3), 1.0]}
@@ -76,6 +77,17 @@ def test_without_truth_there_are_areas_and_disagreements_alone(tmp_path):
     assert not (tmp_path / "metrics.json").exists()
     with pytest.raises(ValueError, match="rows is empty"):
         tables.write_metrics(tmp_path, [], {})
+
+
+def test_an_image_without_truth_has_a_line_and_counts_in_no_mean(tmp_path):
+    expected = tables.write_metrics(tmp_path / "scored", ROWS, {})
+    rows = [{"id": id, "area": 0.5, "disagreement": 0.75} for id in ("z", "a")]
+    summary = tables.write_metrics(tmp_path / "mixed", [rows[0], *ROWS, rows[1]], {})
+    assert summary == expected | {"unscored": ["a", "z"]}
+    header, *scored = (tmp_path / "scored/metrics.csv").read_text().splitlines()
+    empty = ",,,0.500000,0.750000,,,,"
+    lines = (tmp_path / "mixed/metrics.csv").read_text().splitlines()
+    assert lines == [header, "a" + empty, *scored, "z" + empty]
 
 
 def test_metrics_as_text(tmp_path):
