@@ -196,7 +196,7 @@ def _identify(data: bytes) -> Image.Image:
 
 def doubt(image: bytes, mask: bytes) -> str | None:
     """What a good image and mask leave open, if anything: a warning for a user."""
-    file = _identify(mask)
+    file = _identify(_png_without_notes(mask))
     if file.format == "TIFF" and file.tag_v2.get(PHOTOMETRIC) == 0:
         return (
             "mask of a TIFF that has 0 for white, as ImageJ's inverting table does, so its values "
@@ -215,6 +215,6 @@ def doubt(image: bytes, mask: bytes) -> str | None:
 def _orientation(data: bytes) -> int:
     """EXIF's, from 1, upright, to 8; above 4, height and width change places."""
     # Pillow decodes a whole PNG to look for it.
-    if data.startswith(b"\x89PNG") and b"eXIf" not in data and b"Raw profile type" not in data:
+    if data.startswith(PNG) and b"eXIf" not in data and b"Raw profile type" not in data:
         return 1
-    return _identify(data).getexif().get(ORIENTATION, 1)
+    return _identify(_png_without_notes(data)).getexif().get(ORIENTATION, 1)

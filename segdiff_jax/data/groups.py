@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -56,16 +57,17 @@ def groups_of(ids: Collection[str], groups: Groups) -> dict[str, str]:
 
 def leave_out_copies(parts: Mapping[str, Keys]) -> dict[str, Keys]:
     """The same parts without images that have a key of a later part; prints which."""
-    kept, later = {}, set()
+    kept, part_of = {}, {}
     for part, images in reversed(parts.items()):
-        kept[part] = {id: keys for id, keys in images.items() if later.isdisjoint(keys)}
+        kept[part] = {id: keys for id, keys in images.items() if part_of.keys().isdisjoint(keys)}
         if copies := sorted(images.keys() - kept[part].keys()):
+            others = {part_of[key] for id in copies for key in images[id] if key in part_of}
             print(
-                f"{len(copies)} images of {part} are left out, because another split has the same "
-                f"image or group: {some(copies)}",
+                f"{len(copies)} images are left out, because {' and '.join(sorted(others))} has "
+                f"the same image or group: {some(copies)}",
                 flush=True,
             )
-        later.update(*images.values())
+        part_of |= dict.fromkeys(itertools.chain(*images.values()), part)
     return dict(reversed(kept.items()))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from segdiff_jax.data.builders.cityscapes_instances import (
     cityscapes_instances_dataset_builder as cityscapes,
 )
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, PlainSet, builder_of
-from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.prepare import Rules, load_source
 from segdiff_jax.data.splits import hashed_split, hold_out
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
@@ -169,6 +170,9 @@ def test_builds_every_split(case, load):
     for split, count in case.counts.items():
         records = load(case, split)
         assert len(records) == count, split
+        statistics = records.statistics
+        assert statistics["pairs"] == sum(case.counts.get(s, 0) for s in SPLITS)
+        assert statistics["foreground"] == [0.5] * 3 and not statistics["empty_splits"]
         for record in records:
             image, mask = decoded(record["image"]), decoded(record["mask"])
             size = record["height"], record["width"]
@@ -195,6 +199,85 @@ def test_is_built_again_when_the_files_change(case, load, tmp_path, capsys):
                 file.write(b"\n")
     load(case, "train")
     assert "building again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [3, 5], ids=["ph2", "cvc"])
+def test_a_corrected_mask_of_as_many_bytes_is_read(load, tmp_path, number):
+    case = CASES[number]
+    load(case, "train")
+    for path in (tmp_path / "manual").rglob("*"):
+        if path.is_file() and ("_lesion.bmp" in path.name or "Ground" in str(path)):
+            size, mask = path.stat().st_size, np.asarray(Image.open(path))
+            write(path, np.ascontiguousarray(mask[:, ::-1]))
+            assert path.stat().st_size == size
+    for record in load(case, "train"):
+        assert (decoded(record["mask"]) == case.mask[0, ::-1]).all()
+
+
+@pytest.mark.parametrize("colour", [(100, 100, 100), (255, 0, 0), (0, 0, 140)])
+def test_blurred_masks_of_any_brightness_and_colour(load, tmp_path, colour):
+    write_kvasir(tmp_path / "manual")
+    for path in (tmp_path / "manual/Kvasir-SEG/masks").iterdir():
+        Image.fromarray(half((16, 32))[..., None] // 255 * np.uint8(colour)).save(path, quality=95)
+    for record in load(CASES[4], "train"):
+        assert (decoded(record["mask"]) == half((16, 32))).all()
+
+
+def test_a_split_without_any_foreground_is_refused_unless_told(tmp_path):
+    write_cvc(tmp_path)
+    for number in (504, 612):
+        write(tmp_path / f"CVC-ClinicDB/Ground Truth/{number}.tif", np.zeros((8, 6), np.uint8))
+    place = tmp_path / "data", tmp_path
+    for split in ("train", "test"):  # It is one build; the second time, it is there.
+        with pytest.raises(UserError, match="no mask of test has any foreground: check the masks"):
+            load_source("cvc_clinicdb", split, *place)
+    records = load_source("cvc_clinicdb", "test", *place, rules=Rules(empty_splits=True))
+    assert not any(decoded(record["mask"]).any() for record in records)
+    assert records.statistics["empty_splits"] == ["test"]
+    assert records.statistics["without_foreground"] == ["504", "612"]
+
+
+def test_masks_that_leave_a_doubt_are_listed(tmp_path, capsys):
+    write_cvc(tmp_path)
+    folder, exif = tmp_path / "CVC-ClinicDB", Image.Exif()
+    ground_truth, original = folder / "Ground Truth", folder / "Original"
+    image = Image.fromarray(half((8, 6)))
+    image.save(ground_truth / "1.tif", tiffinfo={262: 0})  # 0 is white.
+    for name, size, turn in (("2", (6, 6), 6), ("447", (6, 8), 6), ("448", (8, 6), 3)):
+        exif[0x0112] = turn  # Of 447, the sides tell that its mask is upright.
+        Image.fromarray(picture(size)).save(original / f"{name}.tif", exif=exif)
+    write(ground_truth / "2.tif", half((6, 6)))
+    load_source("cvc_clinicdb", "train", tmp_path / "data", tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == 2
+    assert "TIFF that has 0 for white" in lines[0] and lines[0].endswith(
+        f"(1): {ground_truth}/1.tif"
+    )
+    assert lines[1].endswith(f"(2): {ground_truth}/2.tif, {ground_truth}/448.tif")
+
+
+def test_numbered_nuclei_are_foreground_and_two_values_are_needed_elsewhere(load, tmp_path):
+    numbered = np.uint8([[0, 1, 2, 255, 0, 7, 0, 0, 0, 0]] * 12)
+    write_monuseg(tmp_path / "manual")
+    write(tmp_path / "manual/MoNuSeg/Training/mask/TCGA-a.png", numbered)
+    records = {r["id"].decode(): r for r in load(CASES[0], "train+validation")}
+    assert (decoded(records["TCGA-a"]["mask"]) == 255 * (numbered > 0)).all()
+    write_ph2(tmp_path / "ph2")
+    folder = tmp_path / "ph2/PH2Dataset/PH2 Dataset images/IMD002/IMD002_lesion"
+    write(folder / "IMD002_lesion.bmp", np.uint8([[0, 9, 255] * 2] * 8))
+    with pytest.raises(UserError, match="the mask has 3 values .0, 9, 255.: make it 0 and one"):
+        load_source("ph2", "train", tmp_path / "data", tmp_path / "ph2")
+
+
+def test_a_copy_of_a_test_image_is_not_trained_on(load, tmp_path, capsys):
+    write_monuseg(tmp_path / "manual")
+    root = tmp_path / "manual/MoNuSeg"
+    shutil.copy(root / "Test/img/TCGA-x.tif", root / "Training/img/TCGA-a.tif")
+    ids = {split: {r["id"].decode() for r in load(CASES[0], split)} for split in SPLITS}
+    assert ids["test"] == {"TCGA-x", "TCGA-y"}
+    assert ids["train"] | ids["validation"] == {f"TCGA-{name}" for name in "bcde"}
+    said = capsys.readouterr().out
+    assert "1 images are left out, because test has the same image or group: TCGA-a\n" in said
 
 
 @pytest.mark.parametrize("name", sorted({case.name for case in CASES}))

@@ -311,6 +311,52 @@ def test_sizes_are_those_of_the_upright_image(tmp_path):
     assert sizes[IDS[0]] == (6, 5)
 
 
+def test_names_with_backslashes_are_paths(tmp_path):
+    images, masks = members(IDS, "images"), members(IDS, "masks")
+    for name, files in ((TRAIN_IMAGES, images), (TRAIN_MASKS, masks)):
+        (tmp_path / "manual").mkdir(exist_ok=True)
+        with zipfile.ZipFile(tmp_path / f"manual/{name}.zip", "w") as archive:
+            archive.writestr(f"__MACOSX\\{name}\\ISIC_0000099.jpg", b"x")
+            for file, data in files.items():
+                archive.writestr(f"{name}\\{file}", data)
+    seen = ISIC_2016("train+validation", tmp_path / "data", tmp_path / "manual")
+    assert {r["id"].decode(): r["image"] for r in seen} == {id: images[f"{id}.jpg"] for id in IDS}
+
+
+def test_an_unpacked_folder_beside_its_archive_is_named_and_read_without_it(tmp_path, capsys):
+    manual, mask = tmp_path / "manual", f"{TRAIN_MASKS}/{IDS[0]}_Segmentation.png"
+    write_2016(manual)
+    load = lambda: {r["id"].decode(): r for r in ISIC_2016("train", tmp_path / "data", manual)}
+    before = load()[IDS[0]]["mask"]
+    with zipfile.ZipFile(manual / f"{TRAIN_MASKS}.zip") as archive:
+        archive.extractall(manual)
+    corrected = encoded((6, 5), "PNG", seed=1, mode="L")
+    (manual / mask).write_bytes(corrected)
+    capsys.readouterr()
+    assert load()[IDS[0]]["mask"] == before
+    said = capsys.readouterr().out
+    assert f"{TRAIN_MASKS}.zip is read, and not the folder {manual / TRAIN_MASKS}: remove" in said
+    (manual / f"{TRAIN_MASKS}.zip").unlink()
+    assert load()[IDS[0]]["mask"] == corrected
+    (manual / mask).write_bytes(encoded((6, 5), "PNG", seed=2, mode="L"))
+    assert load()[IDS[0]]["mask"] == encoded((6, 5), "PNG", seed=2, mode="L")
+
+
+def test_linked_folders_and_links_to_nowhere(tmp_path):
+    write_2016(tmp_path / "elsewhere", write=write_folder)
+    (tmp_path / "manual").mkdir()
+    for name in (TRAIN_IMAGES, TRAIN_MASKS, TEST_IMAGES, TEST_MASKS):
+        (tmp_path / "manual" / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert len(ISIC_2016("train", tmp_path / "data", tmp_path / "manual")) == 3
+    file = tmp_path / f"elsewhere/{TRAIN_IMAGES}/{IDS[0]}.jpg"
+    file.unlink()
+    file.symlink_to("../.git/annex/gone.jpg")
+    with pytest.raises(
+        UserError, match=rf"{IDS[0]}.jpg is a link to ../.git/annex/gone.jpg, which"
+    ):
+        ISIC_2016("train", tmp_path / "data", tmp_path / "manual")
+
+
 def test_empty_split(tmp_path):
     write_2016(tmp_path / "manual", members(IDS[:3], "images"), members(IDS[:3], "masks"))
     expected = ["empty split (1):", "  validation (there are 4 images)"]

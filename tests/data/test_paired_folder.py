@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 
 from segdiff_jax.data.builders.paired_folder.paired_folder_dataset_builder import Builder
 from segdiff_jax.data.folder import Folder
-from segdiff_jax.data.prepare import load_source, where
+from segdiff_jax.data.groups import Groups
+from segdiff_jax.data.prepare import Rules, load_source, where
 from segdiff_jax.data.splits import hold_out, is_validation
 from segdiff_jax.data.statistics import Statistics, format_statistics
 from segdiff_jax.evaluation.evaluate import evaluate
@@ -163,6 +165,63 @@ def test_it_is_built_again_when_a_file_changes(mine, tmp_path, capsys):
     (tmp_path / "images").rename(tmp_path / "gone")
     assert len(load_mine(mine)) == 6
     assert "images is not there; reading" in capsys.readouterr().out
+
+
+def test_copies_and_groups_share_a_split_and_are_counted(mine, tmp_path, capsys):
+    held = hold_out(NAMES)["validation"][0]
+    (image,) = (tmp_path / "images").glob(f"{held}.*")
+    for name in ("copy 1", "copy 2"):
+        shutil.copy(image, tmp_path / f"images/{name}{image.suffix}")
+        shutil.copy(tmp_path / f"masks/{held}_mask.png", tmp_path / f"masks/{name}.png")
+    groups = {
+        split: {record["id"].decode() for record in load_mine(mine, split)}
+        for split in ("train", "validation")
+    }
+    copies = {held, "copy 1", "copy 2"}
+    assert any(copies <= ids for ids in groups.values())
+    assert "2 images are copies of others: copies share a split" in capsys.readouterr().out
+    rules = Rules(Groups(pattern="[a-c]$|[f-h]$"))
+    load = lambda split: {
+        record["id"].decode()
+        for record in load_source("paired_folder", split, mine_data(mine), None, mine, rules)
+    }
+    assert load("train") | load("validation") == {*NAMES, "copy 1", "copy 2"}
+    table = tmp_path / "patients.csv"
+    table.write_text("id,group\n" + "".join(f"{name},{name > 'c'}\n" for name in NAMES))
+    rules = Rules(Groups(file=str(table)))
+    assert {frozenset(load(split) & {*NAMES}) for split in ("train", "validation")} == {
+        frozenset("abc"),
+        frozenset("fgh"),
+    }
+
+
+def test_linked_folders_are_read_and_what_is_not_looked_at_is_counted(mine, tmp_path, capsys):
+    for name in ("images", "masks"):
+        (tmp_path / name).rename(tmp_path / f"my {name}")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "2024").symlink_to(tmp_path / f"my {name}")
+    (tmp_path / "my images/photo.jfif").write_bytes(b"x")
+    assert {r["id"].decode() for r in load_mine(mine)} == {f"2024/{name}" for name in NAMES}
+    said = capsys.readouterr().out
+    assert "images: files with other endings, not looked at: 1 (1 .jfif)" in said
+    (tmp_path / "images/z.png").symlink_to("nowhere.png")
+    (tmp_path / "masks/z.png").symlink_to("nowhere.png")
+    kind, *lines = build_error(mine)
+    assert kind == "unreadable file (2):"
+    assert lines[0].startswith(
+        "  images/z.png: images/z.png is a link to nowhere.png, which is not"
+    )
+
+
+def test_lack_of_memory_is_no_fault_of_a_file(mine, monkeypatch):
+    def load(self):
+        raise MemoryError("Unable to allocate 3 GiB")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(
+        MemoryError, match=r"images/a.png: not enough memory \(Unable to allocate 3"
+    ):
+        load_mine(mine)
 
 
 def test_two_folders_are_two_builds(mine, tmp_path):

@@ -19,7 +19,8 @@ from PIL import Image
 
 from segdiff_jax.data import prepare
 from segdiff_jax.data.builders.isic import isic_dataset_builder
-from segdiff_jax.data.prepare import load_source, load_training_source
+from segdiff_jax.data.groups import Groups
+from segdiff_jax.data.prepare import Rules, load_source, load_training_source
 from segdiff_jax.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -236,6 +237,51 @@ def test_extra_training_images_leave_out_every_known_id(tmp_path):
     assert Image.open(io.BytesIO(more[4]["image"])).size == (4, 4)
     with pytest.raises(UserError, match="data.extra_datasets='isic/2020' is unknown"):
         load_with_extra(tmp_path, "isic/2020")
+
+
+def test_extra_images_that_are_copies_or_of_a_group_that_is_held_out_are_left_out(tmp_path, capsys):
+    """Of 2017's images, one has the bytes of a test image, and one is of a validation's group."""
+    write_2016(tmp_path / "archives")
+    write_2017(tmp_path / "archives", [f"ISIC_{id:07d}" for id in (3, 4, 5, 32)])
+    archive = tmp_path / "archives/ISIC-2017_Training_Data.zip"
+    with zipfile.ZipFile(archive) as file:
+        contents = [file.read(name) for name in sorted(file.namelist())]
+    with zipfile.ZipFile(archive, "w") as file:
+        for id, content in zip((6, 4, 5, 32), contents, strict=True):
+            file.writestr(f"ISIC_{id:07d}.jpg", content)
+    masks = archive.with_name("ISIC-2017_Training_Part1_GroundTruth.zip")
+    masks.unlink()
+    write_archive(tmp_path / "archives", masks.stem, [f"ISIC_{id:07d}" for id in (4, 5, 6, 32)])
+    table = tmp_path / "lesions.csv"
+    table.write_text("id,group\nISIC_0000011,mole\nISIC_0000005,mole\nISIC_0000000,spot\n")
+    names = lambda records: sorted(record["id"].decode() for record in records)
+    assert names(load_with_extra(tmp_path, "isic/2017"))[3:] == [
+        "ISIC_0000004",
+        "ISIC_0000005",
+        "ISIC_0000032",
+    ]
+    said = "3 of 4 training images of isic/2017 are new and are added"
+    assert said in capsys.readouterr().out
+    place = tmp_path / "data", tmp_path / "archives", None, Rules(Groups(file=str(table)))
+    more = load_training_source("isic/2016", ["isic/2017"], *place)
+    assert names(more)[3:] == ["ISIC_0000004", "ISIC_0000032"]
+
+
+def test_groups_stay_in_one_split_and_other_groups_are_another_build(tmp_path, capsys):
+    write_2016(tmp_path / "manual")
+    load = lambda split, groups: {
+        record["id"].decode()
+        for record in ISIC_2016(split, tmp_path / "data", tmp_path / "manual", rules=Rules(groups))
+    }
+    assert load("validation", Groups()) == {"ISIC_0000011", "ISIC_0000026"}
+    pairs = Groups(pattern="[01]$")  # Of the last digit: 0; 1 and 11. The first id decides.
+    assert load("validation", pairs) == {"ISIC_0000026"}
+    assert load("train", pairs) == {f"ISIC_{i:07d}" for i in (0, 1, 2, 11)}
+    assert "building again" in capsys.readouterr().out
+    load("train", pairs)
+    assert "building again" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="'synthetic_lesions/small' has no groups"):
+        load_source("synthetic_lesions/small", "train", tmp_path, rules=Rules(pairs))
 
 
 def test_extra_images_without_a_test_split_are_warned_of(tmp_path, capsys):

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.builders.synthetic_lesions import drawing
+from segdiff_jax.data.statistics import Statistics
 
 _SPLITS = ("train", "validation", "test")
 
@@ -64,18 +65,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             ),
         }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features), supervised_keys=("image", "mask")
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "mask"),
+            metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in _SPLITS}
+        statistics = Statistics()
+        return {split: self._generate_examples(split, statistics) for split in _SPLITS}
 
-    def _generate_examples(self, split):
+    def _generate_examples(self, split, statistics):
         config = self.builder_config
         for index in range(getattr(config, f"num_{split}")):
             seed = (config.seed, _SPLITS.index(split), index)
             image, mask, conditions = drawing.draw(seed, config.size)
             id = f"synthetic_{split}_{index:05d}"
+            statistics.add(id, image, mask)
             example = {"id": id, "image": pairs.encode_png(image), "mask": pairs.encode_png(mask)}
             size = {"height": config.size, "width": config.size}
             yield id, example | size | {"conditions": list(conditions)}
+        self.info.metadata["statistics"] = statistics.summary()  # After the last split, of all.
