@@ -84,37 +84,38 @@ def test_four_devices_train_as_one(command, alone, tmp_path):
 def test_two_processes_of_two_devices_train_and_sample_as_one_even_when_killed(
     command, alone, tmp_path
 ):
-    first = start_all(2, 2, *command(20, tmp_path))
-    wait_for_save(first[0], tmp_path)
+    workdir = tmp_path / "exp [lr=1e-3]"
+    first = start_all(2, 2, *command(20, workdir))
+    wait_for_save(first[0], workdir)
     first[1].send_signal(signal.SIGKILL)
     finish(first[1], -signal.SIGKILL)
     first[0].communicate(timeout=200)  # It cannot go on, and ends by itself.
     assert first[0].returncode not in (None, 0)
-    done = max(saved_steps(tmp_path))
+    done = max(saved_steps(workdir))
     assert 4 <= done < 20
-    (out, err), (silent, _) = run_all(2, 2, *command(20, tmp_path))
-    assert f"resuming {tmp_path} at step {done}" in out and "4 x cpu" in out
+    (out, err), (silent, _) = run_all(2, 2, *command(20, workdir))
+    assert f"resuming {workdir} at step {done}" in out and "4 x cpu" in out
     assert "trained: 20 steps" in out and "images/s" in err
     assert "steps" not in silent  # But for what C++ says.
-    assert_same_run(tmp_path, alone)
-    sampled = "sample.py", f"--workdir={tmp_path}", "--split=train[:13]"
-    ((out, _),) = run_all(1, 1, *sampled, f"--out={tmp_path / 'one'}")
-    (shared, _), (silent, _) = run_all(2, 2, *sampled, f"--out={tmp_path / 'two'}")
+    assert_same_run(workdir, alone)
+    sampled = "sample.py", f"--workdir={workdir}", "--split=train[:13]"
+    ((out, _),) = run_all(1, 1, *sampled, f"--out={workdir / 'one'}")
+    (shared, _), (silent, _) = run_all(2, 2, *sampled, f"--out={workdir / 'two'}")
     scores = out[out.index("iou ") :].splitlines()[:-1]
     assert shared[shared.index("iou ") :].splitlines()[:-1] == scores
     assert "iou" not in silent
-    one, two = (json.loads((tmp_path / k / "metrics.json").read_text()) for k in ("one", "two"))
+    one, two = (json.loads((workdir / k / "metrics.json").read_text()) for k in ("one", "two"))
     assert two["num_images"] == one["num_images"] == 13
     assert two["mean"]["iou"] == pytest.approx(one["mean"]["iou"], abs=1e-6)
-    ours, expected = masks(tmp_path / "two"), masks(tmp_path / "one")
+    ours, expected = masks(workdir / "two"), masks(workdir / "one")
     assert ours.keys() == expected.keys() and len(ours) == 13
     assert all((ours[name] != expected[name]).mean() < 1e-3 for name in ours)
     # On one device again, it goes on as the one that never left it.
-    shutil.copytree(alone, tmp_path / "alone")
-    for workdir in (tmp_path, tmp_path / "alone"):
-        ((out, _),) = run_all(1, 1, *command(24, workdir))
-        assert f"resuming {workdir} at step 20" in out and "1 x cpu" in out
-    assert_same_run(tmp_path, tmp_path / "alone")
+    shutil.copytree(alone, workdir / "alone")
+    for each in (workdir, workdir / "alone"):
+        ((out, _),) = run_all(1, 1, *command(24, each))
+        assert f"resuming {each} at step 20" in out and "1 x cpu" in out
+    assert_same_run(workdir, workdir / "alone")
 
 
 @pytest.mark.slow
