@@ -185,6 +185,9 @@ SAMPLER = {
 }
 # fmt: on
 
+PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks"  # sample.py takes them too
+PATHS = *PLACES, "train.init_from"
+
 
 def sections(model: str) -> dict[str, dict[str, Field]]:
     """Section -> field -> `Field`, for configs with this `model.name`; "" is the top level."""
