@@ -28,7 +28,7 @@ SIDE, FRAME = 192, 128  # pixels a side of the pictures of an image and of a str
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
 LAYERS = "image", "truth", "prediction", "uncertainty"
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^/:'\"\n]+/)+")  # of a path in a sentence
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^/:'\"\s][^/:'\"\n]*/)+")  # of a path in a sentence
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
 

@@ -130,7 +130,7 @@ def plain_path(folder: Path) -> Iterator[Path]:
 
     It is a link in a temporary folder if the path itself has such signs.
     """
-    if not PATTERNS.search(str(folder)):
+    if not PATTERNS.search(folder.as_posix()):
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
