@@ -1,6 +1,7 @@
 """Segments images with a trained model: python sample.py --workdir=runs/isic --images=photos.
 
-Any field of sampling can be set as in train.py: --config.sampler.flips=true.
+Fields of sampling are set as in train.py: --config.sampler.flips=true. Fields of config.data tell
+where a data set lies now: --config.data.dir=FOLDER.
 """
 
 import os
@@ -8,25 +9,22 @@ import re
 
 from absl import flags
 
-from segdiff_jax.config import sampling_fields
+from segdiff_jax.config import parse_fields, sampling_fields
 from segdiff_jax.data.artefacts import ARTEFACTS
-from segdiff_jax.data.folder import FolderSource
-from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.evaluation.evaluate import evaluate, format_result
-from segdiff_jax.evaluation.examples import NativeExamples
+from segdiff_jax.evaluation.examples import NativeExamples, open_folder, open_split
+from segdiff_jax.evaluation.report import without_folders
 from segdiff_jax.inference.load import load, run_name
-from segdiff_jax.runtime.command import run_command
+from segdiff_jax.runtime.command import path_flag, path_flags, run_command
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.schema import fields
+from segdiff_jax.schema import OF_SPLITS, fields
 
-WORKDIR = flags.DEFINE_multi_string(
-    "workdir", [], "Of train.py. Several: the mean of their models."
-)
-CHECKPOINT = flags.DEFINE_multi_string("checkpoint", [], "Use these; --workdir is only written to.")
+WORKDIR = path_flags("workdir", "Of train.py. Several: the mean of their models.")
+CHECKPOINT = path_flags("checkpoint", "Use these; --workdir is only written to.")
 SPLIT = flags.DEFINE_string("split", "validation", "Split of the run's data set to segment.")
-IMAGES = flags.DEFINE_string("images", None, "Segment a folder, a file or a quoted 'a/*.jpg'.")
-MASKS = flags.DEFINE_string("masks", None, "Folder of the masks of --images, to score the result.")
-OUT = flags.DEFINE_string("out", None, "Folder to write to; default: samples_* in the workdir.")
+IMAGES = path_flag("images", "Segment a folder, a file or a quoted 'a/*.jpg'.")
+MASKS = path_flag("masks", "Folder of the masks of --images, to score the result.")
+OUT = path_flag("out", "Folder to write to; default: samples_* in the workdir.")
 RESUME = flags.DEFINE_boolean("resume", True, "Do only what is missing in --out.")
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads that read, and that write.", lower_bound=1)
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Add this to every image.")
@@ -48,27 +46,29 @@ def main(arguments: list[str]) -> int:
     if MASKS.value and not IMAGES.value:
         raise UserError("--masks needs --images")
     given = [f"--config.{f}={flag.value}" for f, flag in SAMPLING.items() if flag.value is not None]
-    given = sampling_fields([*given, *arguments])
-    model = load(paths, **given)
+    given = parse_fields([*given, *arguments])
+    places = {k: given.pop(k) for k in OF_SPLITS if k in given and not IMAGES.value}
+    model = load(paths, **(given := sampling_fields(given)))
     if unread := sorted(model.unread & given.keys()):
         print(f"{model.settings['model']} does not read sampler.{', sampler.'.join(unread)}")
-    data = model.config.data
-    if IMAGES.value:
-        what = os.path.normpath(IMAGES.value)
-        records = FolderSource(what, MASKS.value, data.mask_endings)
+    data, what = model.config.data, IMAGES.value
+    if what:
+        records = open_folder(what, MASKS.value, data.mask_endings)
         name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
     else:
-        records = load_source(data.dataset, SPLIT.value, *where(data))
-        what, name = f"{data.dataset}, {SPLIT.value} split", SPLIT.value
+        records = open_split(model.config, SPLIT.value, places)
+        of = f" of {places['data.images']}" if "data.images" in places else ""
+        what, name = f"{data.dataset}, {SPLIT.value} split{of}", SPLIT.value
     if ARTEFACT.value:
         what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"
     others = "_".join(run_name(path) for path in paths[1:])
     name = f"ensemble_{others}_{name}" if others else f"samples_{name}"
-    out = OUT.value or os.path.join([*WORKDIR.value, "."][0], name)
+    out = OUT.value or os.path.abspath(os.path.join([*WORKDIR.value, "."][0], name))
     if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
         raise UserError(f"--out={out} is the folder of images: choose another")
     examples = NativeExamples(records, model, ARTEFACT.value, WORKERS.value)
-    settings, title = {"data": what} | model.settings, f"{model.settings['model']} on {what}"
+    settings = {"data": what} | model.settings
+    title = f"{model.settings['model']} on {without_folders(what)}"
     result = evaluate(model, examples, out, settings, title, RESUME.value, WORKERS.value)
     print(format_result(result, out))
     return 2 if result.failures else 0

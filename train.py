@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-from segdiff_jax.runtime.command import run_command
+from segdiff_jax.runtime.command import path_flag, run_command
 from segdiff_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -12,9 +12,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "A file of configs/; set its fields with --config.FIELD=VALUE.",
     lock_config=True,
 )
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder for checkpoints and logs; a run that is there resumes."
-)
+WORKDIR = path_flag("workdir", "Folder for checkpoints and logs; a run that is there resumes.")
 ACCEPT_CHANGES = flags.DEFINE_bool(
     "accept_changes", False, "Resume although the config of the model or the data changed."
 )

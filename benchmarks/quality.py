@@ -28,6 +28,7 @@ from segdiff_jax.inference.combine import resize_samples
 from segdiff_jax.inference.load import Model, load
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.command import run_simple
+from segdiff_jax.runtime.files import absolute
 from tools.runs import table
 
 
@@ -81,11 +82,11 @@ def draw(rows: dict[tuple[int, int], Row], scores: dict[tuple[int, int], float],
 
 def main() -> None:
     options = parser(__doc__, None)
-    options.add_argument("--workdir", required=True, help="of train.py")
+    options.add_argument("--workdir", type=absolute, required=True, help="of train.py")
     options.add_argument("--steps", type=int, nargs="+", default=[1, 2, 5, 10, 25, 100])
     options.add_argument("--samples", type=int, nargs="+", default=[1, 3, 9])
     options.add_argument("--limit", type=int, help="only the first ones")
-    options.add_argument("--plot", help="file for the picture")
+    options.add_argument("--plot", type=absolute, help="file for the picture")
     options = options.parse_args()
     most = max(options.samples)
     model = load(options.workdir, steps=max(options.steps), samples=most)

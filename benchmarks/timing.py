@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.networks import NETWORKS
 from segdiff_jax.runtime import parallel
+from segdiff_jax.runtime.files import absolute
 from tools.runs import table
 
 try:
@@ -143,7 +144,7 @@ def parser(description: str, network: str | None = "m1") -> argparse.ArgumentPar
     """
     options = argparse.ArgumentParser(description=description, allow_abbrev=False)
     options.add_argument("--repeats", type=int, default=3, help="of each row")
-    options.add_argument("--json", help="file for all figures")
+    options.add_argument("--json", type=absolute, help="file for all figures")
     if network is not None:
         options.add_argument("--network", choices=NETWORKS, default=network)
     return options
@@ -158,7 +159,7 @@ def finish(options: argparse.Namespace, text: str, figures: dict[str, Any]) -> N
     said = [f"{name}: {value}" for name, value in figures.items() if isinstance(value, str)]
     print("\n".join([*said, "", text]))
     if options.json:
-        Path(options.json).write_text(json.dumps(figures, indent=2))
+        options.json.write_text(json.dumps(figures, indent=2))
 
 
 def _command() -> list[str]:

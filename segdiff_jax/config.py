@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.diffusion.schedule import SPACINGS, make_schedule, space_timesteps
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.schema import DENOISERS, FREE, MODELS, NETWORK, RUN, fields, sections
+from segdiff_jax.runtime.files import absolute
+from segdiff_jax.schema import DENOISERS, FREE, MODELS, NETWORK, PATHS, RUN, fields, sections
 
 VERSION = 2  # of the fields; `upgrade` reads older ones
 READERS = {bool: lambda text: ("false", "true").index(text.lower()) > 0, tuple: ast.literal_eval}
@@ -74,6 +75,16 @@ def upgrade(saved: Mapping[str, Any], version: int) -> dict[str, Any]:
     return saved
 
 
+def with_absolute_paths(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths mean the same in any folder; "" stays. See `files.absolute`."""
+    config = config.copy_and_resolve_references()
+    for path in PATHS:
+        section, _, field = path.partition(".")
+        if value := config[section][field]:
+            config[section][field] = str(absolute(value))
+    return config
+
+
 def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
     """Sets fields by names such as "sampler.steps".
 
@@ -95,6 +106,7 @@ def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
 def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
     """["--config.sampler.steps=3"] -> {"sampler.steps": 3}, with the types of the fields.
 
+    Paths become absolute, see `files.absolute`.
     A UserError names an argument that does not have this form.
     """
     known, found = fields("segdiff"), {}
@@ -111,15 +123,20 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
             found[name] = READERS.get(kind, kind)(text)
         except (ValueError, SyntaxError) as error:
             raise UserError(f"{name}={text!r} must be of type {kind.__name__}") from error
+        if name in PATHS and text:
+            found[name] = str(absolute(text))
     return found
 
 
-def sampling_fields(arguments: Sequence[str]) -> dict[str, Any]:
-    """["--config.sampler.steps=3"] -> {"steps": 3}, as `load` takes them; see `parse_fields`."""
+def sampling_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """{"sampler.steps": 3} -> {"steps": 3}, as `load` takes them; a UserError names others."""
     found = {}
-    for name, value in parse_fields(arguments).items():
+    for name, value in values.items():
         if not name.startswith("sampler.") and name not in ("seed", "diffusion.variance"):
-            raise UserError(f"{name}={value!r}: the run decides this; sampling has sampler.*")
+            raise UserError(
+                f"{name}={value!r}: the run decides this; sampling has sampler.*, and data.dir "
+                "and other places if a split is segmented"
+            )
         found[name.rpartition(".")[2]] = value
     return found
 

@@ -188,6 +188,11 @@ SAMPLER = {
 }
 # fmt: on
 
+PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks", "data.group_file"
+PATHS = *PLACES, "train.init_from"
+# Fields that sample.py takes to open a split: data may have moved.
+OF_SPLITS = *PLACES, "data.allow_empty_splits"
+
 
 def sections(model: str) -> dict[str, dict[str, Field]]:
     """Section -> field -> `Field`, for configs with this `model.name`; "" is the top level."""

@@ -21,6 +21,7 @@ from segdiff_jax.config import (
     saved_config,
     set_fields,
     upgrade,
+    with_absolute_paths,
 )
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
@@ -336,7 +337,7 @@ def test_fields_are_set_by_name():
 
 def test_arguments_of_sampling():
     arguments = ["threshold=0.4", "eta=1e-1", "clip=false", "samples=9", "name=ddpm", "native=True"]
-    found = sampling_fields([f"--config.sampler.{argument}" for argument in arguments])
+    found = sampling_fields(parse_fields([f"--config.sampler.{field}" for field in arguments]))
     expected = {
         "threshold": 0.4,
         "eta": 0.1,
@@ -346,19 +347,35 @@ def test_arguments_of_sampling():
         "native": True,
     }
     assert found == expected
-    found = sampling_fields(["--config.seed=5", "--config.diffusion.variance=fixed_small"])
+    found = sampling_fields({"seed": 5, "diffusion.variance": "fixed_small"})
     assert found == {"seed": 5, "variance": "fixed_small"}
 
 
 def test_an_argument_that_is_given_twice_is_named():
     twice = ["--config.sampler.steps=3", "--config.sampler.steps=4"]
     with pytest.raises(UserError, match="sampler.steps is given twice: 3 and '4'"):
-        sampling_fields(twice)
+        parse_fields(twice)
 
 
 def test_an_argument_has_the_type_of_its_field():
     found = parse_fields(["--config.model.channel_mult=(1, 2)", "--config.train.optimizer=muon"])
     assert found == {"model.channel_mult": (1, 2), "train.optimizer": "muon"}
+
+
+def test_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a")
+    monkeypatch.chdir(tmp_path)
+    config = default_config()
+    config.data.images, config.data.masks, config.train.init_from = "~/b", "/c/./d/", "runs/e"
+    found = with_absolute_paths(config)
+    assert (found.data.dir, found.data.manual_dir) == (f"{tmp_path}/data", "")
+    assert (found.data.images, found.data.masks) == ("/home/a/b", "/c/d")
+    assert found.train.init_from == f"{tmp_path}/runs/e"
+    assert config.data.dir == "data" and found.is_locked
+    changed = {name for name, pair in changes(config, found).items()}
+    assert changed == set(schema.PATHS) - {"data.manual_dir"}
+    arguments = ["--config.data.dir=~/b", "--config.data.masks="]
+    assert parse_fields(arguments) == {"data.dir": "/home/a/b", "data.masks": ""}
 
 
 @pytest.mark.parametrize(
@@ -374,12 +391,13 @@ def test_an_argument_has_the_type_of_its_field():
         ("sampler.clip=maybe", "sampler.clip='maybe' must be of type bool"),
         ("sampler.flips=yes", "sampler.flips='yes' must be of type bool"),
         ("model.channels=3", "model.channels=3: the run decides this"),
+        ("data.dir=data", "data.dir=.*/data.: the run decides this; sampling has sampler"),
         ("sampler.eta=0,5", "sampler.eta='0,5' must be of type float"),
     ],
 )
 def test_a_wrong_argument_of_sampling_is_named(argument, message):
     with pytest.raises(UserError, match=message):
-        sampling_fields([f"--config.{argument}"])
+        sampling_fields(parse_fields([f"--config.{argument}"]))
 
 
 def test_staple_takes_64_samples():

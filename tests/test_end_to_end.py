@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,13 +36,13 @@ TINY = """
 """.split()  # noqa: SIM905
 
 
-def start(script, *arguments, env=None):
+def start(script, *arguments, env=None, cwd=ROOT):
     env = (
         os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "xla-tests")} | (env or {})
     )
     return subprocess.Popen(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT,
+        [sys.executable, ROOT / script, *map(str, arguments)],
+        cwd=cwd,
         env=env,
         text=True,
         stdout=subprocess.PIPE,
@@ -252,3 +253,38 @@ def test_an_output_folder_that_is_a_workdir_is_refused(workdir):
     _, err = run("sample.py", f"--workdir={workdir}", f"--out={workdir}", status=1)
     assert "is a workdir of train.py" in err
     assert (workdir / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_finds_its_data_from_any_folder_and_asks_for_them_if_they_moved(tiny_isic, tmp_path):
+    """A workdir is all that sample.py needs; "~" is the user's folder, not one of this name."""
+    project, elsewhere, home = (tmp_path / name for name in ("project", "elsewhere", "home"))
+    for folder in (elsewhere, home):
+        folder.mkdir()
+    shutil.copytree(tiny_isic, project / "isic")
+
+    def run(script, cwd, *arguments, status=0):
+        process = start(script, *arguments, "--workdir=~/run", env={"HOME": str(home)}, cwd=cwd)
+        return finish(process, status)
+
+    tiny = [f for f in TINY if ".model." not in f and ".diffusion." not in f]
+    tiny[0] = f"--config={ROOT}/configs/compare.py:unet"
+    tiny += ["--config.model.channels=(8,16)", "--config.train.num_steps=2"]
+    run("train.py", project, *tiny, "--config.data.dir=data", "--config.data.manual_dir=isic")
+    data = json.loads((home / "run" / "config.json").read_text())["data"]
+    assert data["dir"] == f"{project}/data" and data["manual_dir"] == f"{project}/isic"
+    builds = [path.stat().st_mtime_ns for path in (project / "data").rglob("*.json")]
+    out, _ = run("sample.py", elsewhere, "--split=test")
+    assert out.splitlines()[-1].endswith(f"report {home}/run/samples_test/report.html")
+    assert str(tmp_path) not in (home / "run" / "samples_test" / "report.html").read_text()
+    assert builds and not list(elsewhere.iterdir())
+    assert builds == [path.stat().st_mtime_ns for path in (project / "data").rglob("*.json")]
+    assert {path.name for path in project.iterdir()} == {"data", "isic"}
+
+    project.rename(tmp_path / "moved")
+    _, err = run("sample.py", elsewhere, "--split=test", status=1)
+    sentence = f"error: data.dir={project}/data is not a folder: give --config.data.dir=FOLDER"
+    assert sentence in err and "Traceback" not in err
+    out, _ = run("sample.py", elsewhere, "--split=test", "--config.data.dir=../moved/data")
+    assert "5 images had been segmented before" in out
+    assert not project.exists() and not list(elsewhere.iterdir())

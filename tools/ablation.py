@@ -9,10 +9,10 @@ interrupted training resumes. Options that are not listed here are train.py's.
 
 import argparse
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from segdiff_jax.runtime.files import absolute
 from tools.runs import Run, cell, table
 
 PAPER = {
@@ -112,7 +112,7 @@ def print_rows(options: argparse.Namespace, flags: list[str]) -> None:
     for row in options.rows:
         runs = []
         for seed in range(min(ROWS[row][2], options.seeds)):
-            workdir = Path(options.out) / f"{options.minutes:g}-minutes" / f"{row}-seed{seed}"
+            workdir = options.out / f"{options.minutes:g}-minutes" / f"{row}-seed{seed}"
             runs.append(Run(workdir, options.only_print))
             fields = overrides(row) | {"seed": seed, "train.max_minutes": options.minutes}
             runs[-1].train("configs/default.py", fields, flags)
@@ -142,12 +142,12 @@ def print_sampling(run: Run) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--minutes", type=float, default=16, help="of training, each row")
-    parser.add_argument("--out", default="runs/ablation", help="folder of the runs")
+    parser.add_argument("--out", type=absolute, default="runs/ablation", help="folder of the runs")
     parser.add_argument(
         "--rows", nargs="*", choices=ROWS, help="default: all; none beside --sampling_of"
     )
     parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a row")
-    parser.add_argument("--sampling_of", metavar="WORKDIR", help="vary how this run samples")
+    parser.add_argument("--sampling_of", type=absolute, metavar="WORKDIR", help="vary its sampling")
     parser.add_argument("--only_print", action="store_true", help="train and score nothing")
     options, flags = parser.parse_known_args()
     if options.rows is None:
@@ -158,7 +158,7 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"error: {error}")
     if options.sampling_of:
-        print_sampling(Run(Path(options.sampling_of), options.only_print))
+        print_sampling(Run(options.sampling_of, options.only_print))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from jax import Array
 import segdiff_jax
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
-from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import gaussian_noise
+from segdiff_jax.evaluation.examples import open_split
 from segdiff_jax.inference.load import Model
 from segdiff_jax.original.bound import Bound, variational_bound
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
 
 
 def make_bound_fn(model: Model) -> Callable[[Array, Array, Array], Bound]:
@@ -62,7 +63,7 @@ def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[
     bound_fn, data = make_bound_fn(model), model.config.data
     if data.full_size:
         raise UserError(f"data.full_size={data.full_size}: the bound needs whole images")
-    records = load_source(data.dataset, split, *where(data))
+    records = open_split(model.config, split)
     limit = num_images or None
     source = ResizedSource(records, data.image_size, limit, data.colour_constancy)
     examples, found = ({"number": i, **source[i]} for i in range(len(source))), []
@@ -78,7 +79,9 @@ def measure(workdir: str, split: str, num_images: int, batch_size: int) -> list[
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of train.py, or a checkpoint")
+    parser.add_argument(
+        "--workdir", type=absolute, required=True, help="of train.py, or a checkpoint"
+    )
     parser.add_argument("--split", default="test", help="such as validation")
     parser.add_argument("--num_images", type=int, default=0, help="the first ones; 0: all")
     parser.add_argument("--batch_size", type=int, default=8)

@@ -24,6 +24,7 @@ from segdiff_jax.config import set_fields
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime.command import keep_compiled_programs
+from segdiff_jax.runtime.files import absolute
 from tools import flop
 from tools.comparison import (
     BASELINE,
@@ -179,15 +180,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30, help="of training, each run")
     parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a model")
     parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", default="runs/compare", help="folder of the runs")
-    parser.add_argument("--results", default="docs/results.md", help="what the tables go into")
+    parser.add_argument("--out", type=absolute, default="runs/compare", help="folder of the runs")
+    parser.add_argument(
+        "--results", type=absolute, default="docs/results.md", help="what the tables go into"
+    )
     options, flags = parser.parse_known_args()
-    results = Path(options.results)
+    results = options.results
     around_marks(results)  # Its mistakes show now, not after hours.
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
     keep_compiled_programs()
-    comparison = Comparison(Path(options.out), options.seeds)
+    comparison = Comparison(options.out, options.seeds)
     try:
         comparison.train(options.minutes, options.side_by_side, flags)
     except (ChildProcessError, ValueError) as error:

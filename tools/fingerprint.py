@@ -20,6 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from segdiff_jax.runtime.files import absolute
+
 STEPS = 20
 COMMON = {
     "train.num_steps": STEPS,
@@ -100,7 +102,7 @@ def import_golden(golden: Path, workdir: Path) -> None:
     import_state_dict(arrays, args, workdir, "")
 
 
-def record(out: Path, isic: str, golden: Path, names: list[str]) -> None:
+def record(out: Path, isic: Path, golden: Path, names: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         config, fields = RUNS[name]
@@ -188,18 +190,20 @@ def main() -> None:
     )
     commands = parser.add_subparsers(required=True, dest="command")
     recorder = commands.add_parser("record")
-    recorder.add_argument("--out", required=True)
-    recorder.add_argument("--isic", required=True, help="folder of ISIC 2016 archives")
-    recorder.add_argument("--golden", default="tests/golden")
+    recorder.add_argument("--out", type=absolute, required=True)
+    recorder.add_argument(
+        "--isic", type=absolute, required=True, help="folder of ISIC 2016 archives"
+    )
+    recorder.add_argument("--golden", type=absolute, default="tests/golden")
     recorder.add_argument("--runs", nargs="*", default=list(RUNS), choices=RUNS)
     comparer = commands.add_parser("compare")
-    comparer.add_argument("before")
-    comparer.add_argument("after")
+    comparer.add_argument("before", type=absolute)
+    comparer.add_argument("after", type=absolute)
     options = parser.parse_args()
     if options.command == "record":
-        record(Path(options.out).absolute(), options.isic, Path(options.golden), options.runs)
+        record(options.out, options.isic, options.golden, options.runs)
     else:
-        compare(Path(options.before), Path(options.after))
+        compare(options.before, options.after)
 
 
 if __name__ == "__main__":

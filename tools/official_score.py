@@ -11,6 +11,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from segdiff_jax.runtime.files import absolute
+
 TOLERANCE = 1e-6
 NAMES = {  # The scorer's, and ours.
     "accuracy": "accuracy",
@@ -48,8 +50,10 @@ def official_scores(truth: Path, masks: Path) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--out", required=True, type=Path, help="folder that sample.py wrote")
-    parser.add_argument("--truth", required=True, type=Path, help="true masks: folder or zip file")
+    parser.add_argument("--out", required=True, type=absolute, help="folder that sample.py wrote")
+    parser.add_argument(
+        "--truth", required=True, type=absolute, help="true masks: folder or zip file"
+    )
     options = parser.parse_args()
     try:
         ours = json.loads((options.out / "metrics.json").read_bytes())

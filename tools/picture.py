@@ -16,18 +16,19 @@ from segdiff_jax.evaluation.outputs import PREDICTION_COLOUR, draw_contour
 from segdiff_jax.inference.combine import resize_samples
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
 
 SAMPLES = 4
 
 
-def draw(workdir: str, images: str, samples: int, out: Path) -> None:
+def draw(workdir: Path, images: Path, samples: int, out: Path) -> None:
     """Writes the picture; raises what `load` and `FolderSource` do."""
     if samples < SAMPLES:
         raise UserError(f"--samples={samples}: at least {SAMPLES} are drawn")
     model = segdiff_jax.load(workdir, samples=samples)
     if model.classes.several:
         raise UserError(f"data.classes={model.classes.names}: the picture shows two classes")
-    examples = list(NativeExamples(FolderSource(images), model))
+    examples = list(NativeExamples(FolderSource(str(images)), model))
     titles = ["image and mask", *[f"sample {i + 1}" for i in range(SAMPLES)]]
     titles += ["probability", "disagreement"]
     shape, size = (len(examples), len(titles)), (1.6 * len(titles), 1.75 * len(examples))
@@ -51,10 +52,10 @@ def draw(workdir: str, images: str, samples: int, out: Path) -> None:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of train.py")
-    parser.add_argument("--images", required=True, help="folder, file or pattern of files")
+    parser.add_argument("--workdir", type=absolute, required=True, help="of train.py")
+    parser.add_argument("--images", type=absolute, required=True, help="folder, file or pattern")
     parser.add_argument("--samples", type=int, default=8, help=f"at least {SAMPLES}")
-    parser.add_argument("--out", type=Path, default=Path("picture.png"))
+    parser.add_argument("--out", type=absolute, default="picture.png")
     options = parser.parse_args()
     run_simple(lambda: draw(**vars(options)))
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from segdiff_jax.config import saved_config
 from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
+from segdiff_jax.runtime.files import absolute
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import TrainState, create_state
 
@@ -121,13 +122,13 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--longest", type=float, default=10.0, help="seconds until the end")
     options.add_argument("--seed", type=int, default=0, help="of the times and signals")
-    options.add_argument("--folder", type=Path, default=Path("runs/soak"))
+    options.add_argument("--folder", type=absolute, default="runs/soak")
     options, flags = options.parse_known_args()
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
-    killed, alone = options.folder.absolute() / "killed", options.folder.absolute() / "alone"
+    killed, alone = options.folder / "killed", options.folder / "alone"
     shutil.rmtree(options.folder, ignore_errors=True)
     options.folder.mkdir(parents=True)
-    first = options.folder.absolute() / "first"
+    first = options.folder / "first"
     finish(start(first, 2, flags), first)  # Draws the data, and compiles.
     draw = random.Random(options.seed)
     in_save = kill(killed, options.rounds, options.longest, draw, flags)

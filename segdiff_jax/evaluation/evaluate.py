@@ -23,7 +23,7 @@ from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_p
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import locked
+from segdiff_jax.runtime.files import absolute, locked
 
 STRIPS = 4  # images whose denoising the report shows
 NAMED = 5  # images without a true mask that the terminal names
@@ -67,7 +67,8 @@ def evaluate(
         resume: False makes again what the folder holds.
         workers: threads that combine, score and write; each holds an image with all its samples.
     """
-    if (Path(out) / "checkpoints").is_dir():
+    out = absolute(out)
+    if (out / "checkpoints").is_dir():
         raise UserError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
     parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})

@@ -1,20 +1,50 @@
 """Images as they are segmented and scored: at their own size, and as the network sees them."""
 
+import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+from segdiff_jax.config import set_fields
 from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
+from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.pipeline import record_id, resize_image
+from segdiff_jax.data.prepare import Records, load_source, where
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
+
+
+def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None = None) -> Records:
+    """A split of a run's data set, see `load_source`; `places` are fields such as "data.dir".
+
+    A UserError says that the run's data are not where its config or `places` says.
+    """
+    config = config.copy_and_resolve_references()
+    set_fields(config, places or {})
+    data = config.data
+    if not os.path.isdir(data.dir):
+        raise UserError(
+            f"data.dir={data.dir} is not a folder: give --config.data.dir=FOLDER, of the built "
+            "data sets (and --config.data.manual_dir=FOLDER, of the official files), or "
+            "--images=FOLDER"
+        )
+    return load_source(data.dataset, split, *where(data))
+
+
+def open_folder(images: str, masks: str | None, mask_endings: Sequence[str]) -> FolderSource:
+    """The images of a folder and their masks, see `FolderSource`; prints its notes."""
+    source = FolderSource(images, masks, mask_endings)
+    for note in source.notes:
+        print(note, flush=True)
+    return source
 
 
 class NativeExamples(Sequence):

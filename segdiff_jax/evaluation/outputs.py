@@ -19,7 +19,7 @@ from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.evaluation.metrics import SCORES
 from segdiff_jax.inference.combine import Segmentation, entropy
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import naming, write_file
+from segdiff_jax.runtime.files import absolute, naming, write_file
 
 MEMORY = "max_batch", "max_memory"
 NAMES = errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
@@ -54,7 +54,7 @@ class OutputFolder:
     """
 
     def __init__(self, path: str | os.PathLike, classes: Classes = TWO):
-        self.path, self._classes = Path(path), classes
+        self.path, self._classes = absolute(path), classes
         for name in FOLDERS:
             with naming(self.path / name):
                 (self.path / name).mkdir(parents=True, exist_ok=True)

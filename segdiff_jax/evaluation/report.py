@@ -2,6 +2,9 @@
 
 import base64
 import dataclasses
+import glob
+import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ SIDE, FRAME = 192, 128  # pixels a side of the pictures of an image and of a str
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
 LAYERS = "image", "truth", "prediction", "uncertainty"
+FOLDERS = re.compile(r"(?<![\w.])/(?:[^/:'\"\s][^/:'\"\n]*/)+")  # of a path in a sentence
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
 
@@ -42,6 +46,21 @@ class Page:
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[dict[str, float | None]] = ()
     classes: Classes = TWO
+
+
+def without_folders(text: str) -> str:
+    """An absolute path without its folders, or a sentence with such paths.
+
+    Of a checkpoint, RUN/checkpoints/best/1000 is left, and of a pattern, photos/*.jpg.
+    """
+    if not os.path.isabs(text):
+        return FOLDERS.sub("", text)
+    parts = Path(text).parts
+    magic = (i for i, part in enumerate(parts) if glob.has_magic(part))
+    first = next(magic, len(parts)) - 1
+    if parts[-3:-2] == ("checkpoints",):
+        first = len(parts) - 4
+    return os.path.join(*parts[first:])
 
 
 def make_case(
@@ -133,13 +152,13 @@ def write_report(
         title=page.title,
         num_images=len(cases),
         num_unscored=len(cases) - len(counted),
-        settings=page.settings,
+        settings={k: _shown(value) for k, value in page.settings.items()},
         scores=_score_table(scored, metrics) if metrics else [],
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([scores["iou"] for scores in scored]),
         metrics=metrics,
         disagreement=float(np.mean(disagreements)) if disagreements else None,
-        failures=sorted(page.failures.items()),
+        failures=[(file, without_folders(why)) for file, why in sorted(page.failures.items())],
         prediction_colour=_hex(outputs.PREDICTION_COLOUR),
         truth_colour=_hex(outputs.TRUTH_COLOUR),
         classes=colours if page.classes.several else [],
@@ -153,6 +172,10 @@ def write_report(
         },
     )
     write_file(path, html.encode(errors="replace"))
+
+
+def _shown(value: Any) -> Any:
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def _rank(case: dict[str, Any]) -> tuple:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from segdiff_jax.config import sampling_fields
+from segdiff_jax.config import parse_fields, sampling_fields
 from segdiff_jax.inference.combine import ENSEMBLES, standard_deviation, temper
 from segdiff_jax.inference.driver import sample_keys
 from segdiff_jax.inference.load import Model, load
@@ -26,7 +26,7 @@ from segdiff_jax.methods import make_method
 from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import write_file
+from segdiff_jax.runtime.files import absolute, write_file
 
 PLATFORMS = "cpu", "cuda"
 KNOWN_PLATFORMS = *PLATFORMS, "rocm", "tpu"
@@ -100,18 +100,20 @@ def write_model(model: Model, path: str | Path, platforms: Sequence[str] = PLATF
     with zipfile.ZipFile(file, "w") as archive:  # Not compressed: weights are noise.
         archive.writestr("function.bin", bytes(exported.serialize()))
         archive.writestr("settings.json", json.dumps(export_settings(model, exported), indent=2))
-    write_file(Path(path), file.getvalue())
+    write_file(absolute(path), file.getvalue())
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
-    parser.add_argument("--out", default="segdiff.zip", help="the file to write")
+    parser.add_argument(
+        "--workdir", type=absolute, required=True, help="of train.py, or a step folder in it"
+    )
+    parser.add_argument("--out", type=absolute, default="segdiff.zip", help="the file to write")
     parser.add_argument("--platforms", default=",".join(PLATFORMS), help=", ".join(KNOWN_PLATFORMS))
     given, fields = parser.parse_known_args()
-    model = load(given.workdir, **sampling_fields(fields))
+    model = load(given.workdir, **sampling_fields(parse_fields(fields)))
     write_model(model, given.out, given.platforms.split(","))
-    print(f"{given.out}, {Path(given.out).stat().st_size / 1e6:.2f} MB")
+    print(f"{given.out}, {given.out.stat().st_size / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import check, saved_config, set_fields
+from segdiff_jax.config import check, saved_config, set_fields, with_absolute_paths
 from segdiff_jax.data.classes import Classes, classes_of
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.pipeline import padded_batches, resize_image
@@ -19,7 +19,7 @@ from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import complete_rows
+from segdiff_jax.runtime.files import absolute, complete_rows
 
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
@@ -163,7 +163,8 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
     temperature = sampling.pop("temperature", 1.0) if len(paths) > 1 else None
     models = []
     for checkpoint in map(find_checkpoint, paths):
-        config = with_sampling(saved_config(load_meta(checkpoint)), sampling)
+        config = with_absolute_paths(saved_config(load_meta(checkpoint)))
+        config = with_sampling(config, sampling)
         variables = load_variables(checkpoint, variables_like(make_method(config)))
         origin = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
         history = _history(checkpoint.parent.parent.parent)
@@ -225,7 +226,7 @@ def _history(workdir: Path) -> list[dict[str, float | None]]:
 
 def run_name(path: str | Path) -> str:
     """The name of the workdir that a path of `load` lies in or is."""
-    path = Path(path).absolute()
+    path = absolute(path)
     # A step folder is WORKDIR/checkpoints/best/1000.
     held = (folder for folder in (path, *path.parents[:3]) if (folder / "checkpoints").is_dir())
     return next(held, path).name

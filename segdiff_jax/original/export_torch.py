@@ -21,7 +21,7 @@ from segdiff_jax.original.weights import StateDict, torch_from_params
 from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import write_file
+from segdiff_jax.runtime.files import absolute, write_file
 
 # By the image's size; at 256 px, there is a choice.
 DEEPER = 1, 1, 1, 2, 2, 4, 4
@@ -93,14 +93,16 @@ def args_from_config(config: ConfigDict) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--workdir", required=True, help="of train.py, or a step folder in it")
-    parser.add_argument("--out", required=True, help="the folder to write to")
+    parser.add_argument(
+        "--workdir", type=absolute, required=True, help="of train.py, or a step folder in it"
+    )
+    parser.add_argument("--out", type=absolute, required=True, help="the folder to write to")
     given = parser.parse_args(arguments)
 
     def export() -> None:
         torch = find_torch()
         state_dict, args, meta = export_state_dict(given.workdir)
-        out, name = Path(given.out), f"ema_{meta['step']:06d}.pt"
+        out, name = given.out, f"ema_{meta['step']:06d}.pt"
         path = out / "args.json"
         if path.exists() and read_args(path) != args:
             raise UserError(f"{path} is of another run: give another --out")

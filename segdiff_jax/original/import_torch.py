@@ -18,7 +18,7 @@ from segdiff_jax.original.weights import COLOURS, StateDict, config_from_torch, 
 from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import replacing, write_file
+from segdiff_jax.runtime.files import absolute, replacing, write_file
 
 # Our fields of which the original has one value.
 FIXED = {
@@ -70,7 +70,7 @@ def import_state_dict(
     `args` is the contents of the original's args.json. `dataset` is one of `COLOURS`, or "" if
     images were normalised to [-1, 1]. UserError names what does not fit.
     """
-    params, workdir = params_from_torch(state_dict), Path(workdir)
+    params, workdir = params_from_torch(state_dict), absolute(workdir)
     config = config_from_args(args, state_dict, dataset)
     if workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty: give another --workdir")
@@ -208,14 +208,16 @@ def read_args(path: str | Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("model", help="model*.pt or, its moving average, ema*.pt")
-    parser.add_argument("--args", help="args.json of the run; default: beside the model")
-    parser.add_argument("--workdir", required=True, help="a new folder")
+    parser.add_argument("model", type=absolute, help="model*.pt or, its moving average, ema*.pt")
+    parser.add_argument(
+        "--args", type=absolute, help="args.json of the run; default: beside the model"
+    )
+    parser.add_argument("--workdir", type=absolute, required=True, help="a new folder")
     parser.add_argument("--dataset", default="", choices=COLOURS, help="that it was trained on")
     given = parser.parse_args(arguments)
 
     def import_model() -> None:
-        args = read_args(given.args or Path(given.model).parent / "args.json")
+        args = read_args(given.args or given.model.parent / "args.json")
         state_dict = read_state_dict(given.model)
         config = import_state_dict(state_dict, args, given.workdir, given.dataset)
         count = sum(array.size for array in state_dict.values())

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
 
 # We raise an error for a full disk; Orbax's threads would log it too, and asyncio once per array.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -40,7 +41,7 @@ class Checkpoints:
     """The checkpoints of one workdir."""
 
     def __init__(self, workdir: str | Path):
-        self._folder, self._stack = Path(workdir).absolute() / "checkpoints", contextlib.ExitStack()
+        self._folder, self._stack = absolute(workdir) / "checkpoints", contextlib.ExitStack()
         try:
             if parallel.is_main():
                 # What a run that was killed in a save has left.
@@ -129,7 +130,7 @@ def plain_path(folder: Path) -> Iterator[Path]:
 
     It is a link in a temporary folder if the path itself has such signs.
     """
-    if not PATTERNS.search(str(folder)):
+    if not PATTERNS.search(folder.as_posix()):
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
@@ -143,7 +144,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
     `path` is a workdir (its best, else its last checkpoint), a folder of steps or a step folder.
     """
-    path = Path(path).absolute()
+    path = absolute(path)
     best, last = path / "checkpoints" / "best", path / "checkpoints" / "last"
     for candidates in (best.glob("*"), last.glob("*"), path.glob("*"), [path]):
         steps = [p for p in candidates if p.name.isdecimal() and (p / "meta").is_dir()]

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
 from segdiff_jax.runtime.stop import Stopped
 
 # What a user can mend: told in a sentence. Any other exception keeps its traceback.
@@ -22,6 +23,31 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run; 1: this alone.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "The number of this process, from 0.")
+flags.disclaim_key_flags()  # Those of `path_flag` belong to its callers.
+
+
+class PathParser(flags.ArgumentParser):
+    """Makes the path of a flag absolute; "" is a mistake, such as of a variable that is not set."""
+
+    syntactic_help = "a path"
+
+    def flag_type(self) -> str:
+        return "path"
+
+    def parse(self, argument: str) -> str:
+        if not argument:
+            raise ValueError("give a path")
+        return str(absolute(argument))
+
+
+def path_flag(name: str, help: str) -> flags.FlagHolder[str | None]:
+    """A flag whose value is an absolute path or pattern of files."""
+    return flags.DEFINE(PathParser(), name, None, help)
+
+
+def path_flags(name: str, help: str) -> flags.FlagHolder[list[str]]:
+    """The same, for a flag that may be given several times."""
+    return flags.DEFINE_multi(PathParser(), flags.ArgumentSerializer(), name, [], help)
 
 
 def run_command(command: Callable[..., int | None], takes_fields: bool = False) -> None:

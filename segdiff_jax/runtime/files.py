@@ -1,13 +1,24 @@
-"""How files are written: whole or not at all, by one process, with a sentence if that fails."""
+"""Paths, and how files are written: whole or not at all, by one process, or with a sentence."""
 
 import contextlib
 import csv
-import fcntl
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+def absolute(path: str | os.PathLike) -> Path:
+    """The same place, or pattern such as "photos/*.jpg", for use in any folder.
+
+    "~" becomes the user's folder. ".." goes, except behind a link, where it means another place.
+    """
+    whole = Path(os.path.expanduser(path)).absolute()
+    plain = Path(os.path.normpath(whole))
+    return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole
 
 
 @contextlib.contextmanager
@@ -54,16 +65,18 @@ def locked(path: Path, what: str) -> Iterator[None]:
     """
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
+        path.open("a").close()
+    lock = FileLock(path, fallback_to_soft=False)  # A soft lock would outlive a killed process.
+    with contextlib.suppress(OSError):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(blocking=False)
+        except Timeout:
             print(f"another process uses {what}: waiting for its end", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def complete_rows(path: Path) -> list[dict[str, str]]:

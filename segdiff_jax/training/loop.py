@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import VERSION, check
+from segdiff_jax.config import VERSION, check, with_absolute_paths
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
@@ -26,7 +26,7 @@ from segdiff_jax.methods import Method, init_variables, make_method, variables_l
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import locked, write_file
+from segdiff_jax.runtime.files import absolute, locked, write_file
 from segdiff_jax.runtime.stop import Stopped, told_to_stop
 from segdiff_jax.training import resume
 from segdiff_jax.training.clock import Clock, is_validation_due
@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         OSError: naming what cannot be written.
         Stopped: after SIGTERM or SIGINT; the state is saved.
     """
-    config, workdir = with_absolute_paths(config), Path(workdir)
+    config, workdir = with_absolute_paths(config), absolute(workdir)
     shapes = check_run(config)
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
@@ -145,15 +145,6 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             if saves:
                 logs.restart_clock()
         print(f"trained: {summary(clock, best, config, workdir)}", flush=True)
-
-
-def with_absolute_paths(config: ConfigDict) -> ConfigDict:
-    """A copy whose folders of images and masks are found from wherever a command is given."""
-    config = config.copy_and_resolve_references()
-    for field in ("images", "masks"):
-        if path := config.data[field]:
-            config.data[field] = str(Path(path).expanduser().absolute())
-    return config
 
 
 def check_run(config: ConfigDict) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import changes, saved_config
+from segdiff_jax.config import changes, saved_config, with_absolute_paths
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import NETWORK, RUN
@@ -27,7 +27,7 @@ def check_resumable(
                 f"--config=configs/saved.py:{workdir}"
             )
         return None
-    before = saved_config(meta)
+    before = with_absolute_paths(saved_config(meta))
     lines = _lines(changes(before, config), "before", "now")
     if changes(before, config, (RUN, NETWORK)) and not accept_changes:
         raise UserError(

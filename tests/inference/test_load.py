@@ -183,6 +183,14 @@ def test_a_wrong_setting_is_named_before_the_network_is_made(workdirs, field, va
         load(workdirs["segdiff"], **{field: value})
 
 
+def test_paths_of_an_older_run_are_read_from_the_current_folder(workdirs, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdirs["unet"]))
+    monkeypatch.chdir(tmp_path)
+    model = load("~")
+    assert model.config.data.dir == f"{tmp_path}/data" and model.config.data.manual_dir == ""
+    assert model.settings["checkpoint"] == f"{workdirs['unet']}/checkpoints/best/1"
+
+
 def test_a_run_is_named_by_its_workdir(workdirs):
     assert run_name("/mnt/checkpoints/runA") == "runA"
     assert run_name("/mnt/checkpoints/x/runs/runA") == "runA"

@@ -6,9 +6,10 @@ import sys
 
 import jax
 import pytest
+from absl import flags
 
 from segdiff_jax.runtime import command
-from segdiff_jax.runtime.command import describe, keep_compiled_programs
+from segdiff_jax.runtime.command import describe, keep_compiled_programs, path_flag, path_flags
 from segdiff_jax.runtime.errors import UserError
 from tests.conftest import ROOT
 
@@ -96,6 +97,24 @@ def test_programs_are_kept_in_the_users_cache_folder(monkeypatch, variables, fol
     monkeypatch.setattr(jax.config, "update", kept.__setitem__)
     keep_compiled_programs()
     assert kept["jax_compilation_cache_dir"] == folder
+
+
+def test_paths_of_flags_are_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/a")
+    one, several = path_flag("one_path", "help"), path_flags("some_paths", "help")
+    try:
+        assert one.value is None and several.value == []
+        known = flags.FLAGS(["x", "--one_path=~/b", "--some_paths=c", "--some_paths=/d/*.jpg"])
+        assert known == ["x"] and one.value == "/home/a/b"
+        assert several.value == [f"{tmp_path}/c", "/d/*.jpg"]
+        with pytest.raises(flags.Error, match="flag --one_path=: give a path"):
+            flags.FLAGS(["x", "--one_path="])
+        # They are in the short help of the file that defines them.
+        assert flags.FLAGS.find_module_defining_flag("one_path") == __name__
+    finally:
+        for name in ("one_path", "some_paths"):
+            delattr(flags.FLAGS, name)
 
 
 def test_what_jax_says_gets_advice(monkeypatch):

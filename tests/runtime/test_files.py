@@ -6,7 +6,7 @@ import re
 import pytest
 
 from segdiff_jax.runtime import files
-from segdiff_jax.runtime.files import naming, replacing, write_file
+from segdiff_jax.runtime.files import absolute, naming, replacing, write_file
 
 
 @pytest.fixture
@@ -15,6 +15,32 @@ def path(tmp_path):
     path = tmp_path / "folder" / "file.txt"
     write_file(path, "former")
     return path
+
+
+def test_a_path_means_the_same_in_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/a")
+    for path, place in {
+        "~": "/home/a",
+        "~/run/": "/home/a/run",
+        "a~/b": f"{tmp_path}/a~/b",
+        "photos": f"{tmp_path}/photos",
+        ".": str(tmp_path),
+        "../x/./y": f"{tmp_path.parent}/x/y",
+        "photos/*/../**/[ab].jpg": f"{tmp_path}/photos/**/[ab].jpg",
+        "/a b/c": "/a b/c",
+    }.items():
+        assert str(absolute(path)) == place
+
+
+def test_what_lies_above_a_link_is_found(tmp_path):
+    """In a shell, too, link/../file is not the file beside the link."""
+    (tmp_path / "far" / "folder").mkdir(parents=True)
+    (tmp_path / "far" / "file").write_text("text")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "folder")
+    path = absolute(tmp_path / "link" / ".." / "file")
+    assert path.read_text() == "text" and path.parts[-3:] == ("link", "..", "file")
+    assert absolute(tmp_path / "link" / "a" / "..") == tmp_path / "link"
 
 
 def test_a_file_is_written_with_its_folders(path):

@@ -570,6 +570,7 @@ def test_a_run_of_the_version_before_resumes(six_steps, tmp_path, capsys):
         meta = json.loads(file.read_text())
         assert meta.pop("version") == 2
         meta["config"] = version_1(meta["config"])
+        meta["config"]["data"]["dir"] = os.path.relpath(config.data.dir)
         file.write_text(json.dumps(meta))
     config = config.copy_and_resolve_references()
     config.train.num_steps, config.validation.every = 7, 0

@@ -1,0 +1,115 @@
+"""Where sample.py reads and writes, and what its report tells of it."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+import sample
+from segdiff_jax.config import default_config
+from segdiff_jax.evaluation.examples import open_split
+from segdiff_jax.evaluation.report import without_folders
+from segdiff_jax.inference.load import Model
+from segdiff_jax.runtime.errors import UserError
+from tests.evaluation.models import Threshold, config_of
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder that holds the folders a and b, each with two images in photos; HOME is b."""
+    for folder, names in (("a", "pq"), ("b", "rs")):
+        (tmp_path / folder / "photos").mkdir(parents=True)
+        for name in names:
+            Image.new("RGB", (8, 8)).save(tmp_path / folder / "photos" / f"{name}.png")
+    monkeypatch.setenv("HOME", str(tmp_path / "b"))
+    checkpoint = str(tmp_path / "runs" / "isic" / "checkpoints" / "best" / "1000")
+    settings = {"checkpoint": checkpoint, "model": "unet"}
+    driver = Threshold(2)
+    driver.method = SimpleNamespace(unread=())
+    model = Model(config_of(), settings, driver, "variables")
+    monkeypatch.setattr(sample, "load", lambda paths: model)
+    return tmp_path
+
+
+def run(*arguments, **flags):
+    with flagsaver.as_parsed(**({"workdir": ["/runs/isic"]} | flags)):
+        return sample.main(list(arguments))
+
+
+def test_two_folders_of_one_name_do_not_share_an_output(place, monkeypatch):
+    monkeypatch.chdir(place / "a")
+    assert run(images="photos", out="../out") == 0
+    masks = sorted(path.name for path in (place / "out" / "masks").iterdir())
+    assert masks == ["p_Segmentation.png", "q_Segmentation.png"]
+    settings = json.loads((place / "out" / "settings.json").read_text())
+    assert settings["data"] == str(place / "a" / "photos")
+    monkeypatch.chdir(place / "b")
+    message = f"{place}/out holds files of {place}/a/photos, such as .*: choose another output"
+    with pytest.raises(UserError, match=message):
+        run(images="photos", out="../out")
+    assert sorted(path.name for path in (place / "out" / "masks").iterdir()) == masks
+    assert run(images="~/photos", out="~/out") == 0
+    assert (place / "b" / "out" / "masks" / "r_Segmentation.png").exists()
+    assert sorted(path.name for path in (place / "b").iterdir()) == ["out", "photos"]
+
+
+def test_an_output_folder_goes_on_in_whatever_way_its_data_are_named(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    run(images="a/photos", out="out")
+    for images in ("./a/../a/photos/", str(place / "a" / "photos"), "~/../a/photos"):
+        run(images=images, out="out")
+        assert "2 images had been segmented before" in capsys.readouterr().out
+
+
+def test_the_report_tells_no_folder_of_the_machine(place, monkeypatch):
+    monkeypatch.chdir(place / "a")
+    (place / "a" / "true masks").mkdir()
+    Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(place / "a" / "true masks" / "p.png")
+    assert run(images="photos/*.png", masks="true masks", out="out", artefact="frame") == 2
+    text = (place / "a" / "out" / "report.html").read_text()
+    assert str(place) not in text
+    assert "<h1>unet on photos/*.png, with frame</h1>" in text
+    assert ">isic/checkpoints/best/1000<" in text and ">photos/*.png, with frame<" in text
+    assert "no mask in true masks: it would have" in text
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("/home/a/photos", "photos"),
+        ("/home/a/photos/*.jpg", "photos/*.jpg"),
+        ("/home/a/photos/**/[ab]*.jpg, with hair", "photos/**/[ab]*.jpg, with hair"),
+        ("/home/a/checkpoints/isic/checkpoints/last/20", "isic/checkpoints/last/20"),
+        ("/mnt/20", "20"),
+        ("isic/2016, test split", "isic/2016, test split"),
+        ("paired_folder, test split of /home/a b/images", "paired_folder, test split of images"),
+        ("no mask in /home/a b/masks: it would be", "no mask in masks: it would be"),
+        ("[Errno 13] Permission denied: '/home/a/b.jpg'", "[Errno 13] Permission denied: 'b.jpg'"),
+        ("1 / 2, and/or 3", "1 / 2, and/or 3"),
+    ],
+)
+def test_paths_without_folders(text, shown):
+    assert without_folders(text) == shown
+
+
+def test_fields_of_the_run_are_refused_and_places_are_not(place):
+    with pytest.raises(UserError, match="data.image_size=8: the run decides this; sampling has s"):
+        run("--config.data.image_size=8")
+    with pytest.raises(UserError, match="^data.dir=/no/where is not a folder: give --config.data"):
+        run("--config.data.dir=/no/where")
+
+
+def test_data_that_were_moved_are_asked_for_and_nothing_is_built(tmp_path):
+    config = default_config()
+    config.data.dataset, config.data.dir = "synthetic_lesions", str(tmp_path / "data")
+    message = (
+        f"data.dir={tmp_path}/data is not a folder: give --config.data.dir=FOLDER, of the built "
+        "data sets (and --config.data.manual_dir=FOLDER, of the official files), or "
+        "--images=FOLDER"
+    )
+    with pytest.raises(UserError) as error:
+        open_split(config, "test")
+    assert str(error.value) == message and not list(tmp_path.iterdir())
