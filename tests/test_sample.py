@@ -1,5 +1,6 @@
 """Where sample.py reads and writes, and what its report tells of it."""
 
+import csv
 import json
 from types import SimpleNamespace
 
@@ -68,12 +69,72 @@ def test_the_report_tells_no_folder_of_the_machine(place, monkeypatch):
     monkeypatch.chdir(place / "a")
     (place / "a" / "true masks").mkdir()
     Image.fromarray(255 * np.eye(8, dtype=np.uint8)).save(place / "a" / "true masks" / "p.png")
+    (place / "a" / "photos" / "z.png").symlink_to("nowhere.png")
     assert run(images="photos/*.png", masks="true masks", out="out", artefact="frame") == 2
     text = (place / "a" / "out" / "report.html").read_text()
     assert str(place) not in text
     assert "<h1>unet on photos/*.png, with frame</h1>" in text
     assert ">isic/checkpoints/best/1000<" in text and ">photos/*.png, with frame<" in text
-    assert "no mask in true masks: it would have" in text
+    assert "z.png is a link to nowhere.png, which is not there" in text
+
+
+SQUARE = np.zeros((8, 8), np.uint8)
+SQUARE[2:6, 1:7] = 1
+
+
+def coloured(*colours):
+    return Image.fromarray(np.uint8(colours)[SQUARE])
+
+
+def indexed(*colours):
+    image = Image.fromarray(SQUARE, "P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def test_masks_are_scored_by_what_they_say_or_refused(tmp_path, place):
+    """The model finds the square, so the truth is the square where its IoU is 1."""
+    black = 0, 0, 0
+    good = {f"rgb {c}": coloured(black, c) for c in ((1, 0, 0), (2, 0, 0), (0, 0, 1), (0, 0, 4))}
+    good |= {"palette": indexed(black, (0, 0, 2)), "white palette": indexed((255,) * 3, black)}
+    good |= {"grey": Image.fromarray(9 * SQUARE), "bits": Image.fromarray(SQUARE > 0)}
+    bad = {
+        "alpha": coloured((*black, 0), (*black, 255)),
+        "red alpha": coloured((255, 255, 255, 0), (255, 0, 0, 255)),
+        "two colours": coloured((0, 0, 9), (0, 9, 0)),
+    }
+    images, masks, out = tmp_path / "images", tmp_path / "masks" / "of another name", tmp_path / "o"
+    images.mkdir()
+    masks.mkdir(parents=True)
+    for name, mask in (good | bad).items():
+        Image.fromarray(255 * SQUARE).convert("RGB").save(images / f"{name}.png")
+        mask.save(masks / f"{name}_mask.png")
+    Image.fromarray(255 * SQUARE).save(images / "unmasked.png")
+    (images / "gone.png").symlink_to("nowhere.png")
+    assert run(images=str(images), masks=str(masks.parent), out=str(out)) == 2
+    with (out / "metrics.csv").open(newline="") as file:
+        ious = {row["id"]: row["iou"] for row in csv.DictReader(file)}
+    assert ious == dict.fromkeys(good, "1.000000") | {"unmasked": ""}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["num_images"] == len(good) and metrics["unscored"] == ["unmasked"]
+    with (out / "failures.csv").open(newline="") as file:
+        failures = {row["image"]: row["reason"] for row in csv.DictReader(file)}
+    assert failures.keys() == {*bad, "gone"}
+    for name in bad:
+        assert f"mask of {name}: " in failures[name]
+        assert ("transparent: flatten it" if "alpha" in name else "colours") in failures[name]
+    assert "gone.png is a link to nowhere.png, which is not there" in failures["gone"]
+
+
+def test_folders_that_are_linked_are_segmented_and_other_endings_counted(tmp_path, place, capsys):
+    (tmp_path / "a" / "photos" / "more").symlink_to(tmp_path / "b" / "photos")
+    (tmp_path / "b" / "photos" / "up").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "photos" / "x.jfif").write_bytes(b"x")
+    assert run(images=str(tmp_path / "a" / "photos"), out=str(tmp_path / "o")) == 0
+    masks = list((tmp_path / "o" / "masks").rglob("*.png"))
+    names = sorted(path.relative_to(tmp_path / "o" / "masks").as_posix() for path in masks)
+    assert names == [f"{n}_Segmentation.png" for n in ("more/r", "more/s", "p", "q")]
+    assert "files with other endings, not looked at: 1 (1 .jfif)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

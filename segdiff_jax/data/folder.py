@@ -174,21 +174,24 @@ def walk(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """A folder and its subfolders, linked ones too, each with its files, but for `is_foreign`.
 
-    A subfolder that is `passed_over`, or a link to a folder that it lies in, is not entered. An
-    OSError names a folder that cannot be read.
+    A subfolder that is `passed_over` is not entered, nor a link to a folder above it, which would
+    lead in a circle. An OSError names a folder that cannot be read.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
+    def leads_up(folder: Path) -> bool:
+        above = [path for path in folder.parents if path == top or top in path.parents]
+        target = os.path.realpath(folder)
+        return any(Path(os.path.realpath(path)).is_relative_to(target) for path in above)
+
     for place, folders, names in os.walk(top, onerror=fail, followlinks=True):
-        inside = Path(os.path.realpath(place))
+        paths = [Path(place, name) for name in sorted(folders) if not is_foreign(name)]
         folders[:] = [
-            name
-            for name in sorted(folders)
-            if not is_foreign(name)
-            and not inside.is_relative_to(os.path.realpath(Path(place, name)))
-            and not passed_over(Path(place, name))
+            path.name
+            for path in paths
+            if not (path.is_symlink() and leads_up(path)) and not passed_over(path)
         ]
         yield Path(place), [Path(place, name) for name in names if not is_foreign(name)]
 
