@@ -373,7 +373,7 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     assert found.train.init_from == f"{tmp_path}/runs/e"
     assert config.data.dir == "data" and found.is_locked
     changed = {name for name, pair in changes(config, found).items()}
-    assert changed == set(schema.PATHS) - {"data.manual_dir"}
+    assert changed == set(schema.PATHS) - {"data.manual_dir", "data.group_file"}
     arguments = ["--config.data.dir=~/b", "--config.data.masks="]
     assert parse_fields(arguments) == {"data.dir": "/home/a/b", "data.masks": ""}
 

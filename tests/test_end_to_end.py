@@ -288,3 +288,51 @@ def test_a_run_finds_its_data_from_any_folder_and_asks_for_them_if_they_moved(ti
     out, _ = run("sample.py", elsewhere, "--split=test", "--config.data.dir=../moved/data")
     assert "5 images had been segmented before" in out
     assert not project.exists() and not list(elsewhere.iterdir())
+
+
+@pytest.mark.slow
+def test_a_messy_folder_is_trained_on_as_its_owner_means_it(tmp_path):
+    """Linked folders, masks in blue of 1, copies, thumbnails, a workdir with brackets."""
+    photos, masks, disk = (tmp_path / name for name in ("photos", "masks", "disk"))
+    rng = np.random.default_rng(0)
+    for name in "abcdefgh":
+        folder = photos if name in "abcd" else disk / "2024"
+        for parent in (folder, masks / "drawn"):
+            parent.mkdir(parents=True, exist_ok=True)
+        mask = np.zeros((20, 24, 3), np.uint8)
+        mask[4:11, 5:15, 2] = 1  # 70 of 480 pixels
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(folder / f"{name}.png")
+        Image.fromarray(mask).save(masks / "drawn" / f"{name}_mask.png")
+    (photos / "more").symlink_to(disk)
+    (photos / "@eaDir").mkdir()
+    for copy in (photos / "@eaDir/a.png", photos / "z.png", photos / "y.jfif"):
+        shutil.copy(photos / "a.png", copy)
+    shutil.copy(masks / "drawn/a_mask.png", masks / "drawn/z_mask.png")
+    workdir = tmp_path / "exp [lr=1e-3]" / "run"
+    tiny = [f for f in TINY if ".model." not in f and ".diffusion." not in f]
+    tiny[0] = "--config=configs/compare.py:unet"
+    tiny += ["--config.model.channels=(8,16)", "--config.train.num_steps=2"]
+    tiny += ["--config.data.dataset=paired_folder", f"--config.data.dir={tmp_path / 'data'}"]
+    tiny += [f"--config.data.images={photos}", f"--config.data.masks={masks}"]
+    command = "train.py", *tiny, "--config.data.group_pattern=(20[0-9]+)/", f"--workdir={workdir}"
+    out, _ = run(*command)
+    assert "9 pairs of image and mask" in out and "foreground 14.6% / 14.6% / 14.6%" in out
+    assert "1 images are copies of others: copies share a split" in out
+    assert "photos: files with other endings, not looked at: 1 (1 .jfif)" in out
+    splits = {}
+    for split in ("train", "validation"):
+        run("sample.py", f"--workdir={workdir}", f"--split={split}")
+        with (workdir / f"samples_{split}" / "metrics.csv").open(newline="") as file:
+            splits[split] = {row["id"] for row in csv.DictReader(file)}
+    names = {*"abcdz", *(f"more/2024/{name}" for name in "efgh")}
+    assert splits["train"] | splits["validation"] == names
+    assert not splits["train"] & splits["validation"]
+    for together in ({"a", "z"}, {name for name in names if "2024" in name}):
+        assert any(together <= ids for ids in splits.values())
+    out, _ = run(*command)
+    assert f"resuming {workdir} at step 2\nalready trained: 2 steps" in out
+    for path in (masks / "drawn").iterdir():
+        Image.new("L", (24, 20)).save(path)
+    _, err = run("train.py", *tiny, f"--workdir={tmp_path / 'other'}", status=1)
+    assert "no mask of train and validation has any foreground: check the masks" in err
+    assert "Traceback" not in err

@@ -151,7 +151,8 @@ def test_masks_that_do_not_fit_are_failures_and_the_others_are_scored(workdir, t
         "mask of labels: the mask has 3 values (0, 1, 2): make it 0 and one other value"
     )
     assert failures["small"] == "the image is (20, 30) but its mask (10, 15) pixels"
-    assert failures["none.jpg"].startswith(f"no mask in {masks}: ")
+    assert "1 images have no mask: they are segmented, but not scored (none)" in said
+    assert (tmp_path / "out/masks/none_Segmentation.png").exists()
 
 
 def test_an_empty_folder_is_named(workdir, tmp_path):

@@ -40,7 +40,9 @@ def folders(tmp_path):
             archive.write(path, f"Part1_GroundTruth/{path.name}")
             row = {"id": id, "area": mask.mean(), "disagreement": None, "levels": levels}
             rows.append(
-                row | {"scores": segmentation_scores(mask, truth), "conditions": CONDITIONS}
+                row
+                | {"scores": segmentation_scores(mask, truth), "conditions": CONDITIONS}
+                | {"foreground": bool(truth.any())}
             )
     write_metrics(out.path, rows, {})
     return out.path, tmp_path / "truth.zip"

@@ -149,7 +149,8 @@ def files_by_name(pattern: str, other: str | None = None) -> Found:
     files: dict[str, list[Path]] = defaultdict(list)
     others: Counter[str] = Counter()
     for path in sorted(paths):
-        if is_foreign(path.name) or path.stem.endswith("_superpixels") or path.is_dir():  # ISIC's.
+        there = path.is_file() or (path.is_symlink() and not path.exists())
+        if not there or is_foreign(path.name) or path.stem.endswith("_superpixels"):  # ISIC's.
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             others[path.suffix.lower() or "no ending"] += 1

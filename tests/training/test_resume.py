@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from segdiff_jax.config import VERSION, default_config
+from segdiff_jax.config import VERSION, default_config, with_absolute_paths
 from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.resume import (
@@ -16,6 +16,10 @@ from segdiff_jax.training.resume import (
 )
 
 W = {"w": jnp.ones(3)}
+
+
+def config_of(model="segdiff"):
+    return with_absolute_paths(default_config(model))
 
 
 @pytest.fixture
@@ -32,11 +36,11 @@ def save(checkpoints, config, **more):
 
 
 def settings_of(model="segdiff"):
-    return json.loads(default_config(model).to_json())
+    return json.loads(config_of(model).to_json())
 
 
 def test_a_new_workdir_has_nothing_to_resume(checkpoints, tmp_path):
-    assert check_resumable(checkpoints, default_config(), tmp_path, False) is None
+    assert check_resumable(checkpoints, config_of(), tmp_path, False) is None
 
 
 def test_an_imported_checkpoint_is_not_resumed(checkpoints, tmp_path):
@@ -44,11 +48,11 @@ def test_an_imported_checkpoint_is_not_resumed(checkpoints, tmp_path):
     checkpoints.save_best(1, {"params": W}, meta)
     message = f"{tmp_path} holds an imported checkpoint: .*--config=configs/saved.py:{tmp_path}"
     with pytest.raises(UserError, match=message):
-        check_resumable(checkpoints, default_config(), tmp_path, False)
+        check_resumable(checkpoints, config_of(), tmp_path, False)
 
 
 def test_a_field_that_a_run_did_not_know_had_its_default(checkpoints, tmp_path, capsys):
-    settings, config = settings_of(), default_config()
+    settings, config = settings_of(), config_of()
     del settings["model"]["norm_groups"], settings["model"]["remat_resolutions"]
     del settings["model"]["attention"]
     save(checkpoints, settings)
@@ -71,7 +75,7 @@ def test_fields_of_the_diffusion_are_fixed_where_something_reads_them(
     checkpoints, tmp_path, capsys
 ):
     for model in ("unet", "segdiff"):
-        settings, config = settings_of(model), default_config(model)
+        settings, config = settings_of(model), config_of(model)
         settings["diffusion"]["timestep_power"], config.diffusion.timestep_power = 0.5, 0.1
         save(checkpoints, settings)
         if model == "unet":
@@ -85,7 +89,7 @@ def test_fields_of_the_diffusion_are_fixed_where_something_reads_them(
 def test_another_network_is_refused(checkpoints, tmp_path):
     save(checkpoints, settings_of())
     with pytest.raises(UserError, match=r"model\.name: 'segdiff' before, 'unet' now"):
-        check_resumable(checkpoints, default_config("unet"), tmp_path, False)
+        check_resumable(checkpoints, config_of("unet"), tmp_path, False)
 
 
 @pytest.mark.parametrize(
@@ -103,14 +107,14 @@ def test_another_network_is_refused(checkpoints, tmp_path):
 )
 def test_what_is_fixed_for_a_run(checkpoints, tmp_path, field, value):
     save(checkpoints, settings_of())
-    config = default_config()
+    config = config_of()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"another config.*\n  config.{field}: .* now"):
         check_resumable(checkpoints, config, tmp_path, False)
 
 
 def test_the_number_of_images(tmp_path):
-    config, meta = default_config(), {"training_images": 36}
+    config, meta = config_of(), {"training_images": 36}
     check_number_of_images(meta, 36, config, False)
     check_number_of_images(meta, 41, config, True)
     with pytest.raises(UserError, match="was trained on 36 images, and isic/2016 now has 41"):
@@ -119,7 +123,7 @@ def test_the_number_of_images(tmp_path):
 
 def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys):
     save(checkpoints, settings_of())
-    config = default_config()
+    config = config_of()
     config.train.init_from = str(tmp_path)
     config.model.dropout, config.train.batch_size, config.seed = 0.5, 8, 3
     assert check_same_network(config).match("best/1")
@@ -138,7 +142,7 @@ def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys)
 
 
 def test_the_best_score_is_of_the_same_validation(checkpoints):
-    assert best_score(checkpoints, default_config()) is None
+    assert best_score(checkpoints, config_of()) is None
     save(checkpoints, settings_of(), validation_iou=0.5)
     same = {
         "train.num_steps": 1,
@@ -168,6 +172,6 @@ def test_the_best_score_is_of_the_same_validation(checkpoints):
     }
     for fields, expected in ((same, 0.5), (other, None)):
         for field, value in fields.items():
-            config = default_config()
+            config = config_of()
             config.update_from_flattened_dict({field: value})
             assert best_score(checkpoints, config) == expected, field
