@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.errors import UserError, some
 
 MOST = 255  # classes: a label is a byte, and one more byte marks values without a class
 
@@ -44,9 +44,8 @@ class Classes:
         labels = table[mask]
         if (labels == MOST).any():
             found = np.unique(mask)
-            some = ", ".join(map(str, found[:8])) + ", ..." * (len(found) > 8)
             raise UserError(
-                f"{name}: the mask has {len(found)} values ({some}), but only "
+                f"{name}: the mask has {len(found)} values ({some(found, 8)}), but only "
                 f"data.mask_values={self.values} stand for data.classes={self.names}. In a picture "
                 "with a palette, the indices count. JPEG blurs masks: save them as PNG"
             )

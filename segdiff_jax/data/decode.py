@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segdiff_jax.data.classes import TWO, Classes
-from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.errors import UserError, some
 
 # The name of a file does not matter. EPS is left out because it is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
@@ -116,11 +116,10 @@ def of_two_values(mask: np.ndarray, name: str, any_value: bool) -> np.ndarray:
     """The same mask; UserError if it has other values than `decode_labels` takes."""
     values = np.unique(mask)
     if any_value and np.count_nonzero(values) > 1:
-        some = ", ".join(map(str, values[:8])) + ", ..." * (len(values) > 8)
         raise UserError(
-            f"{name}: the mask has {len(values)} values ({some}): make it 0 and one other value, "
-            "or, if it has several classes, name them in data.classes; JPEG blurs masks, save them "
-            "as PNG"
+            f"{name}: the mask has {len(values)} values ({some(values, 8)}): make it 0 and one "
+            "other value, or, if it has several classes, name them in data.classes; JPEG blurs "
+            "masks, save them as PNG"
         )
     if not any_value and len(others := np.setdiff1d(values, [0, 255])):
         raise UserError(

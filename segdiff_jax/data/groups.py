@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.errors import UserError, some
 
 # {id: what it may have in common with other images: a hash of its bytes and, if any, its group}.
 Keys = Mapping[str, Sequence[str]]
@@ -95,11 +95,6 @@ def split_by_group(
         print(f"{copies} images are copies of others: copies share a split", flush=True)
     chosen = split(sorted(set(firsts.values()))).items()
     return {name: [i for i, of in firsts.items() if of in {*ids}] for name, ids in chosen}
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, for a message."""
-    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def _table(path: str, told: str) -> dict[str, str]:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from segdiff_jax.data.decode import decode_image, decode_labels, doubt
 from segdiff_jax.data.folder import FolderSource, read_file
-from segdiff_jax.data.groups import NO_GROUPS, groups_of, leave_out_copies, some, split_by_group
+from segdiff_jax.data.groups import NO_GROUPS, groups_of, leave_out_copies, split_by_group
 from segdiff_jax.data.statistics import Statistics
-from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.errors import UserError, some
 
 _LISTED = 20  # files that a message names for each kind of problem
 

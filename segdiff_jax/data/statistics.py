@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from segdiff_jax.runtime.errors import some
+
 
 class Statistics:
     """Sizes, colours and foreground of masks and images; `classes` are the names if several."""
@@ -66,7 +68,7 @@ def format_statistics(summary: dict[str, Any]) -> str:
     three = lambda name, form: "{} / {} / {}".format(*(form.format(v) for v in summary[name]))
     empty, colours = summary["without_foreground"], ("colour_mean", "colour_std")
     mean, std = (" ".join(f"{v:.0f}" for v in summary[name]) for name in colours)
-    some = f" ({', '.join(empty[:5])}{', ...' * (len(empty) > 5)})" if empty else ""
+    ids = f" ({some(empty)})" if empty else ""
     classes = [
         f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} of them"
         for name, row in summary.get("classes", {}).items()
@@ -76,7 +78,7 @@ def format_statistics(summary: dict[str, Any]) -> str:
         f"  height {three('height', '{:.0f}')}, width {three('width', '{:.0f}')} pixels",
         f"  foreground {three('foreground', '{:.1%}')} of the mask, "
         f"{summary['mean_foreground']:.1%} on average",
-        f"  without foreground: {len(empty)} of {summary['pairs']}{some}",
+        f"  without foreground: {len(empty)} of {summary['pairs']}{ids}",
         *classes,
         f"  colour (red, green, blue, 0 to 255): mean {mean}, standard deviation {std}",
     ]

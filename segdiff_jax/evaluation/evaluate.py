@@ -22,11 +22,10 @@ from segdiff_jax.evaluation.tables import format_metrics, write_failures, write_
 from segdiff_jax.evaluation.uncertainty import calibration_levels, calibration_pair
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime import parallel
-from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.errors import UserError, some
 from segdiff_jax.runtime.files import absolute, locked
 
 STRIPS = 4  # images whose denoising the report shows
-NAMED = 5  # images without a true mask that the terminal names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,9 +186,8 @@ def format_result(result: Evaluation, out: str | Path) -> str:
             count = metrics["num_images"]
             lines += [f"none of the {count} true masks has any foreground: IoU says little"]
         if unscored := metrics["unscored"]:
-            some = ", ".join(unscored[:NAMED]) + ", ..." * (len(unscored) > NAMED)
             text = "images have no mask: they are segmented, but not scored"
-            lines += [f"{len(unscored)} {text} ({some})"]
+            lines += [f"{len(unscored)} {text} ({some(unscored)})"]
     if result.num_before:
         lines += [f"{result.num_before} images had been segmented before"]
     if result.failures:
