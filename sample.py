@@ -13,7 +13,6 @@ from segdiff_jax.config import parse_fields, sampling_fields
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.evaluation.evaluate import evaluate, format_result
 from segdiff_jax.evaluation.examples import NativeExamples, open_folder, open_split
-from segdiff_jax.evaluation.report import without_folders
 from segdiff_jax.inference.load import load, run_name
 from segdiff_jax.runtime.command import path_flag, path_flags, run_command
 from segdiff_jax.runtime.errors import UserError
@@ -57,8 +56,8 @@ def main(arguments: list[str]) -> int:
         name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
     else:
         records = open_split(model.config, SPLIT.value, places)
-        of = f" of {places['data.images']}" if "data.images" in places else ""
-        what, name = f"{data.dataset}, {SPLIT.value} split{of}", SPLIT.value
+        of = places.get("data.images", data.dataset)
+        what, name = f"{of}, {SPLIT.value} split", SPLIT.value
     if ARTEFACT.value:
         what, name = f"{what}, with {ARTEFACT.value}", f"{name}_{ARTEFACT.value}"
     others = "_".join(run_name(path) for path in paths[1:])
@@ -68,7 +67,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--out={out} is the folder of images: choose another")
     examples = NativeExamples(records, model, ARTEFACT.value, WORKERS.value)
     settings = {"data": what} | model.settings
-    title = f"{model.settings['model']} on {without_folders(what)}"
+    title = f"{model.settings['model']} on {what}"
     result = evaluate(model, examples, out, settings, title, RESUME.value, WORKERS.value)
     print(format_result(result, out))
     return 2 if result.failures else 0

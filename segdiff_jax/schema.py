@@ -53,7 +53,7 @@ TOP = {
 
 DATA = {
     "dataset": Field("isic/2016", RUN, anything, "its name, see docs/data.md; paired_folder is your own images and masks"),
-    "extra_datasets": Field((), RUN, anything, "data sets whose training images are added, without ids that `dataset` has"),
+    "extra_datasets": Field((), RUN, anything, "data sets whose training images are added, but for those that `dataset` has"),
     "image_size": Field(64, RUN, at_least(1), "side in pixels of the square that the network sees"),
     "full_size": Field(0, RUN, at_least(0), "resize to this size instead and train on patches of image_size; 0: off"),
     "colour_constancy": Field("none", RUN, one_of("none", "shades_of_gray"), "corrects the colour of the light"),
@@ -188,8 +188,8 @@ SAMPLER = {
 }
 # fmt: on
 
-PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks", "data.group_file"
-PATHS = *PLACES, "train.init_from"
+PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks"
+PATHS = *PLACES, "data.group_file", "train.init_from"
 # Fields that sample.py takes to open a split: data may have moved.
 OF_SPLITS = *PLACES, "data.allow_empty_splits"
 

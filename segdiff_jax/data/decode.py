@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.runtime.errors import UserError, some
@@ -15,6 +15,7 @@ from segdiff_jax.runtime.errors import UserError, some
 # The name of a file does not matter. EPS is left out because it is a program.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION, PHOTOMETRIC = 0x0112, 262  # tags of EXIF and TIFF
+UPRIGHT = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # Pillow's `Transpose` of an orientation.
 MOST_PIXELS = 89_478_485  # of an image that is decoded; above it, Pillow warns
 PNG = b"\x89PNG\r\n\x1a\n"  # How a PNG starts.
 # Chunks that are read, beside those that every PNG has: transparency and, as EXIF or in texts with
@@ -47,7 +48,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     A UserError, which starts with `name`, says why it cannot be decoded, or that it has more than 8
     bits a channel or `MOST_PIXELS`. `OutOfMemory` if there is too little memory for it.
     """
-    return _decode(data, name, "RGB")[0]
+    return np.asarray(_decode(data, name, "RGB"))
 
 
 def decode_mask(data: bytes, name: str, colour: bool = True) -> np.ndarray:
@@ -58,44 +59,76 @@ def decode_mask(data: bytes, name: str, colour: bool = True) -> np.ndarray:
     UserError as in `decode_image`, for other colours, and for transparency that is not the same
     everywhere, because the mask may lie in it.
     """
-    array, mode = _decode(data, name)
-    if mode in ("LA", "PA", "RGBA"):
-        if np.ptp(array[..., -1]):
-            raise UserError(
-                f"{name}: parts of the mask are transparent: flatten it, with a black background"
-            )
-        array, mode = array[..., :-1], mode[:-1]
-    if mode in ("1", "L", "P"):
-        return np.uint8(255 * array if mode == "1" else array.reshape(array.shape[:2]))
+    return _values(data, name, colour)[0]
+
+
+def _values(data: bytes, name: str, colour: bool) -> tuple[np.ndarray, str]:
+    """`decode_mask`, and the mode of `_opaque`."""
+    array, mode = _opaque(data, name)
     if mode != "RGB":
-        raise UserError(f"{name}: the mask is {mode}: save it in grey, as PNG")
+        return array, mode
     if not np.ptp(array, axis=-1).any():
-        return array[..., 0]
+        return array[..., 0], mode
     colours = array[array.any(axis=-1)]
     if not colour or (colours != colours[0]).any():
         raise UserError(
             f"{name}: the mask has {'several ' * colour}colours: make it grey or a palette"
             f"{', or black and one other colour' * colour}; JPEG blurs masks, save them as PNG"
         )
-    return array.max(axis=-1)
+    return array.max(axis=-1), mode
 
 
 def decode_blurred_mask(data: bytes, name: str) -> np.ndarray:
     """Encoded mask of black and one colour, with blurred edges -> u8[H, W], 0 or 255, upright.
 
     The foreground is over half of the largest value of any channel. A UserError as in
-    `decode_image`, and if much of the picture is in between, or all of a JPEG is nearly black.
+    `decode_mask`, and if much of the picture is in between, its bright parts differ in colour,
+    nothing is black though not all is bright, or all of a JPEG is nearly black.
     """
-    values = decode_image(data, name).max(axis=-1)
-    top = int(values.max())
+    array, mode = _opaque(data, name)
+    if mode == "P":
+        return np.where(array > 0, 255, 0).astype(np.uint8)
+    array = array.reshape(*array.shape[:2], -1)
+    values = array.max(axis=-1)
+    top, least = int(values.max()), int(values.min())
+    bright = array[values >= 3 * top / 4].astype(int)
     between = np.count_nonzero((values > top / 4) & (values < 3 * top / 4))
-    much = 2 * between > np.count_nonzero(values >= 3 * top / 4)
-    if much or (data.startswith(b"\xff\xd8") and 0 < top < 64):  # A JPEG, nearly black.
-        raise UserError(
-            f"{name}: the mask is not black and one other colour: its values go to {top}, and "
-            f"{between} of {values.size} pixels are in between"
-        )
+    far = np.abs(bright - np.median(bright, axis=0)).max(axis=-1) > top / 2
+    reasons = {
+        f"{between} of {values.size} pixels are in between": 2 * between > len(bright),
+        "it has several colours": 100 * np.count_nonzero(far) > len(far),
+        f"its values go from {least} to {top}": least > top / 4 and top - least > 16,
+        f"its values go to {top}": data.startswith(b"\xff\xd8") and 0 < top < 64,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise UserError(f"{name}: the mask is not black and one other colour: {reason}")
     return np.where(values > top / 2, 255, 0).astype(np.uint8)
+
+
+def _opaque(data: bytes, name: str) -> tuple[np.ndarray, str]:
+    """The pixels of a mask without transparency, and their mode: L, P (indices) or RGB.
+
+    A UserError as of `decode_mask`.
+    """
+    image = _decode(data, name)
+    array, mode = np.asarray(image), image.mode.removesuffix("A").removesuffix("a")
+    varies = False
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        varies, array = np.ptp(array[..., -1]), array[..., :-1]
+    elif "transparency" in image.info:  # Of a PNG: of a colour, or of indices.
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        seen = array.reshape(*array.shape[:2], -1).any(axis=-1)
+        varies = np.ptp(alpha) and (alpha[seen] < 255).any()  # Black may be transparent.
+    if varies:
+        raise UserError(
+            f"{name}: parts of the mask are transparent: flatten it, with a black background"
+        )
+    if mode == "1":
+        return np.uint8(255 * array), "L"
+    if mode not in ("L", "P", "RGB"):
+        raise UserError(f"{name}: the mask is {image.mode}: save it in grey, as PNG")
+    return (array if mode == "RGB" else array.reshape(array.shape[:2])), mode
 
 
 def decode_labels(
@@ -103,11 +136,13 @@ def decode_labels(
 ) -> np.ndarray:
     """Encoded mask, see `decode_mask` -> labels u8[H, W], 0 to K - 1 of K classes, upright.
 
-    A mask of two classes may hold 0 and 255 or, with `any_value`, 0 and any one other value. A
-    UserError names values of no class, and several classes in a colour or in a single bit.
+    A mask of two classes may hold 0 and 255, in a palette 0 and 1 or, with `any_value`, 0 and any
+    one other value. A UserError names values of no class, and several classes in a colour or in a
+    single bit.
     """
-    values = decode_mask(data, name, colour=not classes.several)
+    values, mode = _values(data, name, colour=not classes.several)
     if not classes.several:
+        any_value |= mode == "P" and values.max() == 1
         return np.uint8(of_two_values(values, name, any_value) > 0)
     return classes.labels(values, name)
 
@@ -129,13 +164,12 @@ def of_two_values(mask: np.ndarray, name: str, any_value: bool) -> np.ndarray:
     return mask
 
 
-def _decode(data: bytes, name: str, mode: str | None = None) -> tuple[np.ndarray, str]:
-    """The upright pixels, in a mode of Pillow or, if that is None, in its own, and their mode."""
+def _decode(data: bytes, name: str, mode: str | None = None) -> Image.Image:
+    """The upright image, in a mode of Pillow or, if that is None, in its own."""
     if not data:
         raise UserError(f"{name}: the file is empty")
     with naming_memory(name):
-        image = _open(_png_without_notes(data), name, mode)
-        return np.asarray(image), image.mode
+        return _open(_png_without_notes(data), name, mode)
 
 
 def _png_without_notes(data: bytes) -> bytes:
@@ -164,7 +198,9 @@ def _open(data: bytes, name: str, mode: str | None) -> Image.Image:
         # three colours.
         raw = [str(tile.args).replace("BGR;16", "") for tile in image.tile]
         deep = image.mode[0] in "IF" or any(";16" in args for args in raw)
-        image = ImageOps.exif_transpose(image)
+        image.load()
+        if (turn := _orientation(image)) > 1:
+            image = image.transpose(UPRIGHT[turn])
         image = image.convert(mode) if mode and not deep else image
     except Image.DecompressionBombError as error:  # Ours, or Pillow's for a WebP.
         raise UserError(
@@ -201,7 +237,7 @@ def doubt(image: bytes, mask: bytes) -> str | None:
             "mask of a TIFF that has 0 for white, as ImageJ's inverting table does, so its values "
             "are inverted: see in data.png whether the object is outlined"
         )
-    turn, mask_turn = _orientation(image), _orientation(mask)
+    turn, mask_turn = _turn(image), _turn(mask)
     sides_tell = file.width != file.height and (turn > 4) != (mask_turn > 4)
     if turn != mask_turn and not sides_tell:
         return (
@@ -211,9 +247,16 @@ def doubt(image: bytes, mask: bytes) -> str | None:
     return None
 
 
-def _orientation(data: bytes) -> int:
-    """EXIF's, from 1, upright, to 8; above 4, height and width change places."""
+def _turn(data: bytes) -> int:
+    """EXIF's orientation, from 1, upright, to 8; above 4, height and width change places."""
     # Pillow decodes a whole PNG to look for it.
-    if data.startswith(PNG) and b"eXIf" not in data and b"Raw profile type" not in data:
+    if data.startswith(PNG) and not any(sign in data for sign in (b"eXIf", *PNG_TEXTS)):
         return 1
-    return _identify(_png_without_notes(data)).getexif().get(ORIENTATION, 1)
+    return _orientation(_identify(_png_without_notes(data)))
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # EXIF that is broken tells nothing.
+        if (turn := image.getexif().get(ORIENTATION)) in range(1, 9):
+            return turn
+    return 1

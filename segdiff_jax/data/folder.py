@@ -43,8 +43,8 @@ class FolderSource:
 
         `images` is a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
         in which "**" stands for any folders. `masks` is a folder; masks lie in the subfolders of
-        their images, or all in none, or anywhere if only one has the image's name. Their names end
-        with one of `mask_endings`, in any case.
+        their images, or all in none, or anywhere if no other image or mask has the name. Their
+        names end with one of `mask_endings`, in any case.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
@@ -140,10 +140,12 @@ def files_by_name(pattern: str, other: str | None = None) -> Found:
     elif root.is_file():
         root, paths = root.parent, [root]
     elif glob.has_magic(pattern):
-        root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), root.parts))
-        paths = {Path(path) for path in _expand(Path(pattern).parts, passed_over)}
+        # Folders that are there are no pattern, such as "exp [1]".
+        root = next(folder for folder in root.parents if folder.is_dir())
+        paths = {*_expand(root, Path(pattern).relative_to(root).parts, passed_over)}
+        left_out = lambda folder: is_foreign(folder.name) or passed_over(folder)
         inner = lambda path: [p for p in path.parents if p.is_relative_to(root)][:-1]
-        paths = [path for path in paths if not any(map(passed_over, inner(path)))]
+        paths = [path for path in paths if not any(map(left_out, inner(path)))]
     else:
         raise UserError(f"{pattern} is no folder, file or pattern of files")
     files: dict[str, list[Path]] = defaultdict(list)
@@ -153,7 +155,8 @@ def files_by_name(pattern: str, other: str | None = None) -> Found:
         if not there or is_foreign(path.name) or path.stem.endswith("_superpixels"):  # ISIC's.
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            others[path.suffix.lower() or "no ending"] += 1
+            kind = path.suffix.lower() or "no ending"
+            others[kind if path.exists() else "broken link"] += 1
         else:
             name = path.relative_to(root).with_suffix("").as_posix()
             files[unicodedata.normalize("NFC", name)].append(path)
@@ -202,16 +205,18 @@ def all_files(top: Path) -> list[Path]:
     return sorted(path for _, paths in walk(top) for path in paths)
 
 
-def _expand(parts: Sequence[str], passed_over: Callable[[Path], bool]) -> Iterator[str]:
-    """`glob.glob` of a pattern's parts; "**" does not run in circles, as it does there."""
+def _expand(
+    root: Path, parts: Sequence[str], passed_over: Callable[[Path], bool]
+) -> Iterator[Path]:
+    """`glob.glob` of a pattern's parts in a folder, without the circles that its "**" runs in."""
     if "**" not in parts:
-        yield from glob.glob(os.path.join(*parts))
+        yield from (root / path for path in glob.glob(os.path.join(*parts), root_dir=root))
         return
     first = parts.index("**")
-    for place in glob.glob(os.path.join(*parts[:first], "")) if first else ["."]:
-        for folder, _ in walk(Path(place), passed_over):
-            inner = Path(glob.escape(str(folder))).parts
-            yield from _expand((*inner, *(parts[first + 1 :] or ["*"])), passed_over)
+    places = _expand(root, parts[:first], passed_over) if first else [root]
+    for place in filter(Path.is_dir, places):
+        for folder, _ in walk(place, passed_over):
+            yield from _expand(folder, parts[first + 1 :] or ["*"], passed_over)
 
 
 def _masks_of_images(
@@ -219,19 +224,26 @@ def _masks_of_images(
     masks: Mapping[str, Sequence[Path]],
     endings: Sequence[str],
 ) -> dict[str, list[Path]]:
-    """{name of an image: its masks}: of its path, or of its name alone, first at the top."""
-    named, rest = defaultdict(list), defaultdict(list)
+    """{name of an image: its masks}: of its path, or of its name alone.
+
+    The latter lie at the top or, if no other image or mask has the name, in any folder.
+    """
+    named, by_stem = defaultdict(list), defaultdict(list)
+    stem = lambda name: name.rpartition("/")[2]
     for name, paths in masks.items():
         named[name.lower()] += paths
-    stem = lambda name: name.rpartition("/")[2]
-    found = {
-        name: _masks_of(name, named, endings) or _masks_of(stem(name), named, endings)
-        for name in images
-    }
-    used = {path for own in found.values() for path in own}
-    for name, paths in named.items():
-        rest[stem(name)] += [path for path in paths if path not in used]
-    return {name: own or _masks_of(stem(name), rest, endings) for name, own in found.items()}
+        by_stem[stem(name).lower()] += paths
+    count = Counter(stem(name).lower() for name in images)
+
+    def of(name: str) -> list[Path]:
+        own = _masks_of(name, named, endings) or _masks_of(stem(name), named, endings)
+        return (
+            own
+            or (count[stem(name).lower()] == 1 and _masks_of(stem(name), by_stem, endings))
+            or []
+        )
+
+    return {name: of(name) for name in images}
 
 
 def _masks_of(name: str, named: Mapping[str, Sequence[Path]], endings: Sequence[str]) -> list[Path]:

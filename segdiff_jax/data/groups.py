@@ -2,12 +2,12 @@
 
 import csv
 import hashlib
-import itertools
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from segdiff_jax.data.folder import IMAGE_SUFFIXES
 from segdiff_jax.runtime.errors import UserError, some
 
 # {id: what it may have in common with other images: a hash of its bytes and, if any, its group}.
@@ -25,89 +25,116 @@ class Groups(NamedTuple):
         content = _content(self.file) if self.file else ""
         return hashlib.sha256(f"{self.pattern}\n{content}".encode()).hexdigest()
 
+    def __str__(self) -> str:
+        if self.file:
+            return f"data.group_file={self.file!r}"
+        return f"data.group_pattern={self.pattern!r}"
+
 
 NO_GROUPS = Groups()
 
 
 def groups_of(ids: Collection[str], groups: Groups) -> dict[str, str]:
-    """{id: group} of the images that have one; prints which have none.
+    """{id: group} of the images that have one.
 
-    In the CSV file, an id may have an ending, such as ".jpg". A UserError names what cannot be
-    read, an id of two groups, or says that no image has a group.
+    In the CSV file, an id may have an image's ending, such as ".jpg". A UserError names what cannot
+    be read, and an id of two groups.
     """
-    if not any(groups):
-        return {}
-    told = f"data.group_{'file' if groups.file else 'pattern'}={(groups.file or groups.pattern)!r}"
     if groups.file:
-        table = _table(groups.file, told)
-        found = {id: table[id] for id in ids if table.get(id)}
-    else:
+        table = _table(groups)
+        found = {id: table.get(id) for id in ids}
+    elif groups.pattern:
         try:
             matches = {id: re.search(groups.pattern, id) for id in ids}
         except re.error as error:
-            raise UserError(f"{told} is no regular expression: {error}") from error
-        found = {id: m[min(1, m.re.groups)] for id, m in matches.items() if m}
+            raise UserError(f"{groups} is no regular expression: {error}") from error
+        found = {id: m and m[min(1, m.re.groups)] for id, m in matches.items()}
+    else:
+        found = {}
+    return {id: group for id, group in found.items() if group}
+
+
+def check_groups(ids: Collection[str], found: Mapping[str, str], groups: Groups) -> None:
+    """Prints which images have no group; a UserError if that is all of them."""
     alone = sorted(set(ids) - found.keys())
-    if ids and not found:
-        raise UserError(f"{told} has a group for none of {len(ids)} images, such as {alone[0]}")
-    if alone:
-        print(f"{told} has no group for {len(alone)} images: {some(alone)}", flush=True)
-    return found
+    if any(groups) and alone and not found:
+        raise UserError(f"{groups} has a group for none of {len(ids)} images, such as {alone[0]}")
+    if any(groups) and alone:
+        print(f"{groups} has no group for {len(alone)} of the images: {some(alone)}", flush=True)
 
 
 def leave_out_copies(parts: Mapping[str, Keys]) -> dict[str, Keys]:
-    """The same parts without images that have a key of a later part; prints which."""
-    kept, part_of = {}, {}
-    for part, images in reversed(parts.items()):
-        kept[part] = {id: keys for id, keys in images.items() if part_of.keys().isdisjoint(keys)}
-        if copies := sorted(images.keys() - kept[part].keys()):
-            others = {part_of[key] for id in copies for key in images[id] if key in part_of}
+    """The same parts without images that belong together with one of a later part; prints which."""
+    images = {(part, id): keys for part, of_part in parts.items() for id, keys in of_part.items()}
+    first, last, order = _first_of_each(images), {}, list(parts)
+    for (part, _), name in first.items():
+        last[name] = max(last.get(name, 0), order.index(part))
+    kept, copies = {part: {} for part in parts}, {part: [] for part in parts}
+    for (part, id), name in first.items():
+        if (latest := order[last[name]]) == part:
+            kept[part][id] = images[part, id]
+        else:
+            copies[latest].append(id)
+    for part, ids in copies.items():
+        if ids:
             print(
-                f"{len(copies)} images are left out, because {' and '.join(sorted(others))} has "
-                f"the same image or group: {some(copies)}",
+                f"left out, because {part} has the same image or group: {len(ids)} ({some(ids)})",
                 flush=True,
             )
-        part_of |= dict.fromkeys(itertools.chain(*images.values()), part)
-    return dict(reversed(kept.items()))
+    return kept
 
 
 def split_by_group(
     images: Keys, split: Callable[[list[str]], dict[str, list[str]]]
 ) -> dict[str, list[str]]:
-    """{split: ids}; `split` splits the first id of each group. Prints how many images are copies.
+    """{split: ids}; `split` splits the first ids of those that belong together.
 
-    Images that have a key in common, directly or through others, are one group.
+    Prints how many images are copies of others.
     """
-    first: dict[str, str] = {}
-
-    def first_of(name: str) -> str:
-        while first.setdefault(name, name) != name:
-            name = first[name]
-        return name
-
-    for id in sorted(images):
-        joined = {first_of(f"id {id}"), *(first_of(key) for key in images[id])}
-        ids = sorted(name for name in joined if name.startswith("id "))
-        for name in joined:
-            first[name] = ids[0]
-    firsts = {id: first_of(f"id {id}").removeprefix("id ") for id in sorted(images)}
+    first = _first_of_each(images)
     if copies := len(images) - len({keys[0] for keys in images.values()}):
-        print(f"{copies} images are copies of others: copies share a split", flush=True)
-    chosen = split(sorted(set(firsts.values()))).items()
-    return {name: [i for i, of in firsts.items() if of in {*ids}] for name, ids in chosen}
+        print(f"copies of other images: {copies}; copies share a split", flush=True)
+    chosen = {name: {*ids} for name, ids in split(sorted({*first.values()})).items()}
+    return {name: [id for id in first if first[id] in ids] for name, ids in chosen.items()}
 
 
-def _table(path: str, told: str) -> dict[str, str]:
+def _first_of_each(images: Mapping[Hashable, Sequence[str]]) -> dict[Hashable, Hashable]:
+    """{image: the first one of those that belong together}, in the order of their names.
+
+    Images belong together if they have a key in common, directly or through others.
+    """
+    first: dict[Hashable, Hashable] = {}
+    owner: dict[str, Hashable] = {}  # An image of each key.
+
+    def first_of(image: Hashable) -> Hashable:
+        while first.setdefault(image, image) != image:
+            image = first[image]
+        return image
+
+    for image in sorted(images):
+        joined = sorted(
+            {first_of(image), *(first_of(owner.get(key, image)) for key in images[image])}
+        )
+        first |= dict.fromkeys(joined, joined[0])
+        owner |= dict.fromkeys(images[image], image)
+    return {image: first_of(image) for image in sorted(images)}
+
+
+def _table(groups: Groups) -> dict[str, str]:
     """{id, also without its ending: group} of a CSV file."""
     table: dict[str, str] = {}
-    for row in csv.DictReader(_content(path).splitlines()):
-        if not row.keys() >= {"id", "group"}:
-            columns = ", ".join(filter(None, row))
-            raise UserError(f"{told} must have the columns id and group; it has {columns}")
+    reader = csv.DictReader(_content(groups.file).splitlines())
+    if not {"id", "group"} <= {*(reader.fieldnames or ())}:
+        columns = ", ".join(reader.fieldnames or ["none"])
+        raise UserError(f"{groups} must have the columns id and group; it has {columns}")
+    for row in reader:
         id, group = row["id"], row["group"]
-        for name in {id, re.sub(r"\.\w{3,4}$", "", id)}:
+        if id is None or group is None:
+            raise UserError(f"{groups}, line {reader.line_num}: there are too few columns")
+        plain = id[: -len(Path(id).suffix)] if id.lower().endswith(IMAGE_SUFFIXES) else id
+        for name in {id, plain}:
             if table.setdefault(name, group) != group:
-                raise UserError(f"{told}: {name} has two groups, {table[name]} and {group}")
+                raise UserError(f"{groups}: {name} has two groups, {table[name]} and {group}")
     return table
 
 

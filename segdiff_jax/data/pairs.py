@@ -18,7 +18,13 @@ from tqdm import tqdm
 
 from segdiff_jax.data.decode import decode_image, decode_labels, doubt
 from segdiff_jax.data.folder import FolderSource, read_file
-from segdiff_jax.data.groups import NO_GROUPS, groups_of, leave_out_copies, split_by_group
+from segdiff_jax.data.groups import (
+    NO_GROUPS,
+    check_groups,
+    groups_of,
+    leave_out_copies,
+    split_by_group,
+)
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError, some
 
@@ -55,6 +61,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
+    FORMAT = 2  # of how masks are read; older builds are not read
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
     class_names: Sequence[str] = ()  # of several classes
@@ -129,7 +136,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         places = root.values() if isinstance(root, dict) else [root]
         print(f"{self.info.full_name} is built from", *places, sep="\n  ", flush=True)
         metadata = self.info.metadata
-        metadata["sources"], metadata["groups"] = self._sources(root), self.groups.fingerprint()
+        metadata |= {"sources": self._sources(root), "format": self.FORMAT}
+        metadata["groups"] = self.groups.fingerprint()
         problems, doubts = defaultdict(list), defaultdict(list)
         statistics = Statistics(self.class_names)
         parts = self._pairs(root, problems)
@@ -141,14 +149,17 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._raise(problems)
         for kind, names in doubts.items():
             print(f"warning: {kind} ({len(names)}): {some(names)}", flush=True)
-        examples, empty = {}, []
+        examples, empty, metadata["ids"] = {}, [], {}
         for part, splits in self._split_parts(checked).items():
             for split, ids in splits.items():
                 if not ids:
                     total = sum(map(len, parts.values()))
-                    problems["empty split"].append(f"{split} (there are {total} images)")
+                    problems["empty split"].append(
+                        f"{split} (there are {total} images; copies and groups share a split)"
+                    )
                 if not any(checked[part][id].foreground for id in ids):
                     empty.append(split)
+                metadata["ids"][split] = fingerprint(sorted(ids))
                 pairs = {id: (parts[part][id], checked[part][id].size) for id in ids}
                 examples[split] = self._generate_examples(pairs)
         self._raise(problems)
@@ -162,7 +173,9 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self, checked: Mapping[str, Mapping[str, Checked]]
     ) -> dict[str, dict[str, list[str]]]:
         """{part: {split: ids}}; copies, and images of a group, share a split."""
-        groups = groups_of({id for pairs in checked.values() for id in pairs}, self.groups)
+        ids = {id for pairs in checked.values() for id in pairs}
+        groups = groups_of(ids, self.groups)
+        check_groups(ids, groups, self.groups)
         group = lambda id: [f"group {groups[id]}"] if id in groups else []
         keys = {
             part: {id: [one.digest, *group(id)] for id, one in pairs.items()}
@@ -284,8 +297,7 @@ def imported(package: str, reader: str) -> Any:
 
 def find_root(manual_dir: Path, *markers: str) -> Path | None:
     """The first folder, at most two levels deep, that holds all `markers`: names or patterns."""
-    top = manual_dir.expanduser()
-    folders = [top, *sorted(top.glob("*/")), *sorted(top.glob("*/*/"))]
+    folders = [manual_dir, *sorted(manual_dir.glob("*/")), *sorted(manual_dir.glob("*/*/"))]
     held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))
     return next(held, None)
 

@@ -28,6 +28,7 @@ class Records(Sequence):
 
     records: list[tuple[Sequence[dict], int]]  # Source and place of each.
     fingerprint: str  # It differs if the records differ.
+    ids: str  # It differs if other images are in it; "" if a build does not say which.
     statistics: Any  # `Statistics.summary` or None.
 
     def __len__(self) -> int:
@@ -74,15 +75,22 @@ def load_source(
     return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split)
 
 
-def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Records:
+def load_training_source(
+    dataset: str,
+    extra: Sequence[str],
+    data_dir: str,
+    manual_dir: str = "",
+    folder: Folder | None = None,
+    rules: Rules = NO_RULES,
+) -> Records:
     """The training split of `dataset`, and then the official training images of `extra`.
 
     An image of `extra` is left out if a split of `dataset` has its id or the same bytes, or if a
     split that is not trained on has its group: ISIC 2017 has images of the test set of ISIC 2016.
-    If `dataset` has no test split, that split is unknown, and a warning says so. `place` are the
-    other arguments of `load_source`; see there for names and errors.
+    If `dataset` has no test split, that split is unknown, and a warning says so. For the other
+    arguments, names and errors see `load_source`.
     """
-    builder = _open("data.dataset", dataset, *place)
+    builder = _open("data.dataset", dataset, data_dir, manual_dir, folder, rules)
     source = _read(builder, "train")
     if not extra:
         return source
@@ -95,21 +103,24 @@ def load_training_source(dataset: str, extra: Sequence[str], *place: Any) -> Rec
     keys = {split: _keys(_read(builder, split)) for split in builder.info.splits}
     known = {key for of_split in keys.values() for pair in of_split for key in pair}
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
-    groups = builder.groups if isinstance(builder, PairsBuilder) else NO_GROUPS
-    held = {*groups_of(ids, groups).values()}
+    held = {*groups_of(ids, rules.groups).values()}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
+    added, without_groups = [source.ids], rules._replace(groups=NO_GROUPS)
     for name in extra:
-        more = _read(_open("data.extra_datasets", name, *place), "train+validation")
+        opened = _open("data.extra_datasets", name, data_dir, manual_dir, folder, without_groups)
+        more = _read(opened, "train+validation")
         new, more_keys = [], _keys(more)
-        group_of = groups_of([id for id, _ in more_keys], groups)
+        group_of = groups_of([id for id, _ in more_keys], rules.groups)
         for i, (id, image) in enumerate(more_keys):
             if known.isdisjoint((id, image)) and group_of.get(id) not in held:
                 new.append(i)
                 known |= {id, image}
-        print(f"{len(new)} of {len(more)} training images of {name} are new and are added")
+        print(f"{name}: {len(new)} of {len(more)} training images are new and are added")
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
-    return Records(records, fingerprint(tuple(parts)), source.statistics)
+        added += [more_keys[i] for i in new]
+    ids = fingerprint(added) if source.ids else ""
+    return Records(records, fingerprint(tuple(parts)), ids, source.statistics)
 
 
 def _keys(records: Records) -> list[tuple[str, str]]:
@@ -143,7 +154,7 @@ def _open(
         if isinstance(builder, PairsBuilder):
             builder.groups = rules.groups
         elif any(rules.groups):
-            raise UserError(f"{field}={dataset!r} has no groups: leave out data.group_...")
+            raise UserError(f"{field}={dataset!r} has no groups: leave out {rules.groups}")
         return builder
 
     builder = make()
@@ -152,6 +163,11 @@ def _open(
             continue
         if not builder.data_path.exists():
             raise UserError(f"{given}={path!r} is not a folder")
+        if not _is_current(builder, ""):
+            raise UserError(
+                f"{given}={path!r} is not a folder, and {builder.data_path} was built of other "
+                "groups or by an older version: give the folder, so that it is built again"
+            )
         print(f"{path} is not there; reading {builder.data_path}, built before", flush=True)
         manual_dir = ""
     if manual_dir and isinstance(builder, PairsBuilder):
@@ -197,9 +213,10 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
         raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    statistics = _metadata(builder).get("statistics")
-    records = [(source, i) for i in range(len(source))]
-    return Records(records, fingerprint((builder.info.full_name, split, files)), statistics)
+    metadata, records = _metadata(builder), [(source, i) for i in range(len(source))]
+    ids = metadata.get("ids", {}).get(split, "")
+    name = fingerprint((builder.info.full_name, split, files))
+    return Records(records, name, ids, metadata.get("statistics"))
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
@@ -208,8 +225,12 @@ def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
         return False
     if not isinstance(builder, PairsBuilder):
         return True
-    metadata = _metadata(builder)
-    if metadata.get("groups", NO_GROUPS.fingerprint()) != builder.groups.fingerprint():
+    metadata, groups = _metadata(builder), builder.groups
+    if metadata.get("format", 1) != builder.FORMAT:
+        return False
+    if groups.file and not Path(groups.file).exists():
+        _say_once(f"{groups} is not there; the splits stay as they were built")
+    elif metadata.get("groups", NO_GROUPS.fingerprint()) != groups.fingerprint():
         return False
     return not manual_dir or builder.manual_sources(manual_dir) in ({}, metadata["sources"])
 
@@ -228,7 +249,8 @@ def _build(
             shutil.rmtree(left_over)
         former = path.with_name("incomplete.former")
         if path.exists():
-            print(f"{path} was built of other files or groups: building again", flush=True)
+            why = "was built of other files or groups, or by an older version"
+            print(f"{path} {why}: building again", flush=True)
             path.rename(former)
         try:
             builder = make()

@@ -31,10 +31,12 @@ def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None 
     set_fields(config, places or {})
     data = config.data
     if not os.path.isdir(data.dir):
+        files = "--config.data.manual_dir=FOLDER, of the official files"
+        if data.dataset == "paired_folder":
+            files = "--config.data.images=FOLDER and --config.data.masks=FOLDER"
         raise UserError(
             f"data.dir={data.dir} is not a folder: give --config.data.dir=FOLDER, of the built "
-            "data sets (and --config.data.manual_dir=FOLDER, of the official files), or "
-            "--images=FOLDER"
+            f"data sets (and {files}), or --images=FOLDER"
         )
     return load_source(data.dataset, split, *where(data))
 

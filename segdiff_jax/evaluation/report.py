@@ -4,7 +4,6 @@ import base64
 import dataclasses
 import glob
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ SIDE, FRAME = 192, 128  # pixels a side of the pictures of an image and of a str
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
 LAYERS = "image", "truth", "prediction", "uncertainty"
-FOLDERS = re.compile(r"(?<![\w.])/(?:[^/:'\"\s][^/:'\"\n]*/)+")  # of a path in a sentence
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
 
@@ -46,21 +44,6 @@ class Page:
     failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     history: Sequence[dict[str, float | None]] = ()
     classes: Classes = TWO
-
-
-def without_folders(text: str) -> str:
-    """An absolute path without its folders, or a sentence with such paths.
-
-    Of a checkpoint, RUN/checkpoints/best/1000 is left, and of a pattern, photos/*.jpg.
-    """
-    if not os.path.isabs(text):
-        return FOLDERS.sub("", text)
-    parts = Path(text).parts
-    magic = (i for i, part in enumerate(parts) if glob.has_magic(part))
-    first = next(magic, len(parts)) - 1
-    if parts[-3:-2] == ("checkpoints",):
-        first = len(parts) - 4
-    return os.path.join(*parts[first:])
 
 
 def make_case(
@@ -133,6 +116,13 @@ def write_report(
     scored = [case["scores"] for case in counted] if metrics else []
     chosen = sorted(cases, key=_rank)[:GALLERY]
     disagreements = [case["disagreement"] for case in counted if case["disagreement"] is not None]
+    folders = _folders(page.settings)
+
+    def shown(value: Any) -> Any:
+        for folder in folders if isinstance(value, str) else ():
+            value = value.replace(folder, "")
+        return value
+
     curves = {
         "coverage": sorted(metrics["uncertainty"].get("risk_coverage", ())) if metrics else [],
         "loss": _column(page.history, "loss"),
@@ -149,16 +139,16 @@ def write_report(
     colours = [(name, _hex(class_colour(k))) for k, name in enumerate(page.classes.names) if k]
     html = environment.get_template("report.html").render(
         number=_number,
-        title=page.title,
+        title=shown(page.title),
         num_images=len(cases),
         num_unscored=len(cases) - len(counted),
-        settings={k: _shown(value) for k, value in page.settings.items()},
+        settings={name: shown(value) for name, value in page.settings.items()},
         scores=_score_table(scored, metrics) if metrics else [],
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
         bars=_histogram([scores["iou"] for scores in scored]),
         metrics=metrics,
         disagreement=float(np.mean(disagreements)) if disagreements else None,
-        failures=[(file, without_folders(why)) for file, why in sorted(page.failures.items())],
+        failures=[(file, shown(why)) for file, why in sorted(page.failures.items())],
         prediction_colour=_hex(outputs.PREDICTION_COLOUR),
         truth_colour=_hex(outputs.TRUTH_COLOUR),
         classes=colours if page.classes.several else [],
@@ -174,8 +164,19 @@ def write_report(
     write_file(path, html.encode(errors="replace"))
 
 
-def _shown(value: Any) -> Any:
-    return without_folders(value) if isinstance(value, str) else value
+def _folders(settings: Mapping[str, Any]) -> list[str]:
+    """Where the data and the checkpoints of the settings lie, the longest path first.
+
+    A report does not show them: RUN/checkpoints/best/1000 is left, and photos/*.jpg of a pattern.
+    """
+    found = set()
+    for text in settings.values():
+        if isinstance(text, str) and os.path.isabs(text):
+            *above, name = Path(text).parts
+            above = above[:-1] if glob.has_magic(name) else above
+            above = above[:-3] if above[-2:-1] == ["checkpoints"] else above
+            found.add(os.path.join(*above, ""))
+    return sorted(found - {"/"}, key=len, reverse=True)
 
 
 def _rank(case: dict[str, Any]) -> tuple:

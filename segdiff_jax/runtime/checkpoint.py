@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
@@ -78,18 +79,22 @@ class Checkpoints:
         try:
             if step in manager.all_steps():  # A resumed run validates again.
                 manager.delete(step)
+            formers = manager.all_steps()
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
+            load_meta(self._folder / name / str(step))
             for item, tree in trees.items():
                 _check_shapes(Path(manager.directory) / str(step) / item, tree)
-            for former in set(manager.all_steps()) - {step}:
+                _read_all(Path(manager.directory) / str(step) / item)
+            for former in formers:
                 manager.delete(former)
         except (OSError, ValueError, RuntimeError) as error:  # TensorStore: ValueError, full disk.
             if step in manager.all_steps():  # It is complete, but cannot be read back.
                 manager.delete(step)
+            kept = "; the former checkpoint is kept" if manager.all_steps() else ""
             raise OSError(
                 f"{self._folder / name}: cannot save the checkpoint of step {step} ({error}); free "
-                "some space on the disk or choose another --workdir; the former checkpoint is kept"
+                f"some space on the disk or choose another --workdir{kept}"
             ) from error
 
     def last_step(self) -> int | None:
@@ -198,7 +203,9 @@ def _restore(manager, folder, step, trees):
             _check_shapes(Path(manager.directory) / str(step) / name, like)
             items[name] = ocp.args.StandardRestore(parallel.on_one_device(like))
         return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, OSError | ValueError | KeyError):
+            raise
         raise UserError(
             f"{folder}/{step}: not a checkpoint of this network, or damaged, or of another version "
             f"({error})"
@@ -217,6 +224,14 @@ def _check_shapes(folder, like):
         if there != here:
             message = f"{there} in the checkpoint, {here} in the network"
             raise ValueError(f"{folder.name}.{name}: {message}")
+
+
+def _read_all(folder):
+    """Reads the bytes of all arrays; a ValueError of TensorStore if a file is damaged or gone."""
+    base = {"driver": "file", "path": f"{folder}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for read in [store.read(key) for key in store.list().result()]:
+        read.result()
 
 
 def _shapes(tree):

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -145,6 +146,7 @@ def keep_compiled_programs() -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's own parser, which answers an unknown config field with a traceback."""
+    argv = [re.sub("(?<=^--config=)~[^:]*", lambda m: str(absolute(m[0])), a) for a in argv]
     try:
         return flags.FLAGS(argv, known_only=True)
     except flags.Error as error:

@@ -10,13 +10,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from segdiff_jax.runtime.errors import UserError
+
 
 def absolute(path: str | os.PathLike) -> Path:
     """The same place, or pattern such as "photos/*.jpg", for use in any folder.
 
-    "~" becomes the user's folder. ".." goes, except behind a link, where it means another place.
+    "~" becomes the user's folder. ".." goes, except behind a link, where it means another place. A
+    UserError says that "~NAME" is no user.
     """
-    whole = Path(os.path.expanduser(path)).absolute()
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no such user; write ./{path} for a file of this name")
+    whole = Path(expanded).absolute()
     plain = Path(os.path.normpath(whole))
     return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole
 

@@ -70,7 +70,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         )
         elapsed, pending, best = 0.0, (), None
         if meta:
-            resume.check_number_of_images(meta, len(training), config, accept_changes)
+            count, ids = len(training), training.ids
+            resume.check_same_images(meta, count, ids, config, accept_changes)
             batches.set_state(meta["iterator"])
             elapsed, pending = meta["elapsed"], meta["pending"]
             best = resume.best_score(checkpoints, config)
@@ -134,6 +135,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
                     "elapsed": clock.seconds,
                     "pending": logs.pending(clock.step),  # Refuses a state with NaN.
                     "training_images": len(training),
+                    "training_ids": training.ids,
                 }
                 checkpoints.save_last(clock.step, state.trees(), about | place)
             if stop and not clock.ended():

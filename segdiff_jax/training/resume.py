@@ -39,14 +39,17 @@ def check_resumable(
     return meta
 
 
-def check_number_of_images(
-    meta: dict[str, Any], count: int, config: ConfigDict, accept_changes: bool
+def check_same_images(
+    meta: dict[str, Any], count: int, ids: str, config: ConfigDict, accept_changes: bool
 ) -> None:
-    """Raises a UserError if a resumed run had another number of training images."""
-    if meta["training_images"] != count and not accept_changes:
+    """Raises a UserError if a resumed run had another number of training images, or other ones."""
+    count_before, ids_before = meta["training_images"], meta.get("training_ids")
+    changed = count_before != count or (ids and ids_before and ids_before != ids)
+    if changed and not accept_changes:
+        others = "other ones" if count_before == count else count
         raise UserError(
-            f"the run was trained on {meta['training_images']} images, and {config.data.dataset} "
-            f"now has {count}: give another --workdir, or --accept_changes"
+            f"the run was trained on {count_before} images, and {config.data.dataset} now has "
+            f"{others}: give another --workdir, or --accept_changes"
         )
 
 

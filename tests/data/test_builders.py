@@ -269,6 +269,32 @@ def test_numbered_nuclei_are_foreground_and_two_values_are_needed_elsewhere(load
         load_source("ph2", "train", tmp_path / "data", tmp_path / "ph2")
 
 
+def test_a_test_part_may_be_absent_and_thumbnails_are_no_images(load, tmp_path):
+    write_monuseg(tmp_path / "manual")
+    shutil.rmtree(tmp_path / "manual/MoNuSeg/Test")
+    assert len(load(CASES[0], "train[:100%]")) == 4
+    with pytest.raises(UserError, match="split 'test' of monuseg"):
+        load(CASES[0], "test")
+    write_ph2(tmp_path / "ph2")
+    (tmp_path / "ph2/PH2Dataset/PH2 Dataset images/@eaDir").mkdir()
+    assert len(load_source("ph2", "all", tmp_path / "data", tmp_path / "ph2")) == 30
+
+
+def test_a_build_of_an_older_version_is_not_read(load, tmp_path, capsys):
+    case = CASES[5]
+    load(case, "train")
+    (metadata,) = (tmp_path / "data").rglob("cvc_clinicdb/*/metadata.json")
+    older = json.loads(metadata.read_text())
+    del older["format"]
+    metadata.write_text(json.dumps(older))
+    load(case, "train")
+    assert "by an older version: building again" in capsys.readouterr().out
+    metadata.write_text(json.dumps(older))
+    (tmp_path / "manual").rename(tmp_path / "gone")
+    with pytest.raises(UserError, match="manual' is not a folder, and .* by an older version"):
+        load_source(case.name, "train", tmp_path / "data", str(tmp_path / "manual"))
+
+
 def test_a_copy_of_a_test_image_is_not_trained_on(load, tmp_path, capsys):
     write_monuseg(tmp_path / "manual")
     root = tmp_path / "manual/MoNuSeg"
@@ -277,7 +303,7 @@ def test_a_copy_of_a_test_image_is_not_trained_on(load, tmp_path, capsys):
     assert ids["test"] == {"TCGA-x", "TCGA-y"}
     assert ids["train"] | ids["validation"] == {f"TCGA-{name}" for name in "bcde"}
     said = capsys.readouterr().out
-    assert "1 images are left out, because test has the same image or group: TCGA-a\n" in said
+    assert "left out, because test has the same image or group: 1 (TCGA-a)\n" in said
 
 
 @pytest.mark.parametrize("name", sorted({case.name for case in CASES}))

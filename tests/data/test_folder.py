@@ -204,21 +204,33 @@ def test_names_that_are_no_text_are_failures_and_the_rest_is_read(folders):
     assert source.failures == {"Fl\\xe4che.jpg": "its name is not Unicode: rename it"}
 
 
-def test_a_mask_in_a_folder_of_another_name_is_found_where_it_is_the_only_one(folders):
+def test_a_mask_in_a_folder_of_another_name_is_found_where_no_other_has_its_name(folders):
     images, masks = folders("images", "d.jpg"), folders("masks", "d.png")
-    for tree, names in {"p1": ("a.jpg", "c.jpg"), "p2": ("a.jpg", "b.jpg")}.items():
+    for tree, names in {"p1": ("a.jpg", "c.jpg", "e.jpg"), "p2": ("a.jpg", "b.jpg")}.items():
         folders(f"images/{tree}", *names)
-    folders("masks/q1", "A_mask.png", "b.png", "c.png")
+    folders("masks/q1", "A_mask.png", "B_mask.png", "c.png")
     folders("masks/p2", "a.png")
     folders("masks/q2", "c_mask.png")
     source = FolderSource(images, masks)
-    assert {source[i]["id"]: source[i]["mask"] for i in range(len(source))} == {
+    assert {source[i]["id"]: source[i].get("mask") for i in range(len(source))} == {
         "d": b"masks/d.png",
-        "p1/a": b"masks/q1/A_mask.png",  # p2/a is the other's own.
+        "p1/a": None,  # p2/a has the name, too.
+        "p1/e": None,
         "p2/a": b"masks/p2/a.png",
-        "p2/b": b"masks/q1/b.png",
+        "p2/b": b"masks/q1/B_mask.png",
     }
     assert source.failures == {"p1/c.jpg": "two masks: q1/c.png and q2/c_mask.png"}
+    assert list(source.unmasked) == ["p1/a.jpg", "p1/e.jpg"]
+
+
+def test_folders_that_look_like_patterns_are_folders(folders, tmp_path):
+    images = folders("exp [1]", "a.jpg", "b.jpg", "c.png")
+    folders("exp [1]/@eaDir", "a.jpg")
+    folders("exp [1]/x", "d.jpg")
+    assert FolderSource(f"{images}/*.jpg").ids == ["a", "b"]
+    assert FolderSource(f"{images}/[bc].*").ids == ["b", "c"]
+    assert FolderSource(f"{images}/*/*.jpg").ids == ["x/d"]
+    assert FolderSource(f"{images}/**/*.jpg").ids == ["a", "b", "x/d"]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(folders, tmp_path):

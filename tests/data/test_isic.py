@@ -13,6 +13,7 @@ from PIL import Image
 
 from segdiff_jax.data.builders.isic import archives
 from segdiff_jax.data.builders.isic.isic_dataset_builder import Builder, parts_of
+from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.data.splits import is_validation
 from segdiff_jax.runtime.errors import UserError
@@ -311,6 +312,19 @@ def test_sizes_are_those_of_the_upright_image(tmp_path):
     assert sizes[IDS[0]] == (6, 5)
 
 
+def test_masks_with_a_palette_of_black_and_white_are_read(tmp_path):
+    mask = np.zeros((6, 5), np.uint8)
+    mask[:2] = 1
+    image, buffer = Image.fromarray(mask, "P"), io.BytesIO()
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.save(buffer, "PNG")
+    masks = members(IDS, "masks") | {f"{IDS[0]}_segmentation.png": buffer.getvalue()}
+    write_2016(tmp_path / "manual", masks=masks)
+    records = ISIC_2016("train", tmp_path / "data", tmp_path / "manual")
+    stored = {r["id"].decode(): r["mask"] for r in records}[IDS[0]]
+    np.testing.assert_array_equal(decode_labels(stored, "a"), mask)
+
+
 def test_names_with_backslashes_are_paths(tmp_path):
     images, masks = members(IDS, "images"), members(IDS, "masks")
     for name, files in ((TRAIN_IMAGES, images), (TRAIN_MASKS, masks)):
@@ -359,7 +373,10 @@ def test_linked_folders_and_links_to_nowhere(tmp_path):
 
 def test_empty_split(tmp_path):
     write_2016(tmp_path / "manual", members(IDS[:3], "images"), members(IDS[:3], "masks"))
-    expected = ["empty split (1):", "  validation (there are 4 images)"]
+    expected = [
+        "empty split (1):",
+        "  validation (there are 4 images; copies and groups share a split)",
+    ]
     assert build_error(tmp_path) == expected
 
 

@@ -6,10 +6,11 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import Classes
-from segdiff_jax.data.decode import decode_blurred_mask, decode_image, decode_labels
+from segdiff_jax.data.decode import decode_blurred_mask, decode_image, decode_labels, doubt
 from segdiff_jax.runtime.errors import UserError
 
 RGB = np.uint8([[[10, 20, 30], [200, 100, 50]], [[0, 255, 127], [128, 1, 254]]])
@@ -213,6 +214,11 @@ def in_a_palette(background, foreground):
     return image
 
 
+def transparent(image, colour):
+    """As a PNG that makes one colour or index transparent, without an alpha channel."""
+    return Image.open(io.BytesIO(encode(image, transparency=colour)))
+
+
 @pytest.mark.parametrize(
     "mask",
     [
@@ -222,6 +228,8 @@ def in_a_palette(background, foreground):
         in_colours((0, 0, 0), (1, 1, 1)),
         in_a_palette((0, 0, 0), (0, 0, 2)),
         in_a_palette((255, 255, 255), (0, 0, 0)),
+        transparent(in_a_palette((0, 0, 0), (255, 0, 0)), 0),  # The background is.
+        transparent(Image.fromarray(255 * TRUE), 0),
         Image.fromarray(7 * TRUE),
         Image.fromarray(TRUE > 0),
     ],
@@ -237,6 +245,9 @@ def test_a_mask_of_two_values_is_found_whatever_its_colours(mask):
         (in_colours((0, 0, 0, 0), (0, 0, 0, 255)), "parts of the mask are transparent: flatten it"),
         (in_colours((255, 255, 255, 0), (255, 0, 0, 255)), "parts of the mask are transparent"),
         (in_colours((1, 0, 0), (2, 0, 0)), "several colours"),
+        (transparent(in_colours((255, 255, 255), (0, 0, 0)), (255, 255, 255)), "transparent"),
+        (transparent(Image.fromarray(255 * (1 - TRUE)), 255), "transparent"),
+        (transparent(in_a_palette((0, 0, 0), (255, 255, 255)), 1), "transparent"),
         (in_colours((255, 255, 255), (255, 0, 0)), "several colours"),
     ],
 )
@@ -254,12 +265,58 @@ def test_blurred_masks_are_cut_at_half_of_their_own_largest_value(colour):
     assert not decode_blurred_mask(encode(Image.new("L", (8, 8)), "JPEG"), "a").any()
 
 
+def test_palettes_and_full_masks_have_no_blurred_edges():
+    mask = decode_blurred_mask(encode(in_a_palette((255, 255, 255), (0, 0, 0))), "a")
+    np.testing.assert_array_equal(mask, 255 * TRUE)
+    assert (decode_blurred_mask(encode(Image.new("L", (8, 8), 250), "JPEG"), "a") == 255).all()
+
+
 @pytest.mark.parametrize(
-    "image", [np.tile(np.arange(0, 256, dtype=np.uint8), (8, 1)), np.full((8, 8), 20, np.uint8)]
+    "image, reason",
+    [
+        (Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (8, 1))), "32768 of 65536 pixels"),
+        (Image.new("L", (8, 8), 20), "its values go to 20"),
+        (in_colours((255, 255, 255), (255, 0, 0)), "it has several colours"),
+        (in_colours((0, 0, 255), (255, 0, 0)), "it has several colours"),
+        (in_colours((200, 200, 200), (255, 255, 255)), "its values go from 1.. to 255"),
+    ],
 )
-def test_what_is_no_blurred_mask_is_refused(image):
-    with pytest.raises(UserError, match="^a: the mask is not black and one other colour"):
-        decode_blurred_mask(encode(Image.fromarray(image), "JPEG"), "a")
+def test_what_is_no_blurred_mask_is_refused(image, reason):
+    data = encode(image.resize((256, 256), 0), "JPEG")
+    with pytest.raises(UserError, match=f"^a: the mask is not black and one other .*{reason}"):
+        decode_blurred_mask(data, "a")
+
+
+def test_a_blurred_mask_with_transparent_parts_is_refused():
+    for mask in (
+        in_colours((0, 0, 0, 0), (0, 0, 0, 255)),
+        in_colours((9, 9, 9, 0), (255, 0, 0, 255)),
+    ):
+        with pytest.raises(UserError, match="^a: parts of the mask are transparent"):
+            decode_blurred_mask(encode(mask), "a")
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_exif_that_is_broken_or_tells_no_side_is_passed_over():
+    image = Image.fromarray(RGB)
+    for exif in b"Exif\0\0rubbish", b"Exif\0\0II*\0\xff\xff\xff\xff":
+        for form in "JPEG", "WEBP", "PNG":
+            data = encode(image, form, exif=exif, **({"lossless": True} if form == "WEBP" else {}))
+            assert decode_image(data, "a").shape == RGB.shape and not doubt(data, data)
+    for turn in (0, 1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        turned = encode(image, exif=exif)
+        np.testing.assert_array_equal(decode_image(turned, "a"), RGB)
+        assert not doubt(turned, encode(image))
+    xmp = PngInfo()
+    xmp.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="3"/>')
+    turned = encode(image, pnginfo=xmp)
+    np.testing.assert_array_equal(decode_image(turned, "a"), RGB[::-1, ::-1])
+    assert "EXIF turns" in doubt(turned, encode(image))
+    text = PngInfo()
+    text.add_text("a", "x" * 5_000_000, zip=True)
+    assert not doubt(encode(image, pnginfo=text), encode(image, pnginfo=text))
 
 
 def chunk(kind, data, error=0):

@@ -124,7 +124,10 @@ def test_rebuilds_when_the_archives_change(tmp_path, capsys):
     write_2016(manual, [*IDS, "ISIC_0000004"])
     assert len(ISIC_2016("train", data_dir)) == 3
     assert len(ISIC_2016("train", data_dir, manual)) == 4
-    assert "built of other files or groups: building again" in capsys.readouterr().out
+    assert (
+        "built of other files or groups, or by an older version: building again"
+        in capsys.readouterr().out
+    )
 
     write_2016(manual, masked=IDS[1:])
     with pytest.raises(UserError, match="image without mask"):
@@ -260,7 +263,7 @@ def test_extra_images_that_are_copies_or_of_a_group_that_is_held_out_are_left_ou
         "ISIC_0000005",
         "ISIC_0000032",
     ]
-    said = "3 of 4 training images of isic/2017 are new and are added"
+    said = "isic/2017: 3 of 4 training images are new and are added"
     assert said in capsys.readouterr().out
     place = tmp_path / "data", tmp_path / "archives", None, Rules(Groups(file=str(table)))
     more = load_training_source("isic/2016", ["isic/2017"], *place)
@@ -280,6 +283,20 @@ def test_groups_stay_in_one_split_and_other_groups_are_another_build(tmp_path, c
     assert "building again" in capsys.readouterr().out
     load("train", pairs)
     assert "building again" not in capsys.readouterr().out
+    table = tmp_path / "pairs.csv"
+    table.write_text("id,group\nISIC_0000001,a\nISIC_0000011,a\n")
+    in_file = Groups(file=str(table))
+    assert load("validation", in_file) == {"ISIC_0000026"}
+    table.write_text("id,group\nISIC_0000001,a\nISIC_0000026,a\n")
+    assert load("validation", in_file) == {"ISIC_0000011"}
+    table.unlink()
+    assert load("validation", in_file) == {"ISIC_0000011"}
+    assert "pairs.csv' is not there; the splits stay as they were" in capsys.readouterr().out
+    (tmp_path / "manual").rename(tmp_path / "gone")
+    table.write_text("id,group\nISIC_0000001,a\nISIC_0000002,a\n")
+    place = tmp_path / "data", str(tmp_path / "manual"), None, Rules(in_file)
+    with pytest.raises(UserError, match="is not a folder, and .* was built of other groups or"):
+        ISIC_2016("train", *place)
     with pytest.raises(UserError, match="'synthetic_lesions/small' has no groups"):
         load_source("synthetic_lesions/small", "train", tmp_path, rules=Rules(pairs))
 

@@ -87,6 +87,33 @@ def test_a_save_that_cannot_be_read_back_is_noticed_and_the_former_is_kept(tmp_p
     assert [path.name for path in (folder / "checkpoints" / "last").iterdir()] == ["3"]
 
 
+@pytest.mark.parametrize("what", ["truncated", "gone", "meta"])
+def test_a_save_that_the_disk_damages_is_noticed_and_the_former_is_kept(
+    tmp_path, monkeypatch, what
+):
+    def save(manager, step, **more):
+        saved = orbax_save(manager, step, **more)
+        manager.wait_until_finished()
+        files = [path for path in (manager.directory / str(step)).rglob("*") if path.is_file()]
+        largest = max(files, key=lambda path: ("/d/" in str(path), path.stat().st_size))
+        if what == "gone":
+            largest.unlink()
+        else:
+            largest = manager.directory / str(step) / "meta/metadata" if what == "meta" else largest
+            largest.write_bytes(largest.read_bytes()[:-5])
+        return saved
+
+    orbax_save = module.ocp.CheckpointManager.save
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_last(3, state_at(3, 1.0).trees(), {"config": {}})
+        monkeypatch.setattr(module.ocp.CheckpointManager, "save", save)
+        with pytest.raises(OSError, match="cannot save the checkpoint of step 5 .* is kept$"):
+            checkpoints.save_last(5, state_at(5, 2.0).trees(), {"config": {}})
+        assert checkpoints.last_step() == 3 and checkpoints.last_meta() == {"config": {}}
+        with pytest.raises(OSError, match="cannot save .* or choose another --workdir$"):
+            checkpoints.save_last(3, state_at(3, 2.0).trees(), {"config": {}})
+
+
 def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     meta = {"config": {}, "step": 3}

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from segdiff_jax.runtime import files
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute, naming, replacing, write_file
 
 
@@ -120,3 +121,9 @@ def test_what_cannot_be_written_is_named(path, monkeypatch):
     with pytest.raises(OSError, match=re.escape(f"cannot write {path} (Permission denied)")):
         write_file(path, "later")
     assert path.read_text() == "former" and os.listdir(path.parent) == ["file.txt"]
+
+
+def test_a_user_that_is_not_there_is_named():
+    with pytest.raises(UserError, match="~no-such-user/x: there is no such user; write ./~no-such"):
+        absolute("~no-such-user/x")
+    assert str(absolute("./~no-such-user/x")).endswith("/~no-such-user/x")

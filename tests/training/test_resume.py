@@ -10,8 +10,8 @@ from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.resume import (
     best_score,
-    check_number_of_images,
     check_resumable,
+    check_same_images,
     check_same_network,
 )
 
@@ -113,12 +113,17 @@ def test_what_is_fixed_for_a_run(checkpoints, tmp_path, field, value):
         check_resumable(checkpoints, config, tmp_path, False)
 
 
-def test_the_number_of_images(tmp_path):
+def test_the_same_images(tmp_path):
     config, meta = config_of(), {"training_images": 36}
-    check_number_of_images(meta, 36, config, False)
-    check_number_of_images(meta, 41, config, True)
-    with pytest.raises(UserError, match="was trained on 36 images, and isic/2016 now has 41"):
-        check_number_of_images(meta, 41, config, False)
+    check_same_images(meta, 36, "these", config, False)  # The run did not say which they were.
+    meta["training_ids"] = "these"
+    check_same_images(meta, 36, "these", config, False)
+    check_same_images(meta, 36, "", config, False)
+    check_same_images(meta, 41, "others", config, True)
+    for count, ids, message in ((41, "these", 41), (36, "others", "other ones")):
+        message = f"was trained on 36 images, and isic/2016 now has {message}: give another"
+        with pytest.raises(UserError, match=message):
+            check_same_images(meta, count, ids, config, False)
 
 
 def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys):

@@ -15,7 +15,7 @@ from absl import logging
 
 from segdiff_jax.data import pairs
 from segdiff_jax.data.decode import decode_blurred_mask, decode_labels, decode_mask
-from segdiff_jax.data.folder import all_files
+from segdiff_jax.data.folder import all_files, is_foreign
 from segdiff_jax.data.splits import hashed_split, hold_out
 
 
@@ -125,8 +125,8 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
 
         def _files(self, root: Path) -> Iterator[Path]:
             places = plain.images, plain.masks, *plain.test
-            for top in {place.partition("/")[0] for place in places}:
-                yield from all_files(root / top)
+            for top in {root / place.partition("/")[0] for place in places}:
+                yield from all_files(top) if top.is_dir() else ()
 
         def _labels(self, data: bytes, name: str) -> np.ndarray:
             return np.uint8(plain.decode(data, name) > 0)
@@ -155,7 +155,8 @@ def _match(root: Path, images: str, masks: str, problems: defaultdict) -> pairs.
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
     if "{id}" not in images:
         return pairs.match_folders(str(root / images), str(root / masks), [""], problems)
-    ids = sorted(path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
+    names = (path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
+    ids = sorted(name for name in names if not is_foreign(name))
     found = {id: [root / where.format(id=id) for where in (images, masks)] for id in ids}
     for path in itertools.chain(*found.values()):
         if not (path.is_file() or path.is_symlink()):

@@ -29,7 +29,8 @@ def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) 
         problems["corrupt archive"].append(f"{name}: {error}")
         return {}
     for member in archive.infolist() if archive else all_files(path):
-        file = PurePosixPath(member.filename.replace("\\", "/")) if archive else member
+        path_in = member.filename if archive else member.name
+        file = PurePosixPath(path_in.replace("\\", "/"))
         match = pattern.fullmatch(file.name)
         if match and archive and leads_outside(member.filename):
             problems["path that leads out of its archive"].append(f"{name}: {member.filename}")

@@ -56,6 +56,7 @@ def parts_of(year: str) -> dict[str, Part]:
 class Builder(pairs.PairsBuilder):
     """Dermoscopic images and lesion masks, stored as the bytes of the original files."""
 
+    FORMAT = 1  # Its masks are kept as they are.
     HOMEPAGE = "https://challenge.isic-archive.com/data"
     IMAGE_FORMAT = "jpeg"
     BUILDER_CONFIGS: ClassVar = [

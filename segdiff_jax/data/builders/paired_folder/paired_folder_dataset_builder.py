@@ -37,7 +37,7 @@ class Builder(pairs.PairsBuilder):
                     f"data.{field} is not given: data.dataset='paired_folder' needs data.images "
                     "and data.masks, two folders of images and of masks with the same names"
                 )
-        images, masks = (str(Path(path).expanduser().resolve()) for path in folder[:2])
+        images, masks = (str(Path(path).resolve()) for path in folder[:2])
         endings, classes = tuple(folder.mask_endings), folder.classes
         what = (
             images,

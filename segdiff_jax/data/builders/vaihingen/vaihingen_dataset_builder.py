@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 
 from segdiff_jax.data import pairs
+from segdiff_jax.data.decode import decode_mask
 from segdiff_jax.data.splits import hold_out
 
 _HDF5 = {"training": "full_training_vaih.hdf5", "test": "full_test_vaih.hdf5"}
@@ -38,6 +39,9 @@ class Builder(pairs.PairsBuilder):
 
     def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
         return hold_out(ids) if part == "training" else super()._split(part, ids)
+
+    def _labels(self, data: bytes, name: str) -> np.ndarray:
+        return np.uint8(decode_mask(data, name) > 0)
 
     def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
         files = {part: root / name for part, name in _HDF5.items() if (root / name).is_file()}
