@@ -96,6 +96,7 @@ def test_the_papers_config(monkeypatch):
     assert not any(name in training["cpu"] + sampling["cpu"] for name in CUDNN)
 
 
+@pytest.mark.slow
 def test_the_config_for_64_pixels():
     count, training, sampling = programs(isic2016_64.get_config())
     for platform in ("cuda", "tpu"):

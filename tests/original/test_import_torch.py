@@ -54,6 +54,7 @@ def workdir(golden_state_dict, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeypatch):
     """The recorded chain, from the recorded image and x_T, by the model of sample.py."""
     arrays = golden("chains")

@@ -260,6 +260,7 @@ def test_a_fault_of_the_program_is_not_told_as_a_mistake(tiny_config, monkeypatc
     assert not isinstance(error.value, UserError)
 
 
+@pytest.mark.slow
 def test_nan_stops_the_run_and_names_the_step(tiny_config, tmp_path, monkeypatch):
     config = tiny_config()
     config.train.num_steps = 6
