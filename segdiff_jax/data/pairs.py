@@ -149,7 +149,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._raise(problems)
         for kind, names in doubts.items():
             print(f"warning: {kind} ({len(names)}): {some(names)}", flush=True)
-        examples, empty, metadata["ids"] = {}, [], {}
+        examples, empty, metadata["members"] = {}, [], {}
         for part, splits in self._split_parts(checked).items():
             for split, ids in splits.items():
                 if not ids:
@@ -159,7 +159,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     )
                 if not any(checked[part][id].foreground for id in ids):
                     empty.append(split)
-                metadata["ids"][split] = fingerprint(sorted(ids))
+                metadata["members"][split] = fingerprint(sorted(ids))
                 pairs = {id: (parts[part][id], checked[part][id].size) for id in ids}
                 examples[split] = self._generate_examples(pairs)
         self._raise(problems)

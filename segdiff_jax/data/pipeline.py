@@ -70,7 +70,7 @@ class ResizedSource:
         `fingerprint`, see `prepare.Records`.
         """
         self._correct = COLOUR_CONSTANCY[colour_constancy]
-        self.ids = getattr(records, "ids", "")  # Of `prepare.Records`.
+        self.members = getattr(records, "members", "")  # Of `prepare.Records`.
         self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))
         shape = length, image_size, image_size, 3 + classes.channels

@@ -28,7 +28,7 @@ class Records(Sequence):
 
     records: list[tuple[Sequence[dict], int]]  # Source and place of each.
     fingerprint: str  # It differs if the records differ.
-    ids: str  # It differs if other images are in it; "" if a build does not say which.
+    members: str  # It differs if other images are in it; "" if a build does not say which.
     statistics: Any  # `Statistics.summary` or None.
 
     def __len__(self) -> int:
@@ -105,7 +105,7 @@ def load_training_source(
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
     held = {*groups_of(ids, rules.groups).values()}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
-    added, without_groups = [source.ids], rules._replace(groups=NO_GROUPS)
+    added, without_groups = [source.members], rules._replace(groups=NO_GROUPS)
     for name in extra:
         opened = _open("data.extra_datasets", name, data_dir, manual_dir, folder, without_groups)
         more = _read(opened, "train+validation")
@@ -119,8 +119,8 @@ def load_training_source(
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
         added += [more_keys[i] for i in new]
-    ids = fingerprint(added) if source.ids else ""
-    return Records(records, fingerprint(tuple(parts)), ids, source.statistics)
+    members = fingerprint(added) if source.members else ""
+    return Records(records, fingerprint(tuple(parts)), members, source.statistics)
 
 
 def _keys(records: Records) -> list[tuple[str, str]]:
@@ -214,9 +214,9 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     metadata, records = _metadata(builder), [(source, i) for i in range(len(source))]
-    ids = metadata.get("ids", {}).get(split, "")
+    members = metadata.get("members", {}).get(split, "")
     name = fingerprint((builder.info.full_name, split, files))
-    return Records(records, name, ids, metadata.get("statistics"))
+    return Records(records, name, members, metadata.get("statistics"))
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:

@@ -227,11 +227,13 @@ def _check_shapes(folder, like):
 
 
 def _read_all(folder):
-    """Reads the bytes of all arrays; a ValueError of TensorStore if a file is damaged or gone."""
+    """Reads the bytes of all arrays; a ValueError if a file is damaged or gone."""
     base = {"driver": "file", "path": f"{folder}/"}
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
-    for read in [store.read(key) for key in store.list().result()]:
-        read.result()
+    keys = store.list().result()
+    for key, read in zip(keys, [store.read(key) for key in keys], strict=True):
+        if not read.result().value:  # TensorStore reads a file that is gone as an empty one.
+            raise ValueError(f"{folder.name}: {key.decode()} is not there")
 
 
 def _shapes(tree):

@@ -70,8 +70,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         )
         elapsed, pending, best = 0.0, (), None
         if meta:
-            count, ids = len(training), training.ids
-            resume.check_same_images(meta, count, ids, config, accept_changes)
+            count, members = len(training), training.members
+            resume.check_same_images(meta, count, members, config, accept_changes)
             batches.set_state(meta["iterator"])
             elapsed, pending = meta["elapsed"], meta["pending"]
             best = resume.best_score(checkpoints, config)
@@ -135,7 +135,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
                     "elapsed": clock.seconds,
                     "pending": logs.pending(clock.step),  # Refuses a state with NaN.
                     "training_images": len(training),
-                    "training_ids": training.ids,
+                    "training_members": training.members,
                 }
                 checkpoints.save_last(clock.step, state.trees(), about | place)
             if stop and not clock.ended():

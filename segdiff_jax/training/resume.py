@@ -40,11 +40,11 @@ def check_resumable(
 
 
 def check_same_images(
-    meta: dict[str, Any], count: int, ids: str, config: ConfigDict, accept_changes: bool
+    meta: dict[str, Any], count: int, members: str, config: ConfigDict, accept_changes: bool
 ) -> None:
     """Raises a UserError if a resumed run had another number of training images, or other ones."""
-    count_before, ids_before = meta["training_images"], meta.get("training_ids")
-    changed = count_before != count or (ids and ids_before and ids_before != ids)
+    count_before, before = meta["training_images"], meta.get("training_members")
+    changed = count_before != count or (members and before and before != members)
     if changed and not accept_changes:
         others = "other ones" if count_before == count else count
         raise UserError(

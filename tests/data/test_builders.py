@@ -27,6 +27,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
+from tests.evaluation.models import model_of
 
 SPLITS = "train", "validation", "test"
 RNG = np.random.default_rng(0)
@@ -278,6 +279,14 @@ def test_a_test_part_may_be_absent_and_thumbnails_are_no_images(load, tmp_path):
     write_ph2(tmp_path / "ph2")
     (tmp_path / "ph2/PH2Dataset/PH2 Dataset images/@eaDir").mkdir()
     assert len(load_source("ph2", "all", tmp_path / "data", tmp_path / "ph2")) == 30
+
+
+def test_a_slice_of_a_split_is_read_as_examples(load):
+    for split in ("train", "train[20%:]"):
+        records = load(CASES[1], split)
+        found = NativeExamples(records, model_of()).read(range(len(records)), lambda *file: False)
+        ids = [(example["id"], example["truth"].mean()) for example in found]
+        assert ids == [(record["id"].decode(), 0.5) for record in records] and len(ids) > 70
 
 
 def test_a_build_of_an_older_version_is_not_read(load, tmp_path, capsys):

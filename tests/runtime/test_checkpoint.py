@@ -96,6 +96,7 @@ def test_a_save_that_the_disk_damages_is_noticed_and_the_former_is_kept(
         manager.wait_until_finished()
         files = [path for path in (manager.directory / str(step)).rglob("*") if path.is_file()]
         largest = max(files, key=lambda path: ("/d/" in str(path), path.stat().st_size))
+        assert "/d/" in str(largest)
         if what == "gone":
             largest.unlink()
         else:
@@ -104,11 +105,13 @@ def test_a_save_that_the_disk_damages_is_noticed_and_the_former_is_kept(
         return saved
 
     orbax_save = module.ocp.CheckpointManager.save
+    # So large that they have a file of their own.
+    trees = {"ema_params": {"a": np.random.default_rng(0).random((500, 500))}}
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save_last(3, state_at(3, 1.0).trees(), {"config": {}})
         monkeypatch.setattr(module.ocp.CheckpointManager, "save", save)
         with pytest.raises(OSError, match="cannot save the checkpoint of step 5 .* is kept$"):
-            checkpoints.save_last(5, state_at(5, 2.0).trees(), {"config": {}})
+            checkpoints.save_last(5, trees, {"config": {}})
         assert checkpoints.last_step() == 3 and checkpoints.last_meta() == {"config": {}}
         with pytest.raises(OSError, match="cannot save .* or choose another --workdir$"):
             checkpoints.save_last(3, state_at(3, 2.0).trees(), {"config": {}})

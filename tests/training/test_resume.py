@@ -116,14 +116,14 @@ def test_what_is_fixed_for_a_run(checkpoints, tmp_path, field, value):
 def test_the_same_images(tmp_path):
     config, meta = config_of(), {"training_images": 36}
     check_same_images(meta, 36, "these", config, False)  # The run did not say which they were.
-    meta["training_ids"] = "these"
+    meta["training_members"] = "these"
     check_same_images(meta, 36, "these", config, False)
     check_same_images(meta, 36, "", config, False)
     check_same_images(meta, 41, "others", config, True)
-    for count, ids, message in ((41, "these", 41), (36, "others", "other ones")):
+    for count, members, message in ((41, "these", 41), (36, "others", "other ones")):
         message = f"was trained on 36 images, and isic/2016 now has {message}: give another"
         with pytest.raises(UserError, match=message):
-            check_same_images(meta, count, ids, config, False)
+            check_same_images(meta, count, members, config, False)
 
 
 def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys):
