@@ -283,10 +283,10 @@ def test_a_test_part_may_be_absent_and_thumbnails_are_no_images(load, tmp_path):
 
 def test_a_slice_of_a_split_is_read_as_examples(load):
     for split in ("train", "train[20%:]"):
-        records = load(CASES[1], split)
-        found = NativeExamples(records, model_of()).read(range(len(records)), lambda *file: False)
+        records, some = load(CASES[1], split), range(14, 20)
+        found = NativeExamples(records, model_of()).read(some, lambda *file: False)
         ids = [(example["id"], example["truth"].mean()) for example in found]
-        assert ids == [(record["id"].decode(), 0.5) for record in records] and len(ids) > 70
+        assert ids == [(records[i]["id"].decode(), 0.5) for i in some]
 
 
 def test_a_build_of_an_older_version_is_not_read(load, tmp_path, capsys):
