@@ -201,6 +201,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         )
     if supervised:
         return
+    if config.model.mask_stride > 1 and config.sampler.native:
+        yield f"sampler.native=True needs model.mask_stride=1, not {config.model.mask_stride}"
     yield from _wrong_variance(config, channels, classes.several)
     needs_x0 = {
         "diffusion.loss='bce_dice' scores masks": diffusion.loss == "bce_dice",

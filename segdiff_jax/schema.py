@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.diffusion.schedule import SPACINGS
+from segdiff_jax.models.efficientnet import VARIANTS
 from segdiff_jax.runtime.errors import UserError
 
 FREE = ""  # may change when a run resumes
@@ -84,6 +85,11 @@ AUGMENT = {
     **{name: Field(0.0, FREE, within(0, 1), f"share of the images with: {artefact.meaning}") for name, artefact in ARTEFACTS.items()},
 }
 
+_ENCODER = {
+    "encoder_weights": Field("imagenet", RUN, anything, "of an image_encoder other than rrdb, at the start: imagenet, a file, or empty: random"),
+    "frozen_blocks": Field(0, RUN, at_least(0), "of such an image_encoder: this number of its first blocks is not trained"),
+    "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that are denoised"),
+}
 _SEGDIFF = {
     "channels": Field(32, NETWORK, at_least(1), "width of the first level, a multiple of norm_groups"),
     "channel_mult": Field((1, 2, 2, 4), NETWORK, all_above(0), "width of each level in units of channels; each level halves the size"),
@@ -100,6 +106,9 @@ _SEGDIFF = {
     "rrdb_remat": Field(False, FREE, anything, "compute G again in the backward pass, to save memory"),
     "remat_resolutions": Field((), FREE, anything, "compute the levels of these factors again in the backward pass, to save memory"),
     "attention": Field("xla", FREE, one_of("xla", "cudnn"), "implementation; cudnn needs bfloat16 and is xla except on GPUs"),
+    "image_encoder": Field("rrdb", NETWORK, one_of("rrdb", *VARIANTS), "G: the paper's, or one with published weights"),
+    "pyramid": Field(True, NETWORK, anything, "such an image_encoder reaches every level of E, not only the first"),
+    **_ENCODER,
     "image_mean": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 0; empty: it sees -1 to +1"),
     "image_std": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 1"),
     "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
@@ -112,6 +121,8 @@ MODELS = {
         "channels": Field((16, 32, 64, 128, 256), NETWORK, all_above(0), "width of each level; the paper's are 64 to 1024"),
         "padding": Field("same", NETWORK, one_of("same", "valid"), "valid is the paper's"),
         "norm": Field("batch", NETWORK, one_of("batch", "group", "none"), "none is the paper's"),
+        "image_encoder": Field("none", NETWORK, one_of("none", *VARIANTS), "adds features of published weights to each level"),
+        **_ENCODER,
         "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
         **_MASKS,
     },
@@ -150,6 +161,7 @@ TRAIN = {
     "microbatches": Field(1, FREE, at_least(1), "average gradients over this many parts of the batch, to save memory"),
     "optimizer": Field("adamw", RUN, one_of("adamw", "muon"), "muon is for the kernels: see segdiff_jax/training/optimizer.py"),
     "learning_rate": Field(1e-3, FREE, above(0), "the rate at its peak"),
+    "encoder_rate": Field(1.0, FREE, at_least(0), "learning rate of a pretrained image encoder, as a share of learning_rate"),
     "schedule": Field("constant", FREE, one_of("constant", "cosine"), "how the learning rate changes; cosine falls to 0 at the end"),
     "warmup_steps": Field(100, FREE, at_least(0), "updates in which the learning rate grows to its peak"),
     "weight_decay": Field(0.0, FREE, at_least(0), "decoupled"),

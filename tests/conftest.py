@@ -75,6 +75,8 @@ def run_steps(step, state, batch, count=3):
 def tiny_overrides(config):
     """Makes a config small enough to compile in seconds; its kind of model and loss stays."""
     config.data.image_size = 16
+    if config.model.get("image_encoder", "rrdb") not in ("rrdb", "none"):
+        config.data.image_size, config.model.encoder_weights = 32, ""
     config.data.full_size = 24 if config.data.full_size else 0
     if config.model.name == "unet":
         config.model.channels = (8, 16)

@@ -39,6 +39,8 @@ def make_bound_fn(model: Model) -> Callable[[Array, Array, Array], Bound]:
     if model.classes.several:
         raise UserError(f"data.classes={model.classes.names}: the bound needs masks of two classes")
     network = model.driver.method.model
+    if (stride := getattr(network, "mask_stride", 1)) > 1:
+        raise UserError(f"model.mask_stride={stride}: the bound needs masks of the images' size")
     process = dataclasses.replace(make_process(config.diffusion), clip=config.sampler.clip)
     variance = config.diffusion.variance
 

@@ -31,7 +31,8 @@ def _gflop_of_passes(model: nn.Module, size: int, mask_channels: int) -> dict[st
     if mask_channels:
         encode = functools.partial(model.apply, method="encode_image")
         features = jax.eval_shape(encode, variables, image)
-        x_t = jnp.zeros((1, size, size, mask_channels))
+        side = size // getattr(model, "mask_stride", 1)
+        x_t = jnp.zeros((1, side, side, mask_channels))
         inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
     gflop = {}
     for name, args in inputs.items():

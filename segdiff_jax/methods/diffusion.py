@@ -23,6 +23,7 @@ from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
 from segdiff_jax.models import make_model
+from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
 ROW = 2**16  # between the numbers of two pixels of a column
@@ -95,6 +96,9 @@ class Diffusion:
 
     def losses(self, variables: dict[str, Any], batch: Batch, keys: Array) -> Losses:
         """The loss of each example at a timestep and with a noise drawn for it."""
+        if (stride := self.mask_stride) > 1:
+            pooled = nn.avg_pool(batch["mask"], (stride, stride), (stride, stride))
+            batch = batch | {"mask": pooled}
         u = jax.vmap(jax.random.uniform)(keys[:, 0])
         sampler = self.timestep_sampler or PowerTimesteps(len(self.process.schedule))
         t, importance = sampler.draw(u, variables.get("history"))
@@ -152,31 +156,38 @@ class Diffusion:
         features = self.model.apply(variables, image, method="encode_image")
 
         def denoise_one(key, *inputs):
-            inputs = [x[None] for x in inputs]
+            inputs = jax.tree.map(lambda x: x[None], inputs)
             options = {"train": True, "rngs": {"dropout": key}, "method": "denoise"}
             return self.model.apply(variables, *inputs, **options)[0]
 
         # Only `denoise` is vmapped: under vmap, a custom gradient is taken image by image.
         return jax.vmap(denoise_one)(keys, x_t, features, t), batch_stats
 
-    def encode(self, variables: Any, images: Array) -> Array:
-        """The features of each view of u8[B, S, S, 3]: [B, F, S, S, channels]."""
+    def encode(self, variables: Any, images: Array) -> Features:
+        """The features of each view of u8[B, S, S, 3], such as [B, F, S, S, channels]."""
         seen = normalise_image(to_views(images, self.views))
         features = self.model.apply(variables, seen, method="encode_image")
-        return features.reshape(len(images), -1, *features.shape[1:])
+        return jax.tree.map(lambda x: x.reshape(len(images), -1, *x.shape[1:]), features)
 
-    def begin(self, features: Array, draw: Draw) -> State:
+    def begin(self, features: Features, draw: Draw) -> State:
         """Pure noise x_T."""
-        x_T = self._noise(draw, features.shape[2:4])(START)
+        x_T = self._noise(draw, jax.tree.leaves(features)[0].shape[2:4])(START)
         return State(x_T, jnp.zeros_like(x_T))
 
     def advance(
-        self, variables: Any, first: Array, features: Array, draw: Draw, state: State, count: int
+        self,
+        variables: Any,
+        first: Array,
+        features: Features,
+        draw: Draw,
+        state: State,
+        count: int,
     ) -> State:
         """Some steps of the chain, see `interface`."""
         # With a single view, all samples of an image share its features.
         one_view = len(self.views) == 1
-        features = features.squeeze(1) if one_view else of_samples(features, draw.views)
+        seen = lambda x: x.squeeze(1) if one_view else of_samples(x, draw.views)
+        features = jax.tree.map(seen, features)
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
 
         def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
@@ -197,7 +208,16 @@ class Diffusion:
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""
-        return from_views(state.x_t / self.process.input_scale, self.views, draw.views)
+        masks = from_views(state.x_t / self.process.input_scale, self.views, draw.views)
+        if self.mask_stride == 1:
+            return masks
+        size = [self.mask_stride * side for side in masks.shape[2:4]]
+        return jax.image.resize(masks, (*masks.shape[:2], *size, masks.shape[-1]), "linear")
+
+    @property
+    def mask_stride(self) -> int:
+        """How many times smaller than the images the masks are that the network sees."""
+        return getattr(self.model, "mask_stride", 1)
 
     def _noise(self, draw: Draw, size: tuple[int, int]) -> Callable[[Array], Array]:
         """i32[] -> f32[B * V, S, S, C]; see `samplers.gaussian_noise` and `field_noise`."""

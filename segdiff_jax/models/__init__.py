@@ -15,7 +15,9 @@ from flax import linen as nn
 
 from segdiff_jax.models.baselines.medt import MedT, freeze_gates
 from segdiff_jax.models.baselines.unet import RonnebergerUNet
+from segdiff_jax.models.efficientnet import VARIANTS
 from segdiff_jax.models.medsegdiff import MedSegDiff
+from segdiff_jax.models.pretrained import encoder_params
 from segdiff_jax.models.segdiff import SegDiff
 
 MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet, "medt": MedT}
@@ -41,16 +43,47 @@ def init_variables(
     Call it under `jax.jit`: without, each operation is compiled alone, which is slow. XLA's own
     generator draws the parameters, since the default one takes five times as long to compile.
     """
-    x_t, image = (jnp.zeros((1, image_size, image_size, c)) for c in (mask_channels, 3))
+    side = image_size // getattr(model, "mask_stride", 1)
+    x_t = jnp.zeros((1, side, side, mask_channels))
+    image = jnp.zeros((1, image_size, image_size, 3))
     key = jax.random.key(seed, impl="rbg")
     if hasattr(model, "denoise"):
         return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
     return model.init(key, image)
 
 
+def with_pretrained(model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
+    """The same variables, of which the image encoder has published weights if it should.
+
+    UserError as of `pretrained.encoder_params`.
+    """
+    variant, weights = (getattr(model, name, "") for name in ("image_encoder", "encoder_weights"))
+    if variant not in VARIANTS or not weights:
+        return variables
+    pyramid = variables["params"]["G"] | {"encoder": encoder_params(variant, weights)}
+    return variables | {"params": variables["params"] | {"G": pyramid}}
+
+
 def variables_like(model: nn.Module, image_size: int, mask_channels: int = 1) -> dict[str, Any]:
     """Shapes and dtypes of what `init_variables` gives, without computing any."""
     return jax.eval_shape(lambda: init_variables(model, 0, image_size, mask_channels))
+
+
+def encoder_factors(model: nn.Module | None, rate: float, params: Any) -> Any:
+    """What the update of each parameter is multiplied by: `rate` in a pretrained image encoder.
+
+    0 in its frozen blocks, which a weight decay would change, too.
+    """
+    frozen = {f"block{i}" for i in range(getattr(model, "frozen_blocks", 0))}
+    frozen |= {"stem"} if frozen else set()
+
+    def factor(path: tuple, _: Any) -> float:
+        names = [entry.key for entry in path]
+        if names[:2] != ["G", "encoder"]:
+            return 1.0
+        return 0.0 if names[2] in frozen else rate
+
+    return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def prepare_optimizer(

@@ -4,7 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from segdiff_jax.models import cpu_gradients
 
@@ -25,6 +25,23 @@ def upsample_conv(x: Array, kernel: Array) -> Array:
     """dtype[B, H, W, C], f32[3, 3, C, features] -> dtype[B, 2H, 2W, features]."""
     large = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return cpu_gradients.same_conv(large, kernel.astype(x.dtype))
+
+
+def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """f[B, H, W, C], f[k, k, 1, C] -> f[B, H', W', C]: each channel alone, padding "SAME"."""
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            "SAME",
+            dimension_numbers=cpu_gradients.NUMBERS,
+            feature_group_count=x.shape[-1],
+        )
+
+    fast = functools.partial(cpu_gradients.depthwise_conv, stride=stride)
+    return cpu_gradients.on_cpu(fast)(plain)(x, kernel)
 
 
 class UpsampleConv(nn.Module):

@@ -17,6 +17,7 @@ from segdiff_jax.models.convolution import Conv
 from segdiff_jax.models.norms import Norm
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.models.unet import ResBlock
+from segdiff_jax.runtime.errors import UserError
 
 
 class FFParser(nn.Module):
@@ -77,6 +78,10 @@ class MedSegDiff(SegDiff):
 
     def setup(self):
         super().setup()
+        if self.image_encoder != "rrdb":
+            raise UserError(
+                f"model.image_encoder={self.image_encoder!r}: model.name='medsegdiff' knows 'rrdb'"
+            )
         remat = nn.remat(ImageLevel, static_argnums=(4,))
         self.image_levels = [
             (remat if 2**level in self.remat_resolutions else ImageLevel)(

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.convolution import Conv
+from segdiff_jax.models.efficientnet import ImagePyramid
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.models.rrdb import RRDBNet
-from segdiff_jax.models.unet import UNet
+from segdiff_jax.models.unet import UNet, add_features
 from segdiff_jax.runtime.errors import UserError
+
+Features = Array | list[Array]
 
 
 class SegDiff(nn.Module):
@@ -34,6 +37,11 @@ class SegDiff(nn.Module):
     rrdb_remat: bool = False
     remat_resolutions: tuple[int, ...] = ()
     attention: str = "xla"
+    image_encoder: str = "rrdb"
+    encoder_weights: str = ""  # Training reads them; see `pretrained`.
+    frozen_blocks: int = 0
+    pyramid: bool = True
+    mask_stride: int = 1
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     dtype: str = "float32"
@@ -70,17 +78,33 @@ class SegDiff(nn.Module):
                 f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
                 "does not allow: set model.norm_groups above 0"
             )
+        if self.mask_stride > 1 and self.image_encoder == "rrdb":
+            raise UserError(
+                f"model.mask_stride={self.mask_stride} needs a model.image_encoder that has "
+                "published weights, not 'rrdb'"
+            )
+        if self.image_mean and self.image_encoder != "rrdb":
+            raise UserError(
+                f"model.image_mean={self.image_mean}: model.image_encoder={self.image_encoder!r} "
+                "has its own: leave out image_mean and image_std"
+            )
         dtype = jnp.dtype(self.dtype)
         self.norm = make_norm(self.norm_groups, self.axis_name)
         self.F = Conv(self.channels, dtype=dtype)
-        self.G = RRDBNet(
-            out_channels=self.channels,
-            blocks=self.rrdb_blocks,
-            width=self.rrdb_width,
-            growth=self.rrdb_growth,
-            remat=self.rrdb_remat,
-            dtype=dtype,
-        )
+        if self.image_encoder == "rrdb":
+            self.G = RRDBNet(
+                out_channels=self.channels,
+                blocks=self.rrdb_blocks,
+                width=self.rrdb_width,
+                growth=self.rrdb_growth,
+                remat=self.rrdb_remat,
+                dtype=dtype,
+            )
+        else:
+            widths = self.channels, *(mult * self.channels for mult in self.channel_mult[:-1])
+            widths = widths if self.pyramid else widths[:1]
+            fields = self.frozen_blocks, widths, self.mask_stride, dtype
+            self.G = ImagePyramid(self.image_encoder, *fields)
         self.unet = UNet(
             channels=self.channels,
             channel_mult=self.channel_mult,
@@ -96,23 +120,25 @@ class SegDiff(nn.Module):
             dtype=dtype,
         )
 
-    def encode_image(self, image: Array) -> Array:
+    def encode_image(self, image: Array) -> Features:
         """G(I), which depends on neither t nor x_t: computed once per image.
 
-        f32[B, H, W, 3] from -1 to +1 -> dtype[B, H, W, channels]. With `image_mean`, G sees the
-        colours from 0 to 255, normalised by it and by `image_std`, as in the original.
+        f32[B, H, W, 3] from -1 to +1 -> dtype[B, H, W, channels]; with a pretrained encoder, a list
+        of this and of more for the levels of E, see `ImagePyramid`, all of them `mask_stride`
+        times smaller. With `image_mean`, G sees the colours from 0 to 255, normalised by it and by
+        `image_std`, as in the original.
         """
         if self.image_mean:
             mean, std = (jnp.array(x)[None, None, None] for x in (self.image_mean, self.image_std))
             image = (127.5 * (image + 1) - mean) / std
         return self.G(image)
 
-    def denoise(self, x_t: Array, features: Array, t: Array, train: bool = False) -> Array:
-        """D(E(F(x_t) + features, t), t).
+    def denoise(self, x_t: Array, features: Features, t: Array, train: bool = False) -> Array:
+        """D(E(F(x_t) + features, t), t); of a list, E adds each further one at its level.
 
         Args:
             x_t: f32[B, H, W, C], the noisy mask, see `Process.network_input`.
-            features: dtype[N, H, W, channels], from `encode_image`; each is for B / N masks in a
+            features: dtype[N, ...], from `encode_image`; each image's are for B / N masks in a
                 row.
             t: i32[B] or f32[B], timesteps of the training chain, not rescaled; or of length 1, for
                 all of the batch.
@@ -120,9 +146,8 @@ class SegDiff(nn.Module):
         Returns:
             f32[B, H, W, out_channels].
         """
-        h = self.F(x_t)
-        masks = h.reshape(len(features), -1, *h.shape[1:]) + features[:, None]
-        return self.unet(masks.reshape(h.shape), t, train)
+        levels = features if isinstance(features, list) else [features]
+        return self.unet(add_features(self.F(x_t), levels[0]), t, train, pyramid=levels)
 
     def __call__(self, x_t: Array, image: Array, t: Array, train: bool = False) -> Array:
         """`denoise` of `encode_image`; shapes as there."""

@@ -109,6 +109,12 @@ class AttentionBlock(nn.Module):
         return x + ZerosDense(channels, dtype=self.dtype, name="proj")(h)
 
 
+def add_features(h: Array, features: Array) -> Array:
+    """[B, H, W, C] and [N, H, W, C] -> [B, H, W, C]; each of N is for B / N in a row."""
+    masks = h.reshape(len(features), -1, *h.shape[1:]) + features[:, None]
+    return masks.reshape(h.shape)
+
+
 class UNet(nn.Module):
     """E and D. There are `num_res_blocks` per level on the way down, and one more on the way up."""
 
@@ -133,6 +139,7 @@ class UNet(nn.Module):
         train: bool = False,
         image: Array | None = None,
         image_levels: Sequence[Callable[[Array, Array, Array, bool], Array]] = (),
+        pyramid: Sequence[Array] = (),
     ) -> Array:
         """dtype[B, H, W, channels] -> f32[B, H, W, out_channels]; `t` as in `SegDiff.denoise`.
 
@@ -141,6 +148,8 @@ class UNet(nn.Module):
             image_levels: an image encoder beside E, as one function for each level, or none: (its
                 features of the level before, h of this level, the embedding of t, train) -> its
                 features of this level. D sees the sum of h and them.
+            pyramid: what is added to the input of each level from 1 on, as far as it goes, see
+                `add_features`.
         Raises:
             UserError: if the height or width is not divisible by 2^(levels - 1).
         """
@@ -179,6 +188,8 @@ class UNet(nn.Module):
             if level < len(self.channel_mult) - 1:
                 name = f"down{level}_downsample"
                 h = Conv(h.shape[-1], strides=2, dtype=self.dtype, name=name)(h)
+                if level + 1 < len(pyramid):
+                    h = add_features(h, pyramid[level + 1])
                 skips.append(h)
 
         h = res(skips[-1], h.shape[-1], level, "middle_res0")

@@ -23,6 +23,7 @@ from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.inference.windows import make_windows
 from segdiff_jax.methods import Method, init_variables, make_method, variables_like
+from segdiff_jax.models import with_pretrained
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
 from segdiff_jax.runtime.errors import UserError
@@ -223,7 +224,8 @@ def restore_or_create(
         print(f"starting from the parameters of {checkpoint}", flush=True)
         state = jax.jit(create)(variables)
     else:
-        state = jax.jit(lambda: create(init_variables(method, config.seed)))()
+        variables = jax.jit(lambda: init_variables(method, config.seed))()
+        state = jax.jit(create)(with_pretrained(method.model, variables))
     return parallel.replicate(state)
 
 

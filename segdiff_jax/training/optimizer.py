@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from segdiff_jax.models import prepare_optimizer
+from segdiff_jax.models import encoder_factors, prepare_optimizer
 
 Optimizer = optax.GradientTransformation
 MOST_STACKED = 2**18  # elements of a leaf that is stacked with others
@@ -67,7 +67,16 @@ def make_optimizer(
         )
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
     tx = prepare_optimizer(model, optax.chain(clip, optimizer), steps_per_epoch)
-    return on_stacks(optax.apply_if_finite(tx, train.max_skipped))
+    tx = on_stacks(optax.apply_if_finite(tx, train.max_skipped))
+    if getattr(model, "image_encoder", "rrdb") in ("rrdb", "none"):
+        return tx
+
+    def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = tx.update(updates, state, params)
+        factors = encoder_factors(model, train.encoder_rate, updates)
+        return jax.tree.map(jnp.multiply, updates, factors), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def nonfinite_in_a_row(opt_state: Any) -> Array:

@@ -121,3 +121,36 @@ def test_the_statistics_of_the_batch_are_handed_on_and_then_used():
 def test_what_cannot_be_is_named(fields, message):
     with pytest.raises(UserError, match=message):
         variables_like(make_model({"name": "unet", **fields}), 16)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_an_image_encoder_adds_its_features_to_each_level(stride):
+    fields = {"image_encoder": "efficientnet_lite0", "mask_stride": stride}
+    model, image = RonnebergerUNet(channels=(8, 16, 32), **fields), jnp.zeros((2, 64, 64, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    assert jax.eval_shape(lambda v: model.apply(v, image), variables).shape == (2, 64, 64, 1)
+    pyramid = variables["params"]["G"]
+    widths = {name: of["kernel"].shape[1] for name, of in pyramid.items() if "level" in name}
+    expected = {
+        1: {"level0_of1": 8, "level1_of1": 8, **{f"level2_of{size}": 16 for size in range(2, 6)}},
+        2: {"level0_of1": 8, "level1_of2": 8, **{f"level2_of{size}": 16 for size in range(3, 6)}},
+    }
+    assert widths == expected[stride]
+    assert variables["params"]["down0_conv0"]["kernel"].shape == (3, 3, 8, 8)
+    with pytest.raises(UserError, match="40 x 40 must be divisible by 32: model.image_encoder"):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((2, 40, 40, 3)))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"mask_stride": 2}, "model.mask_stride=2 needs a model.image_encoder"),
+        (
+            {"image_encoder": "efficientnet_lite0", "padding": "valid"},
+            "model.image_encoder='efficientnet_lite0' needs model.padding='same'",
+        ),
+    ],
+)
+def test_fields_of_the_image_encoder_that_do_not_fit_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        RonnebergerUNet(**fields)

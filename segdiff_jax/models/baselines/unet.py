@@ -3,9 +3,11 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 
+from segdiff_jax.models.efficientnet import ImagePyramid
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.runtime.errors import UserError
 
@@ -22,6 +24,11 @@ class RonnebergerUNet(nn.Module):
     norm: str = "batch"  # after each 3x3 convolution; or "group", see `groups_of`, or "none"
     dtype: str = "float32"  # of the computation; parameters and norms are float32
     out_channels: int = 1
+    # Of `efficientnet.VARIANTS`: each level's input gets its features, see `ImagePyramid`.
+    image_encoder: str = "none"
+    encoder_weights: str = ""  # Training reads them.
+    frozen_blocks: int = 0
+    mask_stride: int = 1  # Logits are made at 1 / this of the image's size, and enlarged.
     axis_name: str | None = None  # of the devices over which training averages batch statistics
 
     def __post_init__(self):
@@ -31,25 +38,35 @@ class RonnebergerUNet(nn.Module):
                 f"model.channels={self.channels}: {odd[0]} is no multiple of its "
                 f"{groups_of(odd[0])} groups; choose another, or model.norm='batch'"
             )
+        if self.image_encoder == "none" and self.mask_stride > 1:
+            raise UserError(f"model.mask_stride={self.mask_stride} needs a model.image_encoder")
+        if self.image_encoder != "none" and self.padding == "valid":
+            raise UserError(
+                f"model.image_encoder={self.image_encoder!r} needs model.padding='same'"
+            )
         super().__post_init__()
 
     def __call__(self, image: Array, train: bool = False) -> Array:
         """The logits of a lesion, or of each class, at every pixel.
 
         f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. For "same", H and W must be
-        multiples of 2^poolings.
+        multiples of 2^poolings, times `mask_stride`.
         """
         (height, width), poolings = image.shape[1:3], len(self.channels) - 1
+        multiple = 2**poolings * self.mask_stride
         if self.padding == "valid":
             more = [input_size(side, poolings) - side for side in (height, width)]
             pads = [(0, 0), *((m // 2, m - m // 2) for m in more), (0, 0)]
             image = jnp.pad(image, pads, mode="reflect")
-        elif height % 2**poolings or width % 2**poolings:
+        elif height % multiple or width % multiple:
             raise UserError(
-                f"image size {height} x {width} must be divisible by {2**poolings}: "
+                f"image size {height} x {width} must be divisible by {multiple}: "
                 f"model.channels has {len(self.channels)} levels"
             )
-        return centre(self.segment(image, train), (height, width))
+        logits = self.segment(image, train)
+        if self.mask_stride > 1:
+            logits = jax.image.resize(logits, (*image.shape[:3], self.out_channels), "linear")
+        return centre(logits, (height, width))
 
     @nn.compact
     def segment(self, x: Array, train: bool) -> Array:
@@ -74,11 +91,16 @@ class RonnebergerUNet(nn.Module):
                 h = nn.relu(h).astype(dtype)
             return h
 
-        skips = []
+        skips, pyramid = [], []
+        if self.image_encoder != "none":
+            widths = self.channels[0], *self.channels[:-1]
+            fields = self.frozen_blocks, widths, self.mask_stride, dtype
+            x, *pyramid = ImagePyramid(self.image_encoder, *fields, name="G")(x)
         for level, width in enumerate(self.channels):
             if level:
                 skips.append(x)
                 x = nn.max_pool(x, (2, 2), (2, 2))
+                x = x + pyramid[level - 1] if level <= len(pyramid) else x
             x = convs(x, width, f"down{level}")
         for level, width in reversed(list(enumerate(self.channels[:-1]))):
             x = nn.ConvTranspose(width, (2, 2), (2, 2), dtype=dtype, name=f"up{level}_conv")(x)
