@@ -11,8 +11,9 @@ from absl import flags
 
 from segdiff_jax.config import parse_fields, sampling_fields
 from segdiff_jax.data.artefacts import ARTEFACTS
+from segdiff_jax.data.folder import open_folder
 from segdiff_jax.evaluation.evaluate import evaluate, format_result
-from segdiff_jax.evaluation.examples import NativeExamples, open_folder, open_split
+from segdiff_jax.evaluation.examples import NativeExamples, open_split
 from segdiff_jax.inference.load import load, run_name
 from segdiff_jax.runtime.command import path_flag, path_flags, run_command
 from segdiff_jax.runtime.errors import UserError

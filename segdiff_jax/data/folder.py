@@ -99,6 +99,14 @@ class FolderSource:
         return {"id": id} | {kind: read_file(path) for kind, path in files}
 
 
+def open_folder(images: str, masks: str | None, mask_endings: Sequence[str]) -> FolderSource:
+    """The images of a folder and their masks, see `FolderSource`; prints its notes."""
+    source = FolderSource(images, masks, mask_endings)
+    for note in source.notes:
+        print(note, flush=True)
+    return source
+
+
 def _shown(name: str) -> str:
     """A file's name, with the bytes that are no text written out."""
     return os.fsencode(name).decode(errors="backslashreplace")

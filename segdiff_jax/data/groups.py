@@ -1,13 +1,13 @@
 """Images that must share a split: copies of one file and, if a user says so, those of one group."""
 
 import csv
-import hashlib
 import re
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from segdiff_jax.data.folder import IMAGE_SUFFIXES
+from segdiff_jax.data.sources import digest
 from segdiff_jax.runtime.errors import UserError, some
 
 # {id: what it may have in common with other images: a hash of its bytes and, if any, its group}.
@@ -23,7 +23,7 @@ class Groups(NamedTuple):
     def fingerprint(self) -> str:
         """It differs if the groups may differ."""
         content = _content(self.file) if self.file else ""
-        return hashlib.sha256(f"{self.pattern}\n{content}".encode()).hexdigest()
+        return digest(f"{self.pattern}\n{content}".encode())
 
     def __str__(self) -> str:
         if self.file:

@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
-import importlib
 import inspect
 import io
 from collections import defaultdict
@@ -17,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from segdiff_jax.data.decode import decode_image, decode_labels, doubt
-from segdiff_jax.data.folder import FolderSource, read_file
+from segdiff_jax.data.folder import open_folder, read_file
 from segdiff_jax.data.groups import (
     NO_GROUPS,
     check_groups,
@@ -25,6 +23,7 @@ from segdiff_jax.data.groups import (
     leave_out_copies,
     split_by_group,
 )
+from segdiff_jax.data.sources import digest, fingerprint, sources
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError, some
 
@@ -261,12 +260,10 @@ def match_folders(
 ) -> Pairs:
     """The pairs of a `FolderSource`, whose faults are added to `problems`; prints its notes."""
     try:
-        source = FolderSource(images, masks, mask_endings)
+        source = open_folder(images, masks, mask_endings)
     except (UserError, OSError) as error:
         problems["no pairs"].append(str(error))
         return {}
-    for note in source.notes:
-        print(note, flush=True)
     for file, reason in (source.failures | source.unmasked).items():
         problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
     for mask in source.unused:
@@ -284,40 +281,3 @@ def encode_png(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def imported(package: str, reader: str) -> Any:
-    """A package that few users have; if it is absent, a UserError says that `reader` needs it."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        how = "pip install -r requirements-data.txt"
-        raise UserError(f"{reader} needs {error.name}: {how}") from error
-
-
-def find_root(manual_dir: Path, *markers: str) -> Path | None:
-    """The first folder, at most two levels deep, that holds all `markers`: names or patterns."""
-    folders = [manual_dir, *sorted(manual_dir.glob("*/")), *sorted(manual_dir.glob("*/*/"))]
-    held = (folder for folder in folders if all(any(folder.glob(m)) for m in markers))
-    return next(held, None)
-
-
-def sources(root: Path, files: Iterable[Path]) -> dict[str, int | str]:
-    """The number of files under `root`, and a fingerprint of their names, sizes and times.
-
-    The fingerprint tells whether a build was made of these files, wherever `root` lies.
-    """
-    known = []
-    for path in sorted(files):
-        stat = path.stat() if path.exists() else path.lstat()  # A link that leads nowhere.
-        known.append((path.relative_to(root).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return {"files": len(known), "fingerprint": fingerprint(known)}
-
-
-def fingerprint(what: object) -> str:
-    """16 hexadecimal digits that differ if `repr(what)` differs."""
-    return digest(repr(what).encode())[:16]
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

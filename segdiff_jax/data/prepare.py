@@ -17,7 +17,8 @@ from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.groups import NO_GROUPS, Groups, groups_of
-from segdiff_jax.data.pairs import PairsBuilder, digest, fingerprint
+from segdiff_jax.data.pairs import PairsBuilder
+from segdiff_jax.data.sources import digest, fingerprint
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
@@ -132,9 +133,9 @@ def _open(
     field: str,
     dataset: str,
     data_dir: str,
-    manual_dir: str = "",
-    folder: Folder | None = None,
-    rules: Rules = NO_RULES,
+    manual_dir: str,
+    folder: Folder | None,
+    rules: Rules,
 ) -> tfds.core.DatasetBuilder:
     """The builder of a data set, which `field` names, after it has built it; see `load_source`."""
     name, _, config = dataset.partition("/")

@@ -14,7 +14,6 @@ from segdiff_jax.config import set_fields
 from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
-from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.data.prepare import Records, load_source, where
 from segdiff_jax.evaluation.conditions import measure_conditions
@@ -39,14 +38,6 @@ def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None 
             f"data sets (and {files}), or --images=FOLDER"
         )
     return load_source(data.dataset, split, *where(data))
-
-
-def open_folder(images: str, masks: str | None, mask_endings: Sequence[str]) -> FolderSource:
-    """The images of a folder and their masks, see `FolderSource`; prints its notes."""
-    source = FolderSource(images, masks, mask_endings)
-    for note in source.notes:
-        print(note, flush=True)
-    return source
 
 
 class NativeExamples(Sequence):

@@ -43,13 +43,18 @@ def init_variables(
     Call it under `jax.jit`: without, each operation is compiled alone, which is slow. XLA's own
     generator draws the parameters, since the default one takes five times as long to compile.
     """
-    side = image_size // getattr(model, "mask_stride", 1)
+    side = mask_side(model, image_size)
     x_t = jnp.zeros((1, side, side, mask_channels))
     image = jnp.zeros((1, image_size, image_size, 3))
     key = jax.random.key(seed, impl="rbg")
     if hasattr(model, "denoise"):
         return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
     return model.init(key, image)
+
+
+def mask_side(model: nn.Module, image_size: int) -> int:
+    """The side in pixels of the masks that a network sees or makes."""
+    return image_size // getattr(model, "mask_stride", 1)
 
 
 def with_pretrained(model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:

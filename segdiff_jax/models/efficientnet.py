@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from segdiff_jax.models.convolution import Conv, depthwise_conv
+from segdiff_jax.models.cpu_gradients import NUMBERS
 from segdiff_jax.runtime.errors import UserError
 
 STEM = 32  # channels
@@ -85,9 +86,8 @@ class Convolution(nn.Module):
         elif self.kernel == 1:
             x = x @ kernel[0, 0]  # On CPU, XLA's gradient of such a convolution is slow.
         else:
-            numbers = "NHWC", "HWIO", "NHWC"
             strides = (self.stride, self.stride)
-            x = lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
+            x = lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=NUMBERS)
         x = x + bias[None, None, None]
         return jnp.clip(x, 0, 6) if self.activates else x
 

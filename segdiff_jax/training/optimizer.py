@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
 from segdiff_jax.models import encoder_factors, prepare_optimizer
+from segdiff_jax.models.efficientnet import VARIANTS
 
 Optimizer = optax.GradientTransformation
 MOST_STACKED = 2**18  # elements of a leaf that is stacked with others
@@ -68,7 +69,7 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(train.clip_norm) if train.clip_norm else optax.identity()
     tx = prepare_optimizer(model, optax.chain(clip, optimizer), steps_per_epoch)
     tx = on_stacks(optax.apply_if_finite(tx, train.max_skipped))
-    if getattr(model, "image_encoder", "rrdb") in ("rrdb", "none"):
+    if getattr(model, "image_encoder", "") not in VARIANTS:
         return tx
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:

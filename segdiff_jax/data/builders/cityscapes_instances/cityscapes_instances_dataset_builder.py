@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segdiff_jax.data import pairs
+from segdiff_jax.data import pairs, sources
 
 CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
 _SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
@@ -38,14 +38,14 @@ class Builder(pairs.PairsBuilder):
     """
 
     def _find(self, manual_dir: Path) -> Path | None:
-        return pairs.find_root(manual_dir, f"train/{_FILE}", _IMAGES)
+        return sources.find_root(manual_dir, f"train/{_FILE}", _IMAGES)
 
     def _files(self, root: Path) -> list[Path]:
         return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
 
     def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
-        h5py = pairs.imported("h5py", self.info.full_name)
-        pairs.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
+        h5py = sources.imported("h5py", self.info.full_name)
+        sources.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
         label = self.builder_config.name.partition("_")[0]
         images, splits = h5py.File(root / _IMAGES), {}  # Stays open as long as pairs read from it.
         for split, part in _SPLITS.items():

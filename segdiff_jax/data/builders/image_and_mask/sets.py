@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from segdiff_jax.data import pairs
+from segdiff_jax.data import pairs, sources
 from segdiff_jax.data.decode import decode_blurred_mask, decode_labels, decode_mask
 from segdiff_jax.data.folder import all_files, is_foreign
 from segdiff_jax.data.splits import hashed_split, hold_out
@@ -121,7 +121,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
 
         def _find(self, manual_dir: Path) -> Path | None:
             folders = (where.partition("/{id}")[0] for where in (plain.images, plain.masks))
-            return pairs.find_root(manual_dir, *folders)
+            return sources.find_root(manual_dir, *folders)
 
         def _files(self, root: Path) -> Iterator[Path]:
             places = plain.images, plain.masks, *plain.test

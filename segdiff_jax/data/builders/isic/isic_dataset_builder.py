@@ -12,7 +12,7 @@ import requests
 import tensorflow_datasets as tfds
 from absl import logging
 
-from segdiff_jax.data import pairs
+from segdiff_jax.data import pairs, sources
 from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import all_files
@@ -128,7 +128,7 @@ class Builder(pairs.PairsBuilder):
     def _sources(self, archives: dict[str, Path]) -> dict[str, dict]:
         """{name of an archive: its `sources`}; a folder and its zip file differ."""
         return {
-            name: pairs.sources(path.parent, all_files(path) if path.is_dir() else [path])
+            name: sources.sources(path.parent, all_files(path) if path.is_dir() else [path])
             for name, path in archives.items()
         }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segdiff_jax.data import pairs
+from segdiff_jax.data import pairs, sources
 from segdiff_jax.data.decode import decode_labels, decode_mask, of_two_values
 from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.groups import NO_GROUPS, Groups
@@ -46,7 +46,7 @@ class Builder(pairs.PairsBuilder):
             *([classes] if classes.several else []),
             *filter(None, groups),
         )
-        digest = pairs.fingerprint(what)[:8]
+        digest = sources.fingerprint(what)[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
         config = FolderConfig(name=name, folder=Folder(images, masks, endings, classes))
@@ -70,7 +70,7 @@ class Builder(pairs.PairsBuilder):
         other = {"images": str(folders["masks"]), "masks": None}
         found = {name: files_by_name(str(path), other[name]) for name, path in folders.items()}
         return {
-            name: pairs.sources(folders[name], itertools.chain(*some.files.values()))
+            name: sources.sources(folders[name], itertools.chain(*some.files.values()))
             for name, some in found.items()
         }
 

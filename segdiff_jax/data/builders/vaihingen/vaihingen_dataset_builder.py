@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from segdiff_jax.data import pairs
+from segdiff_jax.data import pairs, sources
 from segdiff_jax.data.decode import decode_mask
 from segdiff_jax.data.splits import hold_out
 
@@ -30,8 +30,8 @@ class Builder(pairs.PairsBuilder):
     """
 
     def _find(self, manual_dir: Path) -> Path | None:
-        root = pairs.find_root(manual_dir, _HDF5["training"])
-        return root or pairs.find_root(manual_dir, _RAW)
+        root = sources.find_root(manual_dir, _HDF5["training"])
+        return root or sources.find_root(manual_dir, _RAW)
 
     def _files(self, root: Path) -> list[Path]:
         files = [root / name for name in _HDF5.values() if (root / name).is_file()]
@@ -67,7 +67,7 @@ def _id(name: str) -> str:
 
 def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
     """{id: pair} of an HDF5 file."""
-    h5py = pairs.imported("h5py", str(path))
+    h5py = sources.imported("h5py", str(path))
     try:
         file = h5py.File(path)  # Stays open as long as pairs read from it.
         images = {_id(name): _file(data, pairs.encode_png) for name, data in file["imgs"].items()}
