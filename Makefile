@@ -6,7 +6,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; sys.version_info < (3, 11) or print
 VENV := .venv-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: demo folder test slow soak compare isic official-score lint clean
+.PHONY: demo folder test slow soak compare cross-validate isic official-score lint clean
 
 # Huge pages where the system allows them: training on CPU is up to 1.25 times as fast.
 demo: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -35,6 +35,11 @@ SIDE_BY_SIDE ?= 1
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md.
 	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)"
+
+CONFIG ?= configs/isic2016_64.py
+cross-validate: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+cross-validate: isic $(VENV)/dev  ## make cross-validate ISIC=FOLDER CONFIG=FILE: train on all folds but one, for each of five; score every image by the model that did not see it.
+	$(BIN)/python -m tools.cross_validate --config="$(CONFIG)" --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)" $(FLAGS)
 
 isic:
 	@test -n "$(ISIC)" || { echo "give ISIC=FOLDER, the folder with the archives of ISIC 2016 (docs/data.md)"; exit 1; }

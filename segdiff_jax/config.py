@@ -171,6 +171,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
+    if data.fold >= max(1, data.folds):
+        yield f"data.fold={data.fold} must be below data.folds={data.folds}"
     if data.group_file and data.group_pattern:
         yield (
             f"data.group_file={data.group_file!r} and data.group_pattern={data.group_pattern!r} "

@@ -66,6 +66,8 @@ DATA = {
     "mask_endings": Field(("_Segmentation", "_mask", ""), RUN, anything, "what may follow the image's name in the mask's name"),
     "group_file": Field("", RUN, anything, "a CSV file with the columns id and group (lesion, patient, ...); images of a group share a split"),
     "group_pattern": Field("", RUN, anything, "instead: a regular expression whose first parentheses match the group in an id"),
+    "folds": Field(0, RUN, must(lambda x: x == 0 or x >= 2, "must be 0 or at least 2"), "cut the training and validation images into this number of folds instead; 0: off"),
+    "fold": Field(0, RUN, at_least(0), "the fold, from 0, that is not trained on, and is the validation split"),
     "allow_empty_splits": Field(False, FREE, anything, "take a data set although no mask of a split has any foreground"),
     "classes": Field((), RUN, anything, "paired_folder: names of the classes, the background first; empty: lesion or not"),
     "mask_values": Field((), RUN, anything, "the values of the classes in mask files; empty: 0, 1, 2, ..."),

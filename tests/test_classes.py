@@ -77,7 +77,7 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
         (load_source(data.dataset, "validation", *where(data)), 1),
     ):
         examples, out = NativeExamples(records, trained), tmp_path / f"out{count}"
-        result = evaluate(trained, examples, out, trained.settings, "title")
+        result = evaluate([examples], out, trained.settings, "title")
         assert result.num_images == count and not result.failures
     metrics = json.loads((tmp_path / "out12/metrics.json").read_text())
     assert list(metrics["classes"]) == ["lesion", "core"]

@@ -11,9 +11,10 @@ from PIL import Image
 
 import sample
 from segdiff_jax.config import default_config
+from segdiff_jax.data.splits import fold_of
 from segdiff_jax.evaluation.examples import open_split
 from segdiff_jax.evaluation.report import Page, write_report
-from segdiff_jax.inference.load import Model
+from segdiff_jax.inference.load import Model, make_ensemble
 from segdiff_jax.runtime.errors import UserError
 from tests.evaluation.models import Threshold, config_of
 
@@ -179,3 +180,47 @@ def test_data_that_were_moved_are_asked_for_and_nothing_is_built(tmp_path):
     config.data.dataset = "paired_folder"
     with pytest.raises(UserError, match="and --config.data.images=FOLDER and --config.data.masks"):
         open_split(config, "test")
+
+
+@pytest.fixture
+def folds(tmp_path, tiny_isic, monkeypatch):
+    """Runs named fold0, fold1 and fold2 of three folds of `tiny_isic`."""
+
+    def load(path, **given):
+        names = [path] if isinstance(path, str) else path
+        models = []
+        for name in names:
+            fold = {"folds": 3, "fold": int(name[-1])}
+            places = {"manual_dir": str(tiny_isic), "dir": str(tmp_path)}
+            driver = Threshold(8)
+            driver.method = SimpleNamespace(unread=())
+            config = config_of(dataset="isic/2016", **fold, **places)
+            models.append(Model(config, {"model": name}, driver, "variables"))
+        return models[0] if len(models) == 1 else make_ensemble(models)
+
+    monkeypatch.setattr(sample, "load", load)
+    return ["fold0", "fold1", "fold2"]
+
+
+def test_every_image_is_segmented_by_the_model_that_did_not_see_it(folds, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(workdir=folds, split="out_of_fold", out=str(out)) == 0
+    with open(out / "metrics.csv", newline="") as file:
+        found = [(row["id"], int(row["fold"])) for row in csv.DictReader(file)]
+    ids = [f"ISIC_{number:07d}" for number in range(40)]
+    assert found == [(id, fold_of(id, 3)) for id in ids]
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [of["num_images"] for of in metrics["folds"].values()] == [
+        sum(fold == k for _, fold in found) for k in range(3)
+    ]
+    assert metrics["settings"]["2. model"].endswith("fold1")
+    assert metrics["settings"]["data"] == "isic/2016, out_of_fold split"
+    assert "IoU by fold: " in capsys.readouterr().out
+
+
+def test_folds_that_do_not_fit_the_split_are_refused(folds, tmp_path):
+    with pytest.raises(UserError, match=r"needs a --workdir of each fold.*\(3, 0\), \(3, 2\)$"):
+        run(workdir=["fold0", "fold2"], split="out_of_fold", out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="--split=validation: some of the models were trained on"):
+        run(workdir=folds, out=str(tmp_path / "out"))
+    assert run(workdir=folds, split="test", out=str(tmp_path / "test")) == 0  # An ensemble.

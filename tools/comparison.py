@@ -4,16 +4,11 @@ import csv
 import dataclasses
 import functools
 import json
-import os
-import queue
 import re
 import statistics
-import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +23,7 @@ from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
-from tools.runs import Run
+from tools.runs import Run, Training, ious_of, train_side_by_side
 
 SEEDS = {"segdiff": 3, "unet": 3, "medsegdiff": 1, "medt": 1}
 MODELS = "segdiff", "medsegdiff", "unet", "medt"
@@ -89,43 +84,17 @@ class Comparison:
         self._counts = Counter(model for model, _ in self.runs)
 
     def train(self, minutes: float, side_by_side: int, flags: list[str]) -> None:
-        """Trains what is not trained yet, `side_by_side` at a time, each on its share of the cores.
-
-        Raises:
-            ChildProcessError: naming the log of a training that failed; no other is begun then.
-            ValueError: if the folder of a run holds another one.
-        """
-        lanes, failed = queue.SimpleQueue(), threading.Event()
-        for cores in np.array_split(sorted(os.sched_getaffinity(0)), side_by_side):
-            pinned = ("taskset", "-c", ",".join(map(str, cores)))
-            lanes.put(pinned if side_by_side > 1 else ())
-
-        def train(key: tuple[str, int]) -> None:
-            if failed.is_set():
-                return
-            (model, seed), run, lane = key, self.runs[key], lanes.get()
-            fields = {"seed": seed, "train.max_minutes": minutes}
-            run.workdir.mkdir(parents=True, exist_ok=True)
-            try:
-                with open(run.workdir / "train.log", "a") as log:
-                    run.train(f"configs/compare.py:{model}", fields, flags, log, lane)
-            except BaseException as error:
-                failed.set()
-                if not isinstance(error, subprocess.CalledProcessError):
-                    raise
-                raise ChildProcessError(
-                    f"training {model} from seed {seed} failed; {run.workdir}/train.log says why"
-                ) from error
-            finally:
-                lanes.put(lane)
-
-        with ThreadPoolExecutor(side_by_side) as pool:
-            jobs = [pool.submit(train, key) for key in self.runs]
-            try:
-                for job in tqdm(as_completed(jobs), "training", len(jobs), unit="run"):
-                    job.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        """Trains what is not trained yet, see `train_side_by_side`."""
+        trainings = [
+            Training(
+                run,
+                f"{model} from seed {seed}",
+                f"configs/compare.py:{model}",
+                {"seed": seed, "train.max_minutes": minutes},
+            )
+            for (model, seed), run in self.runs.items()
+        ]
+        train_side_by_side(trainings, side_by_side, flags)
 
     def config(self, model: str) -> ConfigDict:
         """The config of the model's first run, a new one each time."""
@@ -166,7 +135,7 @@ class Comparison:
             data = trained.config.data
             records = load_source(data.dataset, split, *where(data))
             examples, title = NativeExamples(records, trained), f"{row.label} on {split}"
-            evaluate(trained, examples, out, trained.settings, title)
+            evaluate([examples], out, trained.settings, title)
         return json.loads(path.read_text())
 
     def scores(self, row: Row, split: str, *path: str) -> list[float]:
@@ -184,8 +153,7 @@ class Comparison:
         rows = []
         for seed in self.seeds(row):
             self.metrics(row, split, seed)
-            with open(self.folder(row, split, seed) / "metrics.csv", newline="") as file:
-                rows.append([float(line["iou"]) for line in csv.DictReader(file)])
+            rows.append(list(ious_of(self.folder(row, split, seed)).values()))
         return np.array(rows)
 
     def training(self, model: str) -> tuple[list[float], list[float]]:

@@ -1,12 +1,19 @@
 """What the other tools share: a training with its scores, and tables."""
 
+import csv
 import json
+import os
+import queue
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
+from tqdm import tqdm
 
 from segdiff_jax.config import flatten
 
@@ -70,6 +77,61 @@ class Run:
             print("+", *command, file=log, flush=True)
             command = [*prefix, sys.executable, *command]
             subprocess.run(command, check=True, stdout=log, stderr=log)
+
+
+class Training(NamedTuple):
+    """A training to start: its run, its name, the file of its config and the fields that change."""
+
+    run: Run
+    name: str
+    config: str
+    fields: dict
+
+
+def train_side_by_side(trainings: Sequence[Training], number: int, flags: list[str]) -> None:
+    """Trains what is not trained yet, this number at a time, each on its share of the cores.
+
+    Each writes train.log in its workdir. `flags` are more arguments for train.py.
+
+    Raises:
+        ChildProcessError: naming the log of a training that failed; no other is begun then.
+        ValueError: if the folder of a run holds another one.
+    """
+    lanes, failed = queue.SimpleQueue(), threading.Event()
+    for cores in np.array_split(sorted(os.sched_getaffinity(0)), number):
+        lanes.put(("taskset", "-c", ",".join(map(str, cores))) if number > 1 else ())
+
+    def train(training: Training) -> None:
+        if failed.is_set():
+            return
+        run, lane = training.run, lanes.get()
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(run.workdir / "train.log", "a") as log:
+                run.train(training.config, training.fields, flags, log, lane)
+        except BaseException as error:
+            failed.set()
+            if not isinstance(error, subprocess.CalledProcessError):
+                raise
+            raise ChildProcessError(
+                f"training {training.name} failed; {run.workdir}/train.log says why"
+            ) from error
+        finally:
+            lanes.put(lane)
+
+    with ThreadPoolExecutor(number) as pool:
+        jobs = [pool.submit(train, training) for training in trainings]
+        try:
+            for job in tqdm(as_completed(jobs), "training", len(jobs), unit="run"):
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def ious_of(folder: Path) -> dict[str, float]:
+    """{id: IoU}, sorted by id, of an output folder of sample.py."""
+    with open(folder / "metrics.csv", newline="") as file:
+        return {row["id"]: float(row["iou"]) for row in csv.DictReader(file) if row["iou"]}
 
 
 def cell(values: list[float], digits: int = 3) -> str:

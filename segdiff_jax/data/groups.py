@@ -66,7 +66,7 @@ def check_groups(ids: Collection[str], found: Mapping[str, str], groups: Groups)
 def leave_out_copies(parts: Mapping[str, Keys]) -> dict[str, Keys]:
     """The same parts without images that belong together with one of a later part; prints which."""
     images = {(part, id): keys for part, of_part in parts.items() for id, keys in of_part.items()}
-    first, last, order = _first_of_each(images), {}, list(parts)
+    first, last, order = first_of_each(images), {}, list(parts)
     for (part, _), name in first.items():
         last[name] = max(last.get(name, 0), order.index(part))
     kept, copies = {part: {} for part in parts}, {part: [] for part in parts}
@@ -91,14 +91,14 @@ def split_by_group(
 
     Prints how many images are copies of others.
     """
-    first = _first_of_each(images)
+    first = first_of_each(images)
     if copies := len(images) - len({keys[0] for keys in images.values()}):
         print(f"copies of other images: {copies}; copies share a split", flush=True)
     chosen = {name: {*ids} for name, ids in split(sorted({*first.values()})).items()}
     return {name: [id for id in first if first[id] in ids] for name, ids in chosen.items()}
 
 
-def _first_of_each(images: Mapping[Hashable, Sequence[str]]) -> dict[Hashable, Hashable]:
+def first_of_each(images: Mapping[Hashable, Sequence[str]]) -> dict[Hashable, Hashable]:
     """{image: the first one of those that belong together}, in the order of their names.
 
     Images belong together if they have a key in common, directly or through others.

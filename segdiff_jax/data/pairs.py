@@ -18,7 +18,9 @@ from segdiff_jax.data.decode import decode_image, decode_labels, doubt
 from segdiff_jax.data.folder import open_folder, read_file
 from segdiff_jax.data.groups import (
     NO_GROUPS,
+    Keys,
     check_groups,
+    first_of_each,
     groups_of,
     leave_out_copies,
     split_by_group,
@@ -60,7 +62,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
-    FORMAT = 2  # of how masks are read; older builds are not read
+    FORMAT = 3  # of a build; older ones are not read
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
     class_names: Sequence[str] = ()  # of several classes
@@ -149,7 +151,10 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for kind, names in doubts.items():
             print(f"warning: {kind} ({len(names)}): {some(names)}", flush=True)
         examples, empty, metadata["members"] = {}, [], {}
-        for part, splits in self._split_parts(checked).items():
+        keys = self._keys(checked)
+        first = first_of_each({id: of for of_part in keys.values() for id, of in of_part.items()})
+        metadata["first"] = {id: other for id, other in first.items() if id != other}
+        for part, splits in self._split_parts(keys).items():
             for split, ids in splits.items():
                 if not ids:
                     total = sum(map(len, parts.values()))
@@ -168,22 +173,22 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _compare(self, checked: Mapping[str, Mapping[str, Checked]], problems: defaultdict) -> None:
         """Adds faults that show when all files have been read to `problems`."""
 
-    def _split_parts(
-        self, checked: Mapping[str, Mapping[str, Checked]]
-    ) -> dict[str, dict[str, list[str]]]:
-        """{part: {split: ids}}; copies, and images of a group, share a split."""
+    def _keys(self, checked: Mapping[str, Mapping[str, Checked]]) -> dict[str, Keys]:
+        """{part: {id: a hash of its bytes and, if it has one, its group}}."""
         ids = {id for pairs in checked.values() for id in pairs}
         groups = groups_of(ids, self.groups)
         check_groups(ids, groups, self.groups)
         group = lambda id: [f"group {groups[id]}"] if id in groups else []
-        keys = {
+        return {
             part: {id: [one.digest, *group(id)] for id, one in pairs.items()}
             for part, pairs in checked.items()
         }
-        kept = leave_out_copies(keys).items()
+
+    def _split_parts(self, keys: Mapping[str, Keys]) -> dict[str, dict[str, list[str]]]:
+        """{part: {split: ids}}; copies, and images of a group, share a split."""
         return {
             part: split_by_group(of_part, functools.partial(self._split, part))
-            for part, of_part in kept
+            for part, of_part in leave_out_copies(keys).items()
         }
 
     def _check(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
+from tqdm import tqdm
 
 from segdiff_jax.data import builders
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
@@ -19,6 +20,7 @@ from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.groups import NO_GROUPS, Groups, groups_of
 from segdiff_jax.data.pairs import PairsBuilder
 from segdiff_jax.data.sources import digest, fingerprint
+from segdiff_jax.data.splits import fold_of
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
@@ -41,10 +43,12 @@ class Records(Sequence):
 
 
 class Rules(NamedTuple):
-    """Which images share a split, and whether a split without any foreground is taken."""
+    """How images are split, and whether a split without any foreground is taken."""
 
     groups: Groups = NO_GROUPS
     empty_splits: bool = False
+    folds: int = 0  # See `data.folds`.
+    fold: int = 0
 
 
 NO_RULES = Rules()
@@ -53,7 +57,8 @@ NO_RULES = Rules()
 def where(data: ConfigDict) -> tuple[str, str, Folder, Rules]:
     """The last four arguments of `load_source`, from the section `data` of a config."""
     folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
-    rules = Rules(Groups(data.group_file, data.group_pattern), data.allow_empty_splits)
+    groups = Groups(data.group_file, data.group_pattern)
+    rules = Rules(groups, data.allow_empty_splits, data.folds, data.fold)
     return data.dir, data.manual_dir, folder, rules
 
 
@@ -70,10 +75,11 @@ def load_source(
     `data_dir` holds the builds, `manual_dir` the official files, if there are any, and `folder` the
     images and masks of "paired_folder". The data set is built if there is no build, or if the build
     was made of other files. A record is {id: bytes, image: bytes, mask: bytes, height: int, width:
-    int}; image and mask are encoded, as in their original files or as PNG. A UserError says that
-    there is no such data set, split or folder, or that the data is faulty.
+    int}; image and mask are encoded, as in their original files or as PNG. With folds, "train" and
+    "validation" are made anew: all images of both but those of the fold, and the fold. A UserError
+    says that there is no such data set, split or folder, or that the data is faulty.
     """
-    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split)
+    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split, rules)
 
 
 def load_training_source(
@@ -92,7 +98,7 @@ def load_training_source(
     arguments, names and errors see `load_source`.
     """
     builder = _open("data.dataset", dataset, data_dir, manual_dir, folder, rules)
-    source = _read(builder, "train")
+    source = _read(builder, "train", rules)
     if not extra:
         return source
     if "test" not in builder.info.splits:
@@ -101,7 +107,7 @@ def load_training_source(
             "it: do not report scores on it",
             flush=True,
         )
-    keys = {split: _keys(_read(builder, split)) for split in builder.info.splits}
+    keys = {split: _keys(_read(builder, split, rules)) for split in builder.info.splits}
     known = {key for of_split in keys.values() for pair in of_split for key in pair}
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
     held = {*groups_of(ids, rules.groups).values()}
@@ -206,7 +212,9 @@ def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
     return importlib.import_module(f"{builders.__name__}.{name}.{name}_dataset_builder").Builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
+def _read(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_RULES) -> Records:
+    if rules.folds:
+        return _read_fold(builder, split, rules)
     skip = tfds.decode.SkipDecoding()
     try:
         source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
@@ -218,6 +226,33 @@ def _read(builder: tfds.core.DatasetBuilder, split: str) -> Records:
     members = metadata.get("members", {}).get(split, "")
     name = fingerprint((builder.info.full_name, split, files))
     return Records(records, name, members, metadata.get("statistics"))
+
+
+def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> Records:
+    """A split of which the images of training and validation are cut into folds anew."""
+    if split not in ("train", "validation"):
+        if "train" in split or "validation" in split:
+            raise UserError(f"split {split!r}: with data.folds, give 'train' or 'validation'")
+        return _read(builder, split)
+    both, first = _read(builder, "train+validation"), _metadata(builder).get("first", {})
+    ids = [id for id, _ in _keys(tqdm(both, "reading ids", leave=False))]
+    held = split == "validation"
+    chosen = [
+        i
+        for i, id in enumerate(ids)
+        if (fold_of(first.get(id, id), rules.folds) == rules.fold) == held
+    ]
+    if not chosen:
+        raise UserError(
+            f"data.folds={rules.folds}, data.fold={rules.fold}: no image of "
+            f"{builder.info.full_name} is in the {split} split: choose fewer folds"
+        )
+    return Records(
+        [both.records[i] for i in chosen],
+        fingerprint((both.fingerprint, split, rules.folds, rules.fold)),
+        fingerprint(sorted(ids[i] for i in chosen)),
+        both.statistics,
+    )
 
 
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:

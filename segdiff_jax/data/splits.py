@@ -26,5 +26,10 @@ def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
     return {"train": [id for id in ids if id not in held], "validation": sorted(held)}
 
 
+def fold_of(id: str, folds: int) -> int:
+    """Which of so many folds an image belongs to, from 0, by the same hash."""
+    return _hash(id) % folds
+
+
 def _hash(id: str) -> int:
     return int(hashlib.sha256(id.encode()).hexdigest(), 16)

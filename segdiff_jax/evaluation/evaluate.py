@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
-    examples: NativeExamples,
+    parts: Sequence[NativeExamples],
     out: str | Path,
     settings: dict[str, Any],
     title: str,
@@ -59,7 +58,8 @@ def evaluate(
     folder.
 
     Args:
-        model, examples: what segments, and the images.
+        parts: the images, each part with the model that segments it. Several parts are folds, and
+            each image's is written down.
         out: the folder to write to, see `OutputFolder`. A UserError if it is a workdir of train.py
             or holds foreign masks, or not all processes see it.
         settings, title: what the report says about the run; metrics.json has the settings too.
@@ -70,27 +70,33 @@ def evaluate(
     if (out / "checkpoints").is_dir():
         raise UserError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
-    parallel.check_same({"what is segmented": examples.fingerprint(), "how": settings})
+    what = [examples.fingerprint() for examples in parts]
+    parallel.check_same({"what is segmented": what, "how": settings})
+    model = parts[0].model
     folder = OutputFolder(out, model.classes)
     main = parallel.is_main()
     with locked(folder.path / ".lock", str(out)) if main else contextlib.nullcontext():
         if main:
             folder.begin(settings, resume)
         parallel.wait_for_all("output folder is tidy")
-        shares = parallel.gather(_segment_share(model, examples, folder, workers))
-        before, done, failures = 0, [], dict(examples.failures)
-        for had, made, failed in shares:
-            before, done, failures = before + len(had), done + had + made, failures | failed
-        page = Page(title, settings, failures, model.history, model.classes)
+        before, done, failures = 0, [], {}
+        for examples in parts:
+            failures |= examples.failures
+            fold = examples.model.config.data.fold if len(parts) > 1 else None
+            shares = parallel.gather(_segment_share(examples, fold, folder, workers))
+            for had, made, failed in shares:
+                before, done, failures = before + len(had), done + had + made, failures | failed
+        history = model.history if len(parts) == 1 else ()
+        page = Page(title, settings, failures, history, model.classes)
         metrics = _summarise(folder, sorted(done), page) if main else None
     return Evaluation(len(done), before, failures, metrics)
 
 
 def _segment_share(
-    model: Model, examples: NativeExamples, folder: OutputFolder, workers: int
+    examples: NativeExamples, fold: int | None, folder: OutputFolder, workers: int
 ) -> tuple[list[str], list[str], dict[str, str]]:
     """Ids of this process's images that had a mask before, have one now, and id -> why not."""
-    share = parallel.share(len(examples))
+    model, share = examples.model, parallel.share(len(examples))
     before, done, failures, chain = [], [], {}, []
     pending: deque[tuple[str, Any]] = deque()
 
@@ -132,7 +138,7 @@ def _segment_share(
                 frames = [(t, x_t[i], x_0[i]) for t, x_t, x_0 in chain if i < len(x_t)]
                 if len(pending) > workers:
                     finish()
-                job = pool.submit(_finish, model, folder, group[i], samples[:, i], frames)
+                job = pool.submit(_finish, model, folder, group[i], samples[:, i], frames, fold)
                 pending.append((ids[i], job))
             chain.clear()
         while pending:
@@ -141,13 +147,20 @@ def _segment_share(
 
 
 def _finish(
-    model: Model, folder: OutputFolder, example: dict, samples: np.ndarray, frames: list
+    model: Model,
+    folder: OutputFolder,
+    example: dict,
+    samples: np.ndarray,
+    frames: list,
+    fold: int | None,
 ) -> None:
     """Combines the samples of one image at native size, scores it and writes its files."""
     truth, classes, scores = example["truth"], model.classes, None
     found = model.segment(samples, example["image"].shape[:2])
     area = (found.labels > 0).mean()
     row = {"id": example["id"], "area": area, "disagreement": found.uncertainty}
+    if fold is not None:
+        row["fold"] = fold
     if truth is not None:
         row["foreground"] = bool(truth.any())
         scores, of_classes = class_scores(found.labels, truth, len(classes.names))

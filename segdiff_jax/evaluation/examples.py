@@ -20,6 +20,8 @@ from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
 
+OUT_OF_FOLD = "out_of_fold"  # a name of a split: all folds, each as a model that did not see it
+
 
 def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None = None) -> Records:
     """A split of a run's data set, see `load_source`; `places` are fields such as "data.dir".
@@ -40,8 +42,34 @@ def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None 
     return load_source(data.dataset, split, *where(data))
 
 
+def open_parts(
+    models: Sequence[Model], split: str, places: Mapping[str, str] | None = None
+) -> list[tuple[Records, Model]]:
+    """What each model segments of a split, see `open_split`; `OUT_OF_FOLD` is each one's own fold.
+
+    A UserError says that the models are not one of each fold; or, of other splits, that the split
+    of an ensemble's first member is not the split of all.
+    """
+    folds = [[m.config.data for m in model.members or (model,)] for model in models]
+    folds = [(data.folds, data.fold) for of_model in folds for data in of_model]
+    if split == OUT_OF_FOLD:
+        number = folds[0][0]
+        if not number or sorted(folds) != [(number, fold) for fold in range(number)]:
+            raise UserError(
+                f"--split={split} needs a --workdir of each fold, trained with the same data.folds "
+                f"and with data.fold=0, 1, ...; (folds, fold) are {', '.join(map(str, folds))}"
+            )
+        split = "validation"
+    elif split.startswith(("train", "validation")) and len({*folds}) > 1:
+        raise UserError(
+            f"--split={split}: some of the models were trained on images of it, because their "
+            f"data.fold or data.folds differ; give --split={OUT_OF_FOLD}"
+        )
+    return [(open_split(model.config, split, places), model) for model in models]
+
+
 class NativeExamples(Sequence):
-    """Decoded records; `failures` is file -> why there is no record of it.
+    """Decoded records for `model` to segment; `failures` is file -> why there is no record of it.
 
     An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
     "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
@@ -61,7 +89,7 @@ class NativeExamples(Sequence):
         """
         if artefact and artefact not in ARTEFACTS:
             raise UserError(f"artefact {artefact!r} is unknown; there are {', '.join(ARTEFACTS)}")
-        self._records, self._model = records, model
+        self._records, self.model = records, model
         self._correct = COLOUR_CONSTANCY[model.config.data.colour_constancy]
         self._artefact, self._workers = artefact, workers
         self.failures = dict(getattr(records, "failures", ()))
@@ -112,7 +140,7 @@ class NativeExamples(Sequence):
         id, truth, conditions = record_id(record), None, None
         image = decode_image(record["image"], id)
         if "mask" in record:
-            truth = decode_labels(record["mask"], f"mask of {id}", self._model.classes, True)
+            truth = decode_labels(record["mask"], f"mask of {id}", self.model.classes, True)
             if truth.shape != image.shape[:2]:
                 size = image.shape[:2]
                 raise UserError(f"{id}: the image is {size} but its mask {truth.shape} pixels")
@@ -121,5 +149,5 @@ class NativeExamples(Sequence):
             key = jax.random.key(zlib.crc32(id.encode()))
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
-        seen = self._correct(resize_image(image, self._model.input_size))
+        seen = self._correct(resize_image(image, self.model.input_size))
         return {"id": id, "image": image, "input": seen, "truth": truth, "conditions": conditions}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from segdiff_jax.evaluation.conditions import scores_by_condition
 from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
 from segdiff_jax.evaluation.uncertainty import summarise
@@ -21,10 +23,10 @@ def write_metrics(
     Args:
         folder: of the files; OSError if one cannot be written.
         rows: one an image: {"id", "area": the share of the image that is lesion, "disagreement",
-            see `combine.disagreement`}. Images with a true mask also have "foreground": whether the
-            mask has any, "scores", "conditions" and "levels", see `segmentation_scores`,
-            `measure_conditions` and `calibration_levels`. With several classes also "classes":
-            {name: its scores or None}.
+            see `combine.disagreement`}, and "fold" if it is of one. Images with a true mask also
+            have "foreground": whether the mask has any, "scores", "conditions" and "levels", see
+            `segmentation_scores`, `measure_conditions` and `calibration_levels`. With several
+            classes also "classes": {name: its scores or None}.
         settings: what the scores were made with.
     Returns:
         The contents of metrics.json, None if no image has scores. All is over the images that have:
@@ -32,7 +34,8 @@ def write_metrics(
         {score: [low, high]}, see `bootstrap_interval`, "uncertainty", see `summarise`,
         "conditions", see `scores_by_condition`, "settings"}; but "unscored" is the ids of the
         others. With several classes also "classes": {name: {"images": how many have it in truth or
-        prediction, score: mean over these}}.
+        prediction, score: mean over these}}; with folds also "folds": {fold: {"num_images", score:
+        mean over these}}.
     """
     if not rows:
         raise ValueError("rows is empty: there are no images")
@@ -61,6 +64,10 @@ def write_metrics(
         there = [row["classes"][name] for row in rows if row["classes"][name]]
         means = {"images": len(there)} | (average_scores(there) if there else {})
         summary.setdefault("classes", {})[name] = means
+    for fold in sorted({row["fold"] for row in rows if "fold" in row}):
+        of_fold = [row["scores"] for row in rows if row.get("fold") == fold]
+        means = {"num_images": len(of_fold)} | average_scores(of_fold)
+        summary.setdefault("folds", {})[str(fold)] = means
     write_file(folder / "metrics.json", json.dumps(summary, indent=2, default=str))
     return summary
 
@@ -74,7 +81,8 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
     if row["disagreement"] is not None:
         numbers["disagreement"] = row["disagreement"]
     texts = {name: "" if x is None else f"{x:.6f}" for name, x in numbers.items()}
-    return {"id": row["id"]} | texts | row.get("conditions", {})
+    fold = {"fold": str(row["fold"])} if "fold" in row else {}
+    return {"id": row["id"]} | fold | texts | row.get("conditions", {})
 
 
 def write_failures(folder: Path, failures: dict[str, str]) -> None:
@@ -108,6 +116,11 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         f"95% interval of the mean IoU: {low:.4f} to {high:.4f}",
         describe_uncertainty(metrics["uncertainty"]),
     ]
+    if "folds" in metrics:
+        ious = [of_fold["iou"] for of_fold in metrics["folds"].values()]
+        deviation = f"{np.mean(ious):.4f}, standard deviation {np.std(ious, ddof=1):.4f}"
+        by_fold = ", ".join(f"{iou:.4f}" for iou in ious)
+        lines.append(f"IoU by fold: {by_fold}; their mean is {deviation}")
     return "\n".join([*lines, *(f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows)])
 
 

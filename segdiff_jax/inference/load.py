@@ -201,9 +201,15 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
                 raise UserError(f"the models of an ensemble differ in {section}.{field}: {values}")
     config = with_sampling(members[0].config, {"temperature": temperature})
     models = " + ".join(member.settings["model"] for member in members)
-    settings = {"model": models, "temperature": temperature}
-    settings |= {f"{i}. {k}": v for i, m in enumerate(members, 1) for k, v in m.settings.items()}
+    settings = {"model": models, "temperature": temperature} | settings_of(members)
     return Model(config, settings, members=tuple(members))
+
+
+def settings_of(models: Sequence[Model]) -> dict[str, Any]:
+    """The settings of one, or of all of several, numbered from 1."""
+    if len(models) == 1:
+        return models[0].settings
+    return {f"{i}. {k}": v for i, model in enumerate(models, 1) for k, v in model.settings.items()}
 
 
 def with_sampling(config: ConfigDict, sampling: dict[str, Any]) -> ConfigDict:

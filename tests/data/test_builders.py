@@ -545,7 +545,7 @@ def test_two_steps_and_an_evaluation(case, load, tiny_config, tmp_path):
     assert len(rows) == 4 and "validation_iou" in rows[0]
     trained, records = segdiff_jax.load(tmp_path / "run"), load(case, "test[:2]")
     examples, out = NativeExamples(records, trained), tmp_path / "out"
-    evaluation = evaluate(trained, examples, out, {}, case.name)
+    evaluation = evaluate([examples], out, {}, case.name)
     assert not evaluation.failures
     ious = []
     for record in records:

@@ -280,7 +280,7 @@ def test_it_trains_and_samples(mine, tiny_config, tmp_path, capsys):
     data = trained.config.data
     records = load_source(data.dataset, "validation", *where(data))
     examples = NativeExamples(records, trained)
-    result = evaluate(trained, examples, tmp_path / "out", {}, "title")
+    result = evaluate([examples], tmp_path / "out", {}, "title")
     assert result.num_images == 1 and result.metrics["num_images"] == 1 and not result.failures
     assert (tmp_path / "out/report.html").exists()
     other = tmp_path / "other"

@@ -308,3 +308,62 @@ def test_extra_images_without_a_test_split_are_warned_of(tmp_path, capsys):
     write_2017(tmp_path / "archives", ["ISIC_0000004", "ISIC_0000032"])
     load_with_extra(tmp_path, "isic/2017")
     assert "isic/2016 has no test split here" in capsys.readouterr().out
+
+
+def load_fold(root, fold, folds=3, split="validation", pattern=""):
+    rules = Rules(Groups(pattern=pattern), folds=folds, fold=fold)
+    records = ISIC_2016(split, root / "data", root / "archives", rules=rules)
+    return [record["id"].decode() for record in records]
+
+
+def test_every_training_image_is_held_out_in_one_fold(tmp_path):
+    """The hash is that of the usual split: its validation images are fold 0 of 10."""
+    ids = [f"ISIC_{i:07d}" for i in range(40) if i != 3]
+    write_2016(tmp_path / "archives", ids)
+    held = [load_fold(tmp_path, fold) for fold in range(3)]
+    assert sorted(id for of_fold in held for id in of_fold) == ids
+    assert min(map(len, held)) >= 8
+    for fold, of_fold in enumerate(held):
+        trained = load_fold(tmp_path, fold, split="train")
+        assert sorted(trained + of_fold) == ids
+        assert load_fold(tmp_path, fold, split="test") == ["ISIC_0000003"]
+    usual = ISIC_2016("validation", tmp_path / "data")
+    assert load_fold(tmp_path, 0, 10) == [record["id"].decode() for record in usual]
+    opened = [
+        ISIC_2016(split, tmp_path / "data", rules=Rules(folds=3, fold=fold))
+        for fold in (0, 1)
+        for split in ("train", "validation")
+    ]
+    assert len({records.fingerprint for records in opened} | {usual.fingerprint}) == 5
+    assert len({records.members for records in opened}) == 4
+
+
+def test_images_of_a_group_share_a_fold(tmp_path):
+    ids = [f"ISIC_{i:07d}" for i in range(10, 60)]
+    write_2016(tmp_path / "archives", ids)
+    held = [load_fold(tmp_path, fold, 2, pattern="ISIC_(......)") for fold in range(2)]
+    assert sorted(held[0] + held[1]) == ids
+    tens = [{id[:-1] for id in of_fold} for of_fold in held]
+    assert tens[0] and tens[1] and not tens[0] & tens[1]
+
+
+def test_a_fold_without_images_and_a_part_of_a_fold_are_refused(tmp_path):
+    write_2016(tmp_path / "archives")
+    assert [len(load_fold(tmp_path, fold, 3)) for fold in (1, 2)] == [1, 4]
+    message = "data.folds=3, data.fold=0: no image of isic/2016/1.0.0 is in the validation split"
+    with pytest.raises(UserError, match=message):
+        load_fold(tmp_path, 0)
+    with pytest.raises(UserError, match="split 'train.50%:.': with data.folds, give 'train' or"):
+        load_fold(tmp_path, 0, split="train[50%:]")
+
+
+def test_extra_images_leave_out_the_fold(tmp_path):
+    write_2016(tmp_path / "archives")
+    write_2017(tmp_path / "archives", [IDS[0], IDS[3], "ISIC_0000004", "ISIC_0000032"])
+    for fold in (0, 1):
+        rules, place = Rules(folds=2, fold=fold), (tmp_path / "data", tmp_path / "archives", None)
+        records = load_training_source("isic/2016", ["isic/2017"], *place, rules)
+        trained = [record["id"].decode() for record in records]
+        assert not {*trained} & {*load_fold(tmp_path, fold, 2)}
+        assert trained[-2:] == ["ISIC_0000004", "ISIC_0000032"]
+        assert len(trained) == 7 - len(load_fold(tmp_path, fold, 2))

@@ -303,7 +303,7 @@ def test_an_evaluation(tmp_path):
     examples = NativeExamples(records_of(images), model)
     assert examples[0]["truth"].dtype == np.uint8
     assert examples[3]["conditions"]["lesion_size"] == "none"
-    result = evaluate(model, examples, tmp_path / "out", {"data": "test"}, "title")
+    result = evaluate([examples], tmp_path / "out", {"data": "test"}, "title")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics == result.metrics | {"settings": {"data": "test"}}
     lesion, core = metrics["classes"]["lesion"], metrics["classes"]["core"]

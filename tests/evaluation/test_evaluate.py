@@ -72,7 +72,7 @@ def written(monkeypatch):
 
 def run(out, records, model=None, settings=None, title="t", **options):
     model = model or model_of()
-    return evaluate(model, examples_of(records, model), out, settings or {}, title, **options)
+    return evaluate([examples_of(records, model)], out, settings or {}, title, **options)
 
 
 def examples_of(records, model=None, **options):

@@ -103,3 +103,21 @@ def test_metrics_as_text(tmp_path):
         "hair          no           1   0.5000   0.6667",
         "              yes          1   1.0000   1.0000",
     ]
+
+
+def test_the_scores_of_folds(tmp_path):
+    rows = [{**ROWS[0], "fold": 1}, {**ROWS[1], "fold": 0}]
+    third = ROWS[0] | {"id": "c", "fold": 1, "scores": {"iou": 0.7, "dice": 0.8}}
+    summary = tables.write_metrics(tmp_path, [*rows, third], {})
+    assert summary["folds"] == {
+        "0": {"num_images": 1, "iou": 1.0, "dice": 1.0},
+        "1": {"num_images": 2, "iou": pytest.approx(0.6), "dice": pytest.approx((2 / 3 + 0.8) / 2)},
+    }
+    said = tables.format_metrics(summary).splitlines()
+    assert "IoU by fold: 1.0000, 0.6000; their mean is 0.8000, standard deviation 0.2828" in said
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        assert [(row["id"], row["fold"]) for row in csv.DictReader(file)] == [
+            ("a,1", "0"),
+            ("b", "1"),
+            ("c", "1"),
+        ]

@@ -122,7 +122,7 @@ def test_an_evaluations_files_hold_what_is_predicted(workdirs, tmp_path):
         Image.fromarray(image).save(file, "PNG")
         records.append({"id": id, "image": file.getvalue()})
     examples = NativeExamples(records, segdiff)
-    evaluate(segdiff, examples, tmp_path, segdiff.settings, "t")
+    evaluate([examples], tmp_path, segdiff.settings, "t")
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     for row, p in zip(rows, segdiff.predict(images, ids=list("abc")), strict=True):
         maps = {"probabilities": 255 * p.probability, "deviations": 510 * p.deviation}

@@ -164,7 +164,7 @@ def test_a_run_of_patches_validates_and_samples_in_windows(tiny_config, tmp_path
     examples = NativeExamples(FolderSource(str(tmp_path / "photos")), trained)
     assert examples[0]["input"].shape == (30, 41, 3) and examples[1]["input"].shape == (16, 21, 3)
     out = tmp_path / "out"
-    evaluate(trained, examples, out, trained.settings, "windows")
+    evaluate([examples], out, trained.settings, "windows")
     for name, size in {"a": (30, 41), "b": (9, 12)}.items():
         assert np.asarray(Image.open(out / "masks" / f"{name}_Segmentation.png")).shape == size
     # As sample.py, so the library.
