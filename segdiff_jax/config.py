@@ -171,6 +171,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
+    if data.extra_share and not data.extra_datasets:
+        yield f"data.extra_share={data.extra_share} needs data.extra_datasets"
     if data.fold >= max(1, data.folds):
         yield f"data.fold={data.fold} must be below data.folds={data.folds}"
     if data.group_file and data.group_pattern:

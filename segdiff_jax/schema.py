@@ -55,6 +55,7 @@ TOP = {
 DATA = {
     "dataset": Field("isic/2016", RUN, anything, "its name, see docs/data.md; paired_folder is your own images and masks"),
     "extra_datasets": Field((), RUN, anything, "data sets whose training images are added, but for those that `dataset` has"),
+    "extra_share": Field(0.0, RUN, within(0, 1, "[)"), "share of the images trained on that come from extra_datasets; 0: as their numbers say"),
     "image_size": Field(64, RUN, at_least(1), "side in pixels of the square that the network sees"),
     "full_size": Field(0, RUN, at_least(0), "resize to this size instead and train on patches of image_size; 0: off"),
     "colour_constancy": Field("none", RUN, one_of("none", "shades_of_gray"), "corrects the colour of the light"),
@@ -90,6 +91,7 @@ AUGMENT = {
 _ENCODER = {
     "encoder_weights": Field("imagenet", RUN, anything, "of an image_encoder other than rrdb, at the start: imagenet, a file, or empty: random"),
     "frozen_blocks": Field(0, RUN, at_least(0), "of such an image_encoder: this number of its first blocks is not trained"),
+    "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "of such an image_encoder: share of the images that skip its last block in training; earlier blocks are skipped less"),
     "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that are denoised"),
 }
 _SEGDIFF = {

@@ -70,7 +70,8 @@ class ResizedSource:
         `fingerprint`, see `prepare.Records`.
         """
         self._correct = COLOUR_CONSTANCY[colour_constancy]
-        self.members = getattr(records, "members", "")  # Of `prepare.Records`.
+        self.members = getattr(records, "members", "")  # Of `prepare.Records`, as `extra`.
+        self.extra = getattr(records, "extra", 0)
         self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))
         shape = length, image_size, image_size, 3 + classes.channels
@@ -124,13 +125,15 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 2,
+    extra_share: float = 0.0,
 ) -> grain.DatasetIterator:
     """Endless batches, shuffled anew each epoch; `get_state` and `set_state` restore the place.
 
     `batch_size` is over all processes, of which each takes every process_count-th example. A batch
     is {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with b = batch_size /
     process_count and each example's place in the global batch. `num_threads` threads decode ahead.
-    A UserError says that there are no examples, or that the batch does not divide.
+    With `extra_share`, this share of the examples are among the last `source.extra` ones.
+    A UserError says that there are no examples, or none to mix, or that the batch does not divide.
     """
     if not len(source):
         raise UserError("the training split is empty")
@@ -140,7 +143,18 @@ def train_iterator(
         )
     local = batch_size // process_count
     index = (np.arange(local) * process_count + process_index).astype(np.int32)
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    dataset = grain.MapDataset.source(source).seed(seed)
+    if extra_share:
+        if not 0 < source.extra < len(source):
+            raise UserError(
+                f"data.extra_share={extra_share}: {source.extra} of {len(source)} training images "
+                "are of data.extra_datasets, so there is nothing to mix"
+            )
+        own = len(source) - source.extra
+        parts = [part.shuffle().repeat() for part in (dataset[:own], dataset[own:])]
+        dataset = grain.MapDataset.mix(parts, [1 - extra_share, extra_share])
+    else:
+        dataset = dataset.shuffle().repeat()
     dataset = dataset[process_index::process_count].batch(local, drop_remainder=True)
     dataset = dataset.map(lambda batch: {**batch, "index": index})
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

@@ -33,6 +33,7 @@ class Records(Sequence):
     fingerprint: str  # It differs if the records differ.
     members: str  # It differs if other images are in it; "" if a build does not say which.
     statistics: Any  # `Statistics.summary` or None.
+    extra: int = 0  # Number of records, the last ones, that are of extra data sets.
 
     def __len__(self) -> int:
         return len(self.records)
@@ -127,7 +128,8 @@ def load_training_source(
         parts += [more.fingerprint, new]
         added += [more_keys[i] for i in new]
     members = fingerprint(added) if source.members else ""
-    return Records(records, fingerprint(tuple(parts)), members, source.statistics)
+    extra = len(records) - len(source)
+    return Records(records, fingerprint(tuple(parts)), members, source.statistics, extra)
 
 
 def _keys(records: Records) -> list[tuple[str, str]]:

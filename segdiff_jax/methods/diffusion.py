@@ -22,7 +22,7 @@ from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
-from segdiff_jax.models import make_model
+from segdiff_jax.models import depth_keys, make_model
 from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
@@ -115,8 +115,8 @@ class Diffusion:
     ) -> tuple[dict[str, Array], Any]:
         """The loss of each example at t i32[B] with the noise eps (Amit et al. 2021, eq. 6).
 
-        `keys`, key[B], are for dropout, recycling and self-conditioning; None if there are none.
-        {term: f32[B]} and the statistics of this batch.
+        `keys`, key[B], are for dropout, skipped blocks, recycling and self-conditioning; None if
+        there are none. {term: f32[B]} and the statistics of this batch.
         """
         process, T = self.process, len(self.process.schedule)
         frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
@@ -144,16 +144,17 @@ class Diffusion:
     ) -> tuple[Array, Any]:
         """The network's output in training, and the statistics of the batch."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        depth = depth_keys(self.model, keys)
         if batch_stats:
             variables = {"params": params, "batch_stats": batch_stats}
             output, updates = self.model.apply(
-                variables, x_t, image, t, train=True, mutable=["batch_stats"]
+                variables, x_t, image, t, train=True, mutable=["batch_stats"], **depth
             )
             return output, updates["batch_stats"]
         variables = {"params": params}
         if not getattr(self.model, "dropout", 0.0):
-            return self.model.apply(variables, x_t, image, t, train=False), batch_stats
-        features = self.model.apply(variables, image, method="encode_image")
+            return self.model.apply(variables, x_t, image, t, train=False, **depth), batch_stats
+        features = self.model.apply(variables, image, method="encode_image", **depth)
 
         def denoise_one(key, *inputs):
             inputs = jax.tree.map(lambda x: x[None], inputs)

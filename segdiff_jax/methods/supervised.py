@@ -14,7 +14,7 @@ from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import bce_dice
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
-from segdiff_jax.models import make_model
+from segdiff_jax.models import depth_keys, make_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,7 +50,11 @@ class Supervised:
         batch_stats = variables.get("batch_stats", {})
         variables = {"params": variables["params"], "batch_stats": batch_stats}
         logits, updates = self.model.apply(
-            variables, batch["image"], train=True, mutable=["batch_stats"]
+            variables,
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            **depth_keys(self.model, keys[:, 0]),
         )
         terms = bce_dice(logits, (batch["mask"] + 1) / 2)
         return Losses(terms, updates.get("batch_stats", batch_stats))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
+from jax import Array
 
 from segdiff_jax.models.baselines.medt import MedT, freeze_gates
 from segdiff_jax.models.baselines.unet import RonnebergerUNet
@@ -67,6 +68,13 @@ def with_pretrained(model: nn.Module, variables: dict[str, Any]) -> dict[str, An
         return variables
     pyramid = variables["params"]["G"] | {"encoder": encoder_params(variant, weights)}
     return variables | {"params": variables["params"] | {"G": pyramid}}
+
+
+def depth_keys(model: nn.Module, keys: Array | None) -> dict[str, Array]:
+    """{"keys": key[B]} for a model in training whose image encoder skips blocks, else {}."""
+    if keys is None or not getattr(model, "stochastic_depth", 0.0):
+        return {}
+    return {"keys": jax.vmap(lambda key: jax.random.fold_in(key, 3))(keys)}
 
 
 def variables_like(model: nn.Module, image_size: int, mask_channels: int = 1) -> dict[str, Any]:

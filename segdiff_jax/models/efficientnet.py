@@ -6,10 +6,13 @@ stage that do not grow. Batch norm is part of the convolutions, as `pretrained` 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from segdiff_jax.models.convolution import Conv, depthwise_conv
@@ -17,6 +20,17 @@ from segdiff_jax.models.cpu_gradients import NUMBERS
 from segdiff_jax.runtime.errors import UserError
 
 STEM = 32  # channels
+
+
+def check_encoder_fields(model: nn.Module) -> None:
+    """UserError if a model without an encoder of `VARIANTS` has a field set that is for one."""
+    for field, unset in {"mask_stride": 1, "frozen_blocks": 0, "stochastic_depth": 0}.items():
+        value = getattr(model, field)
+        if value != unset and model.image_encoder not in VARIANTS:
+            raise UserError(
+                f"model.{field}={value} needs a model.image_encoder that has published weights, "
+                f"not {model.image_encoder!r}"
+            )
 
 
 class Stage(NamedTuple):
@@ -99,8 +113,11 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """f[B, H, W, C] -> dtype[B, H / stride, W / stride, channels]."""
+    def __call__(self, x: Array, kept: Array | None = None) -> Array:
+        """f[B, H, W, C] -> dtype[B, H / stride, W / stride, channels].
+
+        `kept`, f32[B], multiplies what is added to the input.
+        """
         _, kernel, stride, expansion, channels = self.stage
         h, wide = x, expansion * x.shape[-1]
         if expansion > 1:
@@ -108,7 +125,9 @@ class Block(nn.Module):
         fields = {"depthwise": True, "dtype": self.dtype, "name": "depthwise"}
         h = Convolution(wide, kernel, stride, **fields)(h)
         h = Convolution(channels, activates=False, dtype=self.dtype, name="project")(h)
-        return x + h if stride == 1 and x.shape[-1] == channels else h
+        if stride > 1 or x.shape[-1] != channels:
+            return h
+        return x + (h if kept is None else kept.astype(h.dtype)[:, None, None, None] * h)
 
 
 class EfficientNetLite(nn.Module):
@@ -119,25 +138,42 @@ class EfficientNetLite(nn.Module):
 
     variant: str = "efficientnet_lite0"
     frozen_blocks: int = 0
+    stochastic_depth: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, image: Array, keys: Array | None = None) -> list[Array]:
         """f32[B, H, W, 3] from -1 to +1 -> features dtype[B, H / s, W / s, C], s = 2, 4, 8, 16, 32.
 
-        H and W are multiples of 32. The weights know (x - 127) / 128 of colours from 0 to 255.
+        H and W are multiples of 32. The weights know (x - 127) / 128 of colours from 0 to 255. With
+        `keys`, key[B], each image skips some blocks, see `kept_blocks`.
         """
+        kept = kept_blocks(keys, self.stochastic_depth, len(blocks_of(self.variant)))
         x = (127.5 * (image + 1) - 127) / 128
         x = Convolution(STEM, 3, 2, dtype=self.dtype, name="stem")(x)
         found = []
         for i, stage in enumerate(blocks_of(self.variant)):
             if stage.stride > 1:
                 found.append(x)
-            x = Block(stage, self.dtype, name=f"block{i}")(x)
+            trained = i >= self.frozen_blocks
+            x = Block(stage, self.dtype, name=f"block{i}")(x, kept[i] if trained else None)
             if i + 1 == self.frozen_blocks:
                 x = lax.stop_gradient(x)
                 found = [lax.stop_gradient(features) for features in found]
         return [*found, x]
+
+
+def kept_blocks(keys: Array | None, rate: float, number: int) -> Sequence[Array | None]:
+    """f32[number, B], 0 where an image skips a block's sum; None for all if nothing is skipped.
+
+    The last block is skipped with probability `rate`, block i of n with (i + 1) / n of it, and what
+    is kept is scaled up, so that the mean stays (Huang et al. 2016, arXiv 1603.09382, eq. 4).
+    """
+    if keys is None or not rate:
+        return [None] * number
+    rates = rate * np.arange(1, number + 1, dtype=np.float32) / number
+    draw = lambda key: (jax.random.uniform(key, (number,)) >= rates) / (1 - rates)
+    return jax.vmap(draw)(keys).T
 
 
 class ImagePyramid(nn.Module):
@@ -151,23 +187,25 @@ class ImagePyramid(nn.Module):
 
     variant: str
     frozen_blocks: int
+    stochastic_depth: float
     widths: tuple[int, ...]  # of the levels' inputs
     stride: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, image: Array) -> list[Array]:
+    def __call__(self, image: Array, keys: Array | None = None) -> list[Array]:
         """f32[B, H, W, 3] from -1 to +1 -> dtype[B, h / 2^k, w / 2^k, widths[k]] of each level k.
 
-        h and w are H and W divided by the stride. UserError if H or W is no multiple of 32.
+        `keys` are for `EfficientNetLite`. h and w are H and W divided by the stride. UserError if H
+        or W is no multiple of 32.
         """
         if image.shape[1] % 32 or image.shape[2] % 32:
             raise UserError(
                 f"image size {image.shape[1]} x {image.shape[2]} must be divisible by 32: "
                 f"model.image_encoder={self.variant!r} halves it five times"
             )
-        encoder = EfficientNetLite(self.variant, self.frozen_blocks, self.dtype, name="encoder")
-        features = encoder(image)
+        fields = self.variant, self.frozen_blocks, self.stochastic_depth, self.dtype
+        features = EfficientNetLite(*fields, name="encoder")(image, keys)
         conv = Conv(self.widths[0], strides=self.stride, dtype=self.dtype, name="image")
         first = self.stride.bit_length() - 1  # The masks have 1 / 2^first of the image's size.
         deepest = min(len(self.widths) - 1, len(features) - first)

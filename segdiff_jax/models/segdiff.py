@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.convolution import Conv
-from segdiff_jax.models.efficientnet import ImagePyramid
+from segdiff_jax.models.efficientnet import ImagePyramid, check_encoder_fields
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.models.rrdb import RRDBNet
 from segdiff_jax.models.unet import UNet, add_features
@@ -40,6 +40,7 @@ class SegDiff(nn.Module):
     image_encoder: str = "rrdb"
     encoder_weights: str = ""  # Training reads them; see `pretrained`.
     frozen_blocks: int = 0
+    stochastic_depth: float = 0.0
     pyramid: bool = True
     mask_stride: int = 1
     image_mean: tuple[float, ...] = ()
@@ -78,11 +79,7 @@ class SegDiff(nn.Module):
                 f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
                 "does not allow: set model.norm_groups above 0"
             )
-        if self.mask_stride > 1 and self.image_encoder == "rrdb":
-            raise UserError(
-                f"model.mask_stride={self.mask_stride} needs a model.image_encoder that has "
-                "published weights, not 'rrdb'"
-            )
+        check_encoder_fields(self)
         if self.image_mean and self.image_encoder != "rrdb":
             raise UserError(
                 f"model.image_mean={self.image_mean}: model.image_encoder={self.image_encoder!r} "
@@ -103,7 +100,7 @@ class SegDiff(nn.Module):
         else:
             widths = self.channels, *(mult * self.channels for mult in self.channel_mult[:-1])
             widths = widths if self.pyramid else widths[:1]
-            fields = self.frozen_blocks, widths, self.mask_stride, dtype
+            fields = self.frozen_blocks, self.stochastic_depth, widths, self.mask_stride, dtype
             self.G = ImagePyramid(self.image_encoder, *fields)
         self.unet = UNet(
             channels=self.channels,
@@ -120,18 +117,18 @@ class SegDiff(nn.Module):
             dtype=dtype,
         )
 
-    def encode_image(self, image: Array) -> Features:
+    def encode_image(self, image: Array, keys: Array | None = None) -> Features:
         """G(I), which depends on neither t nor x_t: computed once per image.
 
         f32[B, H, W, 3] from -1 to +1 -> dtype[B, H, W, channels]; with a pretrained encoder, a list
         of this and of more for the levels of E, see `ImagePyramid`, all of them `mask_stride`
         times smaller. With `image_mean`, G sees the colours from 0 to 255, normalised by it and by
-        `image_std`, as in the original.
+        `image_std`, as in the original. `keys`, key[B], are for `stochastic_depth`.
         """
         if self.image_mean:
             mean, std = (jnp.array(x)[None, None, None] for x in (self.image_mean, self.image_std))
             image = (127.5 * (image + 1) - mean) / std
-        return self.G(image)
+        return self.G(image) if keys is None else self.G(image, keys)
 
     def denoise(self, x_t: Array, features: Features, t: Array, train: bool = False) -> Array:
         """D(E(F(x_t) + features, t), t); of a list, E adds each further one at its level.
@@ -149,6 +146,13 @@ class SegDiff(nn.Module):
         levels = features if isinstance(features, list) else [features]
         return self.unet(add_features(self.F(x_t), levels[0]), t, train, pyramid=levels)
 
-    def __call__(self, x_t: Array, image: Array, t: Array, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x_t: Array,
+        image: Array,
+        t: Array,
+        train: bool = False,
+        keys: Array | None = None,
+    ) -> Array:
         """`denoise` of `encode_image`; shapes as there."""
-        return self.denoise(x_t, self.encode_image(image), t, train)
+        return self.denoise(x_t, self.encode_image(image, keys), t, train)

@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             process_index=parallel.process_index(),
             process_count=parallel.process_count(),
             num_threads=config.data.num_threads,
+            extra_share=config.data.extra_share,
         )
         elapsed, pending, best = 0.0, (), None
         if meta:

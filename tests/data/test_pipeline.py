@@ -69,6 +69,24 @@ def order(iterator, batches):
     return [number for _ in range(batches) for number in numbers(next(iterator))]
 
 
+def test_a_share_of_the_examples_are_extra_ones():
+    """Of 12 examples, 9 are own ones: 0, 1 and 2, each as often; and a place can be restored."""
+    source = pipeline.ResizedSource(Records(10), 2)
+    source.extra = 7
+    make = lambda: pipeline.train_iterator(source, 4, 3, num_threads=1, extra_share=0.25)
+    iterator = make()
+    seen = order(iterator, 3)
+    assert [seen.count(number) for number in range(3)] == [3, 3, 3]
+    state, later = iterator.get_state(), order(iterator, 4)
+    assert len({number for number in seen + later if number >= 3}) == 7  # Once each.
+    again = make()
+    again.set_state(state)
+    assert order(again, 4) == later
+    source.extra = 0
+    with pytest.raises(UserError, match="data.extra_share=0.25: 0 of 10 training images are of"):
+        make()
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [

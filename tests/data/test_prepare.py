@@ -367,3 +367,4 @@ def test_extra_images_leave_out_the_fold(tmp_path):
         assert not {*trained} & {*load_fold(tmp_path, fold, 2)}
         assert trained[-2:] == ["ISIC_0000004", "ISIC_0000032"]
         assert len(trained) == 7 - len(load_fold(tmp_path, fold, 2))
+        assert records.extra == 2

@@ -15,11 +15,19 @@ from safetensors.numpy import save_file
 
 from segdiff_jax.config import default_config
 from segdiff_jax.data.normalise import normalise_image
+from segdiff_jax.methods import make_method
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.interface import make_draw, sample_masks
 from segdiff_jax.models import cpu_gradients, pretrained, with_pretrained
 from segdiff_jax.models.convolution import depthwise_conv
-from segdiff_jax.models.efficientnet import VARIANTS, EfficientNetLite, blocks_of
+from segdiff_jax.models.efficientnet import (
+    VARIANTS,
+    Block,
+    EfficientNetLite,
+    Stage,
+    blocks_of,
+    kept_blocks,
+)
 from segdiff_jax.models.pretrained import PACKAGES, encoder_params, from_names, read_torch
 from segdiff_jax.models.segdiff import SegDiff
 from segdiff_jax.runtime.errors import UserError
@@ -231,6 +239,63 @@ def test_frozen_blocks_have_no_gradient():
     assert {"block3", "block4", "block15"} <= moved
 
 
+def test_blocks_are_skipped_by_each_images_key():
+    """The last of 4 blocks is skipped for 0.8 of the images, the others for 0.2, 0.4 and 0.6."""
+    keys = jax.random.split(jax.random.key(0), 4000)
+    kept = np.asarray(kept_blocks(keys, 0.8, 4))
+    assert kept.shape == (4, 4000)
+    np.testing.assert_allclose((kept == 0).mean(axis=1), [0.2, 0.4, 0.6, 0.8], atol=0.03)
+    np.testing.assert_allclose(kept.mean(axis=1), 1, atol=0.08)
+    assert [float(of.max()) for of in kept] == pytest.approx([1 / 0.8, 1 / 0.6, 1 / 0.4, 1 / 0.2])
+    np.testing.assert_array_equal(kept_blocks(keys[5:7], 0.8, 4), kept[:, 5:7])
+    assert kept_blocks(None, 0.8, 2) == kept_blocks(keys, 0.0, 2) == [None, None]
+
+
+def test_a_skipped_block_leaves_its_input():
+    block = Block(Stage(1, 3, 1, 6, 4), jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
+    variables = jax.jit(block.init)(jax.random.key(1), x)
+    full, some = block.apply(variables, x), block.apply(variables, x, jnp.array([0.0, 1.0, 2.0]))
+    np.testing.assert_array_equal(some[0], x[0])
+    np.testing.assert_allclose(some[1], full[1], atol=1e-6)
+    np.testing.assert_allclose(some[2] - x[2], 2 * (full[2] - x[2]), atol=1e-5)
+    assert not np.allclose(full, x)
+
+
+@pytest.mark.parametrize("name", ["segdiff", "unet"])
+def test_blocks_are_skipped_in_training_alone(name):
+    """A stand-in for the network, which answers with its keys."""
+
+    class Network(nn.Module):
+        stochastic_depth: float
+
+        def encode_image(self, image, keys=None):
+            return image[..., :1] if keys is None else jax.vmap(jax.random.uniform)(keys)
+
+        def denoise(self, x_t, features, t):
+            return x_t + features.reshape(len(features), -1)[:, :1, None, None]
+
+        def __call__(self, *arrays, train, keys=None):
+            image = arrays[name == "segdiff"]
+            features = self.encode_image(image, keys)
+            return features.reshape(len(image), -1)[:, :1, None, None] + 0 * image[..., :1]
+
+    config = default_config(name)
+    config.data.image_size = 4
+    method = make_method(config)
+    batch = {"image": jnp.zeros((3, 4, 4, 3)), "mask": jnp.ones((3, 4, 4, 1))}
+    keys = jax.random.split(jax.random.key(0), (3, 3))
+    losses = {}
+    for rate in (0.0, 0.5):
+        found = dataclasses.replace(method, model=Network(rate)).losses({"params": {}}, batch, keys)
+        losses[rate] = np.asarray(found.terms["bce"])
+    assert len({*losses[0.0]}) == 1 and len({*losses[0.5]}) == 3
+    alone = dataclasses.replace(method, model=Network(0.5)).losses(
+        {"params": {}}, jax.tree.map(lambda x: x[2:], batch), keys[2:]
+    )
+    np.testing.assert_allclose(alone.terms["bce"], losses[0.5][2:], rtol=1e-6)
+
+
 def shapes_of(fields, size=64):
     """The shapes of G(I) and of the output, and the variables' shapes; nothing is computed."""
     levels = {"channels": 32, "channel_mult": (1, 1, 2, 4, 4), "attention_resolutions": ()}
@@ -279,6 +344,8 @@ def test_without_the_pyramid_the_features_reach_the_first_level_alone():
             "image size 48 x 48 must be divisible by 32: model.image_e",
         ),
         ({"mask_stride": 2}, 64, "model.mask_stride=2 needs a model.image_encoder that has"),
+        ({"frozen_blocks": 3}, 64, "model.frozen_blocks=3 needs a .* weights, not 'rrdb'"),
+        ({"stochastic_depth": 0.1}, 64, "model.stochastic_depth=0.1 needs a .*, not 'rrdb'"),
         (
             {"image_encoder": VARIANT, "image_mean": (1, 2, 3), "image_std": (1, 1, 1)},
             64,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from segdiff_jax.models.efficientnet import ImagePyramid
+from segdiff_jax.models.efficientnet import ImagePyramid, check_encoder_fields
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.runtime.errors import UserError
 
@@ -28,6 +28,7 @@ class RonnebergerUNet(nn.Module):
     image_encoder: str = "none"
     encoder_weights: str = ""  # Training reads them.
     frozen_blocks: int = 0
+    stochastic_depth: float = 0.0
     mask_stride: int = 1  # Logits are made at 1 / this of the image's size, and enlarged.
     axis_name: str | None = None  # of the devices over which training averages batch statistics
 
@@ -38,19 +39,18 @@ class RonnebergerUNet(nn.Module):
                 f"model.channels={self.channels}: {odd[0]} is no multiple of its "
                 f"{groups_of(odd[0])} groups; choose another, or model.norm='batch'"
             )
-        if self.image_encoder == "none" and self.mask_stride > 1:
-            raise UserError(f"model.mask_stride={self.mask_stride} needs a model.image_encoder")
+        check_encoder_fields(self)
         if self.image_encoder != "none" and self.padding == "valid":
             raise UserError(
                 f"model.image_encoder={self.image_encoder!r} needs model.padding='same'"
             )
         super().__post_init__()
 
-    def __call__(self, image: Array, train: bool = False) -> Array:
+    def __call__(self, image: Array, train: bool = False, keys: Array | None = None) -> Array:
         """The logits of a lesion, or of each class, at every pixel.
 
         f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. For "same", H and W must be
-        multiples of 2^poolings, times `mask_stride`.
+        multiples of 2^poolings, times `mask_stride`. `keys`, key[B], are for `stochastic_depth`.
         """
         (height, width), poolings = image.shape[1:3], len(self.channels) - 1
         multiple = 2**poolings * self.mask_stride
@@ -63,13 +63,13 @@ class RonnebergerUNet(nn.Module):
                 f"image size {height} x {width} must be divisible by {multiple}: "
                 f"model.channels has {len(self.channels)} levels"
             )
-        logits = self.segment(image, train)
+        logits = self.segment(image, train, keys)
         if self.mask_stride > 1:
             logits = jax.image.resize(logits, (*image.shape[:3], self.out_channels), "linear")
         return centre(logits, (height, width))
 
     @nn.compact
-    def segment(self, x: Array, train: bool) -> Array:
+    def segment(self, x: Array, train: bool, keys: Array | None = None) -> Array:
         """The network itself: "valid" makes 388 x 388 logits of a 572 x 572 image."""
         dtype = jnp.dtype(self.dtype)
 
@@ -94,8 +94,8 @@ class RonnebergerUNet(nn.Module):
         skips, pyramid = [], []
         if self.image_encoder != "none":
             widths = self.channels[0], *self.channels[:-1]
-            fields = self.frozen_blocks, widths, self.mask_stride, dtype
-            x, *pyramid = ImagePyramid(self.image_encoder, *fields, name="G")(x)
+            fields = self.frozen_blocks, self.stochastic_depth, widths, self.mask_stride, dtype
+            x, *pyramid = ImagePyramid(self.image_encoder, *fields, name="G")(x, keys)
         for level, width in enumerate(self.channels):
             if level:
                 skips.append(x)
