@@ -190,6 +190,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
             "sampler.ensemble='staple' combines masks of two classes: with data.classes, choose "
             "'mean' or 'vote'"
         )
+    if classes.several and config.sampler.one_object:
+        yield "sampler.one_object=True is for two classes: with data.classes, set False"
     if config.sampler.ensemble == "staple" and config.sampler.samples > 64:
         yield f"sampler.samples={config.sampler.samples}: 'staple' combines at most 64 samples"
     supervised = config.model.name not in DENOISERS

@@ -197,6 +197,7 @@ SAMPLER = {
     "ensemble": Field("mean", FREE, one_of("mean", "vote", "staple"), "how samples are combined: mean probability, majority, STAPLE"),
     "temperature": Field(1.0, FREE, above(0), "divides the logits of the probability"),
     "threshold": Field(0.5, FREE, within(0, 1, "()"), "a pixel is lesion if its probability is above it"),
+    "one_object": Field(False, FREE, anything, "keep only the largest object of a mask, and fill its holes; for two classes"),
     "native": Field(False, FREE, anything, "segment windows of images at their own size"),
     "overlap": Field(0.25, FREE, within(0, 1, "[)"), "overlap of neighbouring windows, as a share of their side"),
     "max_batch": Field(32, FREE, at_least(1), "most samples (images x samples) computed together on a device"),

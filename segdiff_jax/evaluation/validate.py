@@ -23,7 +23,7 @@ def validate(
     batch, u8[B, S, S, 3] each. Several processes share the images; all of them get the same.
     """
     classes, sampler, names = classes_of(config.data), config.sampler, config.validation.scores
-    options = {name: sampler[name] for name in ("ensemble", "temperature", "threshold")}
+    options = [sampler[name] for name in ("ensemble", "temperature", "threshold", "one_object")]
     share, rows, pictures = parallel.share(len(source)), np.zeros((len(source), len(names))), []
     examples = ({"number": i, **source[i]} for i in share)
     batch_size = parallel.batch_size(driver.batch_size, len(share))
@@ -32,7 +32,7 @@ def validate(
         truth = most_likely(np.stack([example["mask"] for example in group]), 127)
         ids = [str(example["number"]) for example in group]
         samples = driver(variables, images, ids, config.seed)
-        labels = np.stack([segment(samples[:, i], **options).labels for i in range(len(group))])
+        labels = np.stack([segment(samples[:, i], *options).labels for i in range(len(group))])
         for i in np.flatnonzero(valid):
             scores, _ = class_scores(labels[i], truth[i], len(classes.names), names)
             rows[group[i]["number"]] = [scores[name] for name in names]

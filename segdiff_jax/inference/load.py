@@ -24,7 +24,7 @@ from segdiff_jax.runtime.files import absolute, complete_rows
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
     "data": ("image_size", "full_size", "colour_constancy", "classes", "mask_values"),
-    "sampler": ("native", "threshold"),
+    "sampler": ("native", "threshold", "one_object"),
 }
 
 
@@ -94,7 +94,8 @@ class Model:
         sampler = self.config.sampler
         ensemble = "mean" if self.members else sampler.ensemble
         resized = samples if size is None else resize_samples(samples, size)
-        found = segment(resized, ensemble, sampler.temperature, sampler.threshold)
+        options = sampler.temperature, sampler.threshold, sampler.one_object
+        found = segment(resized, ensemble, *options)
         return dataclasses.replace(found, uncertainty=disagreement(samples))
 
     def with_fields(self, **fields: Any) -> "Model":
