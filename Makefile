@@ -32,9 +32,10 @@ soak: $(VENV)/run  ## Kill a training run 20 times; it must end like one that wa
 	$(BIN)/python -m tools.soak --rounds=$(ROUNDS)
 
 SIDE_BY_SIDE ?= 1
+RECIPE ?= isic2016_64
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md.
-	$(BIN)/python -m tools.compare --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)"
+compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md. RECIPE=isic2016_lite0: those with that image encoder.
+	$(BIN)/python -m tools.compare --recipe=$(RECIPE) --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)"
 
 CONFIG ?= configs/isic2016_64.py
 cross-validate: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1

@@ -1,20 +1,25 @@
-"""One model of the comparison on ISIC 2016 at 64 px: compare.py:MODEL.
+"""One model of the comparison on ISIC 2016: compare.py:MODEL or compare.py:MODEL,RECIPE.
 
 python train.py --config=configs/compare.py:unet --workdir=runs/unet
 
-MODEL is segdiff, medsegdiff, unet or medt. All else is as in isic2016_64.py: the data, the
-augmentation, the optimiser, the time and the choice of the best checkpoint. To train and score all
-models: `make compare ISIC=FOLDER`.
+MODEL is segdiff, medsegdiff, unet or medt. RECIPE is isic2016_64, or isic2016_lite0 for a segdiff
+or unet with that image encoder. All else is as in that config: the data, the augmentation, the
+optimiser, the time and the choice of the best checkpoint. To train and score all models:
+`make compare ISIC=FOLDER`.
 Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 minutes each.
 Score: see docs/results.md.
 """
 
-from configs import isic2016_64
+from configs import isic2016_64, isic2016_lite0
 from segdiff_jax.config import default_config
+
+RECIPES = {"isic2016_64": isic2016_64, "isic2016_lite0": isic2016_lite0}
+ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth", "mask_stride"
 
 
 def get_config(model: str):
-    recipe = isic2016_64.get_config()
+    model, _, name = model.partition(",")
+    recipe = RECIPES[name or "isic2016_64"].get_config()
     if model == "segdiff":
         return recipe
     config = default_config(model)
@@ -23,6 +28,8 @@ def get_config(model: str):
             if model == "medsegdiff":
                 config.model.update(fields)
                 config.model.name = model
+            elif fields.image_encoder != "rrdb":
+                config.model.update({field: fields[field] for field in ENCODER})
         elif section not in ("method", "seed"):
             config[section].update(fields)
     return config

@@ -18,6 +18,7 @@ from tools.comparison import MAIN, MORE, SPLITS, Comparison, Row
 from tools.flop import gflop_of_passes
 from tools.runs import Run
 
+RECIPE = "isic2016_64"
 IDS = [f"ISIC_{i}" for i in range(4)]
 
 
@@ -99,6 +100,29 @@ def test_differences_are_paired(comparison):
     )
 
 
+def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
+    comparison = Comparison(tmp_path, 3, "isic2016_lite0")
+    assert {model for model, _ in comparison.runs} == {"segdiff", "unet"}
+    assert [row.label for row in comparison.rows] == [
+        "U-Net",
+        "U-Net, mirrored",
+        "SegDiff, 1 sample",
+        "SegDiff",
+        "SegDiff + U-Net",
+        "SegDiff, 5 steps",
+        "SegDiff, 9 samples, not mirrored",
+        "U-Net + U-Net",
+    ]
+    segdiff, unet = (
+        configs_compare.get_config(f"{name},isic2016_lite0") for name in ("segdiff", "unet")
+    )
+    for field in configs_compare.ENCODER:
+        assert unet.model[field] == segdiff.model[field]
+    assert unet.model.image_encoder == "efficientnet_lite0" and unet.method == "supervised"
+    for section in ("data", "augment", "train"):
+        assert unet[section].to_dict() == segdiff[section].to_dict()
+
+
 def test_flop_of_the_unet_are_those_of_its_convolutions():
     configs = configs_compare.get_config
     gflop = compare.gflop_an_image(Row("", ("unet",), {"flips": False}), configs)
@@ -166,7 +190,7 @@ def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
     }
     first = next(c for c in commands if f"--workdir={tmp_path / 'unet-seed2'}" in c)
     for flag in (
-        "--config=configs/compare.py:unet",
+        "--config=configs/compare.py:unet,isic2016_64",
         "--config.seed=2",
         "--config.train.max_minutes=30",
         "--config.data.dir=somewhere",
@@ -190,7 +214,9 @@ def test_a_run_of_another_config_stops_the_comparison(tmp_path, monkeypatch):
 def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", jax.config.jax_compilation_cache_dir)
     results = tmp_path / "results.md"
-    results.write_text("<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\n")
+    results.write_text(
+        "<!-- begin: tools.compare isic2016_64 -->\nold\n<!-- end: tools.compare isic2016_64 -->\n"
+    )
     command = ["compare", f"--out={tmp_path}", f"--results={results}", "--config.nosuch=1"]
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(
@@ -199,7 +225,9 @@ def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
         compare.main()
     assert "nosuch" in (tmp_path / "segdiff-seed0" / "train.log").read_text()
     assert not (tmp_path / "unet-seed0" / "train.log").exists()
-    marks = "<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\n"
+    marks = (
+        "<!-- begin: tools.compare isic2016_64 -->\nold\n<!-- end: tools.compare isic2016_64 -->\n"
+    )
     assert results.read_text() == marks  # Kept until there is something new.
 
 
@@ -211,20 +239,24 @@ def test_a_run_of_another_config_is_not_continued(tmp_path):
 
 def test_text_goes_between_the_marks(tmp_path):
     path = tmp_path / "results.md"
-    path.write_text("a\n<!-- begin: tools.compare -->\nold\n<!-- end: tools.compare -->\nb\n")
+    begin, end = (f"<!-- {edge}: tools.compare isic2016_64 -->" for edge in ("begin", "end"))
+    path.write_text(f"a\n{begin}\nold\n{end}\nb\n")
     for text in ("new", "newer"):
-        compare.insert(path, text)
-    begin, end = "<!-- begin: tools.compare -->", "<!-- end: tools.compare -->"
+        compare.insert(path, RECIPE, text)
     assert path.read_text() == f"a\n{begin}\n\nnewer\n\n{end}\nb\n"
+    with pytest.raises(ValueError, match=r"has no lines .* tools.compare isic2016_lite0"):
+        compare.insert(path, "isic2016_lite0", "text")
     path.write_text("nothing")
     with pytest.raises(ValueError, match=r"results\.md has no lines"):
-        compare.insert(path, "text")
+        compare.insert(path, RECIPE, "text")
 
 
 @pytest.mark.parametrize("count", [0, 999])
 def test_so_many_trainings_cannot_be_side_by_side(count, tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.md"
-    path.write_text("<!-- begin: tools.compare -->\n<!-- end: tools.compare -->\n")
+    path.write_text(
+        "<!-- begin: tools.compare isic2016_64 -->\n<!-- end: tools.compare isic2016_64 -->\n"
+    )
     monkeypatch.setattr("sys.argv", ["compare", f"--results={path}", f"--side_by_side={count}"])
     with pytest.raises(SystemExit):
         compare.main()

@@ -3,9 +3,9 @@
 python -m tools.compare --minutes=30 --config.data.manual_dir=FOLDER
 
 trains each, SegDiff and the U-Net from several seeds, samples the validation and the test split,
-and writes tables and a plot of IoU against seconds. What was trained or scored before is kept, and
-an interrupted training resumes, so it can be stopped at any time. Options that are not listed here
-are train.py's.
+and writes tables and a plot of IoU against seconds. --recipe=isic2016_lite0 does so with the models
+that can have its image encoder. What was trained or scored before is kept, and an interrupted
+training resumes, so it can be stopped at any time. Options that are not listed here are train.py's.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from tools.comparison import (
     DIFFUSION,
     ENSEMBLE,
     MAIN,
-    MODELS,
+    SEEDS,
     SPLITS,
     Comparison,
     Row,
@@ -60,7 +60,7 @@ def report(comparison: Comparison, seconds: dict[Row, float]) -> str:
 def model_table(comparison: Comparison) -> str:
     """Size and speed of each network."""
     lines = []
-    for model in MODELS:
+    for model in comparison.models:
         params = variables_like(make_method(comparison.config(model)))["params"]
         parameters = sum(x.size for x in jax.tree.leaves(params))
         speeds, steps = comparison.training(model)
@@ -95,12 +95,13 @@ def score_table(comparison: Comparison, split: str, seconds: dict[Row, float]) -
 def condition_table(comparison: Comparison) -> str:
     """Mean IoU of every condition of the test split."""
     conditions, lines = comparison.metrics(BASELINE, "test", 0)["conditions"], []
+    rows = [row for row in MAIN if row in comparison.rows]
     for condition, values in conditions.items():
         for value, of in values.items():
             path = "conditions", condition, value, "iou"
-            ious = [cell(comparison.scores(row, "test", *path)) for row in MAIN]
+            ious = [cell(comparison.scores(row, "test", *path)) for row in rows]
             lines.append([f"{condition.replace('_', ' ')}: {value}", str(of["num_images"]), *ious])
-    return table(" | ".join(["condition", "images", *(row.label for row in MAIN)]), lines)
+    return table(" | ".join(["condition", "images", *(row.label for row in rows)]), lines)
 
 
 def difference_table(comparison: Comparison) -> str:
@@ -139,7 +140,7 @@ def uncertainty_table(comparison: Comparison) -> str:
 
 def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     """IoU against the time of an image, a panel for each split."""
-    colours = dict(zip(MODELS, ("C0", "C1", "C2", "C3"), strict=True))
+    colours = {model: f"C{i}" for i, model in enumerate(comparison.models)}
     figure, axes = plt.subplots(1, len(SPLITS), figsize=(12, 5), layout="constrained")
     for axis, (split, name) in zip(axes, SPLITS.items(), strict=True):
         labels = []
@@ -156,49 +157,52 @@ def draw(comparison: Comparison, seconds: dict[Row, float], path: Path) -> None:
     plt.close(figure)
 
 
-def around_marks(path: Path) -> tuple[str, str]:
-    """The text of a Markdown file up to the first mark, and from the second one on.
+def around_marks(path: Path, recipe: str) -> tuple[str, str]:
+    """The text of a Markdown file up to the first mark of a recipe, and from the second one on.
 
     Raises:
         ValueError: if the marks are missing.
     """
-    begin, end = "<!-- begin: tools.compare -->", "<!-- end: tools.compare -->"
+    begin, end = (f"<!-- {edge}: tools.compare {recipe} -->" for edge in ("begin", "end"))
     before, _, rest = path.read_text().partition(begin)
     if end not in rest:
         raise ValueError(f"{path} has no lines {begin} and {end} to write between")
     return before + begin, end + rest.partition(end)[2]
 
 
-def insert(path: Path, text: str) -> None:
+def insert(path: Path, recipe: str, text: str) -> None:
     """Puts the text between the marks of a Markdown file, see `around_marks`."""
-    before, after = around_marks(path)
+    before, after = around_marks(path, recipe)
     path.write_text(f"{before}\n\n{text}\n\n{after}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--recipe", choices=SEEDS, default="isic2016_64", help="a config's name")
     parser.add_argument("--minutes", type=float, default=30, help="of training, each run")
     parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a model")
     parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", type=absolute, default="runs/compare", help="folder of the runs")
+    parser.add_argument("--out", type=absolute, help="folder of the runs; runs/compare_RECIPE")
     parser.add_argument(
         "--results", type=absolute, default="docs/results.md", help="what the tables go into"
     )
     options, flags = parser.parse_known_args()
     results = options.results
-    around_marks(results)  # Its mistakes show now, not after hours.
+    around_marks(results, options.recipe)  # Its mistakes show now, not after hours.
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
     keep_compiled_programs()
-    comparison = Comparison(options.out, options.seeds)
+    out = options.out or absolute(f"runs/compare_{options.recipe}")
+    comparison = Comparison(out, options.seeds, options.recipe)
     try:
         comparison.train(options.minutes, options.side_by_side, flags)
     except (ChildProcessError, ValueError) as error:
         sys.exit(f"error: {error}")
     seconds = comparison.seconds(comparison.rows)
-    draw(comparison, seconds, results.with_name("compare.svg"))
-    text = report(comparison, seconds) + "\n\n![IoU against the time of an image](compare.svg)"
-    insert(results, text)
+    picture = f"compare_{options.recipe}.svg"
+    draw(comparison, seconds, results.with_name(picture))
+    text = report(comparison, seconds) + f"\n\n![IoU against the time of an image]({picture})"
+    insert(results, options.recipe, text)
     print(f"{text}\n\nwritten to {results}")
 
 

@@ -25,8 +25,11 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
 from tools.runs import Run, Training, ious_of, train_side_by_side
 
-SEEDS = {"segdiff": 3, "unet": 3, "medsegdiff": 1, "medt": 1}
-MODELS = "segdiff", "medsegdiff", "unet", "medt"
+# Recipe -> its models and their seeds; recipes are those of configs/compare.py.
+SEEDS = {
+    "isic2016_64": {"segdiff": 3, "medsegdiff": 1, "unet": 3, "medt": 1},
+    "isic2016_lite0": {"segdiff": 3, "unet": 3},
+}
 SPLITS = {"validation": "validation", "test": "stand-in test"}
 
 
@@ -74,11 +77,12 @@ BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
 class Comparison:
     """The runs and their scores; scores that are missing are made."""
 
-    def __init__(self, out: Path, seeds: int):
+    def __init__(self, out: Path, seeds: int, recipe: str = "isic2016_64"):
+        self.models, self._recipe = list(SEEDS[recipe]), recipe
         self.runs = {
             (model, seed): Run(out / f"{model}-seed{seed}", only_print=False)
             for seed in range(seeds)
-            for model, count in SEEDS.items()
+            for model, count in SEEDS[recipe].items()
             if seed < count
         }
         self._counts = Counter(model for model, _ in self.runs)
@@ -89,7 +93,7 @@ class Comparison:
             Training(
                 run,
                 f"{model} from seed {seed}",
-                f"configs/compare.py:{model}",
+                f"configs/compare.py:{model},{self._recipe}",
                 {"seed": seed, "train.max_minutes": minutes},
             )
             for (model, seed), run in self.runs.items()
