@@ -34,7 +34,7 @@ soak: $(VENV)/run  ## Kill a training run 20 times; it must end like one that wa
 SIDE_BY_SIDE ?= 1
 RECIPE ?= isic2016_64
 compare: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md. RECIPE=isic2016_lite0: those with that image encoder.
+compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30 minutes, two of them three times; write docs/results.md. RECIPE=isic2016_128: those with that image encoder.
 	$(BIN)/python -m tools.compare --recipe=$(RECIPE) --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)"
 
 CONFIG ?= configs/isic2016_64.py

@@ -2,7 +2,7 @@
 
 python train.py --config=configs/compare.py:unet --workdir=runs/unet
 
-MODEL is segdiff, medsegdiff, unet or medt. RECIPE is isic2016_64, or isic2016_lite0 for a segdiff
+MODEL is segdiff, medsegdiff, unet or medt. RECIPE is isic2016_64, or isic2016_128 for a segdiff
 or unet with that image encoder. All else is as in that config: the data, the augmentation, the
 optimiser, the time and the choice of the best checkpoint. To train and score all models:
 `make compare ISIC=FOLDER`.
@@ -10,10 +10,10 @@ Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 m
 Score: see docs/results.md.
 """
 
-from configs import isic2016_64, isic2016_lite0
+from configs import isic2016_64, isic2016_128
 from segdiff_jax.config import default_config
 
-RECIPES = {"isic2016_64": isic2016_64, "isic2016_lite0": isic2016_lite0}
+RECIPES = {"isic2016_64": isic2016_64, "isic2016_128": isic2016_128}
 ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth", "mask_stride"
 
 

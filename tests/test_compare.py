@@ -101,7 +101,7 @@ def test_differences_are_paired(comparison):
 
 
 def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
-    comparison = Comparison(tmp_path, 3, "isic2016_lite0")
+    comparison = Comparison(tmp_path, 3, "isic2016_128")
     assert {model for model, _ in comparison.runs} == {"segdiff", "unet"}
     assert [row.label for row in comparison.rows] == [
         "U-Net",
@@ -114,7 +114,7 @@ def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
         "U-Net + U-Net",
     ]
     segdiff, unet = (
-        configs_compare.get_config(f"{name},isic2016_lite0") for name in ("segdiff", "unet")
+        configs_compare.get_config(f"{name},isic2016_128") for name in ("segdiff", "unet")
     )
     for field in configs_compare.ENCODER:
         assert unet.model[field] == segdiff.model[field]
@@ -244,8 +244,8 @@ def test_text_goes_between_the_marks(tmp_path):
     for text in ("new", "newer"):
         compare.insert(path, RECIPE, text)
     assert path.read_text() == f"a\n{begin}\n\nnewer\n\n{end}\nb\n"
-    with pytest.raises(ValueError, match=r"has no lines .* tools.compare isic2016_lite0"):
-        compare.insert(path, "isic2016_lite0", "text")
+    with pytest.raises(ValueError, match=r"has no lines .* tools.compare isic2016_128"):
+        compare.insert(path, "isic2016_128", "text")
     path.write_text("nothing")
     with pytest.raises(ValueError, match=r"results\.md has no lines"):
         compare.insert(path, RECIPE, "text")

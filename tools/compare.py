@@ -3,7 +3,7 @@
 python -m tools.compare --minutes=30 --config.data.manual_dir=FOLDER
 
 trains each, SegDiff and the U-Net from several seeds, samples the validation and the test split,
-and writes tables and a plot of IoU against seconds. --recipe=isic2016_lite0 does so with the models
+and writes tables and a plot of IoU against seconds. --recipe=isic2016_128 does so with the models
 that can have its image encoder. What was trained or scored before is kept, and an interrupted
 training resumes, so it can be stopped at any time. Options that are not listed here are train.py's.
 """

@@ -28,7 +28,7 @@ from tools.runs import Run, Training, ious_of, train_side_by_side
 # Recipe -> its models and their seeds; recipes are those of configs/compare.py.
 SEEDS = {
     "isic2016_64": {"segdiff": 3, "medsegdiff": 1, "unet": 3, "medt": 1},
-    "isic2016_lite0": {"segdiff": 3, "unet": 3},
+    "isic2016_128": {"segdiff": 3, "unet": 3},
 }
 SPLITS = {"validation": "validation", "test": "stand-in test"}
 

@@ -1,6 +1,6 @@
 """Cross-validation: trains a config once for each fold, and scores each image by a model new to it.
 
-python -m tools.cross_validate --config=configs/isic2016_lite0.py --config.data.manual_dir=FOLDER
+python -m tools.cross_validate --config=configs/isic2016_128.py --config.data.manual_dir=FOLDER
 
 It prints the score of each fold, their mean and standard deviation, and writes the scores of all
 images to metrics.csv and a report. The last checkpoint of each fold counts: a fold does not choose
