@@ -23,6 +23,7 @@ from segdiff_jax.runtime.files import absolute, replacing, write_file
 # Our fields of which the original has one value.
 FIXED = {
     "model.name": "segdiff",
+    "model.image_encoder": "rrdb",
     "model.norm_groups": 32,
     "model.rrdb_width": 64,
     "model.rrdb_growth": 32,

@@ -184,6 +184,7 @@ def test_a_round_trip_gives_the_state_dict_and_its_arguments(golden_state_dict, 
     [
         ("model", "norm_groups", 0, "model.norm_groups=0: the original has only 32"),
         ("model", "rrdb_width", 8, "model.rrdb_width=8: the original has only 64"),
+        ("model", "image_encoder", "efficientnet_lite0", "the original has only 'rrdb'"),
         ("diffusion", "loss", "bce_dice", "diffusion.loss='bce_dice': the original has mse, resc"),
         ("diffusion", "input_scale", 0.3, "diffusion.input_scale=0.3: the original has only 1.0"),
         ("diffusion", "prediction", "v", "diffusion.prediction='v': the original predicts eps or"),
