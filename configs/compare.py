@@ -12,6 +12,7 @@ Score: see docs/results.md.
 
 from configs import isic2016_64, isic2016_128
 from segdiff_jax.config import default_config
+from segdiff_jax.runtime.errors import UserError
 
 RECIPES = {"isic2016_64": isic2016_64, "isic2016_128": isic2016_128}
 ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth", "mask_stride"
@@ -19,6 +20,10 @@ ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth
 
 def get_config(model: str):
     model, _, name = model.partition(",")
+    if name not in ("", *RECIPES):
+        raise UserError(f"recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
+    if name == "isic2016_128" and model not in ("segdiff", "unet"):
+        raise UserError(f"{model} has no pretrained image encoder: choose segdiff or unet")
     recipe = RECIPES[name or "isic2016_64"].get_config()
     if model == "segdiff":
         return recipe

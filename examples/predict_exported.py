@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jax import export
 from PIL import Image, ImageOps
+from scipy import ndimage
 
 file, photo, out = zipfile.ZipFile(sys.argv[1]), *sys.argv[2:]
 settings = json.loads(file.read("settings.json"))
@@ -27,4 +28,9 @@ shares = np.clip((np.stack(sized) + 1) / 2, 0, 1)
 probability = np.float32(shares > 0.5 if settings["ensemble"] == "vote" else shares).mean(0)
 if (t := settings["temperature"]) != 1:
     probability = 1 / (1 + (1 / np.clip(probability, 1 / 510, 509 / 510) - 1) ** (1 / t))
-Image.fromarray(probability > settings["threshold"]).convert("L").save(out)
+mask = probability > settings["threshold"]
+if settings["largest_component"]:
+    components, _ = ndimage.label(mask)
+    largest = 1 + np.bincount(components.ravel(), minlength=2)[1:].argmax()
+    mask = ndimage.binary_fill_holes(components == largest)
+Image.fromarray(mask).convert("L").save(out)

@@ -173,8 +173,10 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
     if data.extra_share and not data.extra_datasets:
         yield f"data.extra_share={data.extra_share} needs data.extra_datasets"
-    if data.fold >= max(1, data.folds):
+    if data.fold >= data.folds > 0:
         yield f"data.fold={data.fold} must be below data.folds={data.folds}"
+    if data.fold and not data.folds:
+        yield f"data.fold={data.fold} needs data.folds, the number of folds"
     if data.group_file and data.group_pattern:
         yield (
             f"data.group_file={data.group_file!r} and data.group_pattern={data.group_pattern!r} "
@@ -190,8 +192,8 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
             "sampler.ensemble='staple' combines masks of two classes: with data.classes, choose "
             "'mean' or 'vote'"
         )
-    if classes.several and config.sampler.one_object:
-        yield "sampler.one_object=True is for two classes: with data.classes, set False"
+    if classes.several and config.sampler.largest_component:
+        yield "sampler.largest_component=True is for two classes: with data.classes, set False"
     if config.sampler.ensemble == "staple" and config.sampler.samples > 64:
         yield f"sampler.samples={config.sampler.samples}: 'staple' combines at most 64 samples"
     supervised = config.model.name not in DENOISERS

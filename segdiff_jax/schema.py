@@ -67,8 +67,8 @@ DATA = {
     "mask_endings": Field(("_Segmentation", "_mask", ""), RUN, anything, "what may follow the image's name in the mask's name"),
     "group_file": Field("", RUN, anything, "a CSV file with the columns id and group (lesion, patient, ...); images of a group share a split"),
     "group_pattern": Field("", RUN, anything, "instead: a regular expression whose first parentheses match the group in an id"),
-    "folds": Field(0, RUN, must(lambda x: x == 0 or x >= 2, "must be 0 or at least 2"), "cut the training and validation images into this number of folds instead; 0: off"),
-    "fold": Field(0, RUN, at_least(0), "the fold, from 0, that is not trained on, and is the validation split"),
+    "folds": Field(0, RUN, must(lambda x: x == 0 or x >= 2, "must be 0 or at least 2"), "cut training and validation images anew into this number of folds; 0: off"),
+    "fold": Field(0, RUN, at_least(0), "the fold, from 0, that is the validation split; all others are trained on"),
     "allow_empty_splits": Field(False, FREE, anything, "take a data set although no mask of a split has any foreground"),
     "classes": Field((), RUN, anything, "paired_folder: names of the classes, the background first; empty: lesion or not"),
     "mask_values": Field((), RUN, anything, "the values of the classes in mask files; empty: 0, 1, 2, ..."),
@@ -91,7 +91,7 @@ AUGMENT = {
 _ENCODER = {
     "encoder_weights": Field("imagenet", RUN, anything, "of an image_encoder other than rrdb, at the start: imagenet, a file, or empty: random"),
     "frozen_blocks": Field(0, RUN, at_least(0), "of such an image_encoder: this number of its first blocks is not trained"),
-    "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "of such an image_encoder: share of the images that skip its last block in training; earlier blocks are skipped less"),
+    "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "of such an image_encoder: in training, images skip blocks that add to their input, later ones more often, up to this share of the images"),
     "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that are denoised"),
 }
 _SEGDIFF = {
@@ -197,7 +197,7 @@ SAMPLER = {
     "ensemble": Field("mean", FREE, one_of("mean", "vote", "staple"), "how samples are combined: mean probability, majority, STAPLE"),
     "temperature": Field(1.0, FREE, above(0), "divides the logits of the probability"),
     "threshold": Field(0.5, FREE, within(0, 1, "()"), "a pixel is lesion if its probability is above it"),
-    "one_object": Field(False, FREE, anything, "keep only the largest object of a mask, and fill its holes; for two classes"),
+    "largest_component": Field(False, FREE, anything, "keep only the largest connected component of a mask, and fill its holes; for two classes"),
     "native": Field(False, FREE, anything, "segment windows of images at their own size"),
     "overlap": Field(0.25, FREE, within(0, 1, "[)"), "overlap of neighbouring windows, as a share of their side"),
     "max_batch": Field(32, FREE, at_least(1), "most samples (images x samples) computed together on a device"),

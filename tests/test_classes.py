@@ -126,8 +126,8 @@ def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
         make_bound_fn(trained)
     with pytest.raises(UserError, match="'staple' combines masks of two classes"):
         load(workdir, ensemble="staple")
-    with pytest.raises(UserError, match="sampler.one_object=True is for two classes"):
-        load(workdir, one_object=True)
+    with pytest.raises(UserError, match="sampler.largest_component=True is for two classes"):
+        load(workdir, largest_component=True)
     (tmp_path / "metrics.json").write_text(json.dumps({"num_images": 1, "classes": {"core": {}}}))
     command = [sys.executable, "-m", "tools.official_score", f"--out={tmp_path}", "--truth=x"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

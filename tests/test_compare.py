@@ -12,6 +12,7 @@ import pytest
 from configs import compare as configs_compare
 from configs import default
 from segdiff_jax.methods import make_method
+from segdiff_jax.runtime.errors import UserError
 from tools import compare, runs
 from tools import comparison as comparison_module
 from tools.comparison import MAIN, MORE, SPLITS, Comparison, Row
@@ -121,6 +122,13 @@ def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
     assert unet.model.image_encoder == "efficientnet_lite0" and unet.method == "supervised"
     for section in ("data", "augment", "train"):
         assert unet[section].to_dict() == segdiff[section].to_dict()
+
+
+def test_recipes_and_models_that_do_not_fit_are_named():
+    with pytest.raises(UserError, match="recipe 'foo' is unknown; there are isic2016_64, isic"):
+        configs_compare.get_config("unet,foo")
+    with pytest.raises(UserError, match="medt has no pretrained image encoder: choose segdiff"):
+        configs_compare.get_config("medt,isic2016_128")
 
 
 def test_flop_of_the_unet_are_those_of_its_convolutions():

@@ -54,5 +54,36 @@ def test_every_fold_is_trained_and_all_are_scored_once(tmp_path, monkeypatch, ca
         ]
     workdirs = [f"--workdir={tmp_path / name}" for name in ("fold0", "fold1")]
     out = f"--out={tmp_path / 'samples_out_of_fold'}"
-    assert sampled == ["sample.py", *workdirs, "--split=out_of_fold", out]
+    place = "--config.data.dir=somewhere"
+    assert sampled == ["sample.py", *workdirs, "--split=out_of_fold", out, place]
     assert "+0.2500 (95% interval +0.2500 to +0.2500, 1 images)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("--folds=1", "--folds=1: at least 2"),
+        ("--minutes=0", "--minutes=0.0: above 0"),
+        ("--against=/nowhere", "--against=/nowhere holds no samples_out_of_fold/metrics.csv"),
+        ("--side_by_side=999", "--side_by_side=999: at least 1, at most a core each"),
+        (
+            "--config.validation.every=5",
+            "--config.validation.every=5: leave it out, because each fold sets this field",
+        ),
+        ("--config.data.fold=1", "--config.data.fold=1: leave it out"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_training(option, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["", "--config=configs/isic2016_64.py", option])
+    monkeypatch.setattr(runs.subprocess, "run", None)
+    with pytest.raises(SystemExit):
+        cross_validate.main()
+    assert message in capsys.readouterr().err
+
+
+def test_a_failed_fold_names_its_log(tmp_path, monkeypatch):
+    options = [f"--out={tmp_path}", "--config=configs/isic2016_64.py", "--config.nosuch=1"]
+    monkeypatch.setattr("sys.argv", ["", *options])
+    with pytest.raises(SystemExit, match=r"error: training fold 0 failed; .*fold0/train.log says"):
+        cross_validate.main()
+    assert "nosuch" in (tmp_path / "fold0" / "train.log").read_text()

@@ -184,9 +184,11 @@ def test_data_that_were_moved_are_asked_for_and_nothing_is_built(tmp_path):
 
 @pytest.fixture
 def folds(tmp_path, tiny_isic, monkeypatch):
-    """Runs named fold0, fold1 and fold2 of three folds of `tiny_isic`."""
+    """Runs named fold0, fold1 and fold2 of three folds of `tiny_isic`, and what differs in them."""
+    changed = {}
 
     def load(path, **given):
+        given |= changed
         names = [path] if isinstance(path, str) else path
         models = []
         for name in names:
@@ -195,16 +197,19 @@ def folds(tmp_path, tiny_isic, monkeypatch):
             driver = Threshold(8)
             driver.method = SimpleNamespace(unread=())
             config = config_of(dataset="isic/2016", **fold, **places)
-            models.append(Model(config, {"model": name}, driver, "variables"))
+            config.update_from_flattened_dict(given.get("fields", {}).get(fold["fold"], {}))
+            settings = {"model": name, "checkpoint": f"{name}/checkpoints/best/9"}
+            on = given.get("trained_on", "")
+            models.append(Model(config, settings, driver, "variables", trained_on=on))
         return models[0] if len(models) == 1 else make_ensemble(models)
 
     monkeypatch.setattr(sample, "load", load)
-    return ["fold0", "fold1", "fold2"]
+    return ["fold0", "fold1", "fold2"], changed
 
 
 def test_every_image_is_segmented_by_the_model_that_did_not_see_it(folds, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert run(workdir=folds, split="out_of_fold", out=str(out)) == 0
+    (workdirs, _), out = folds, tmp_path / "out"
+    assert run(workdir=workdirs, split="out_of_fold", out=str(out)) == 0
     with open(out / "metrics.csv", newline="") as file:
         found = [(row["id"], int(row["fold"])) for row in csv.DictReader(file)]
     ids = [f"ISIC_{number:07d}" for number in range(40)]
@@ -215,12 +220,27 @@ def test_every_image_is_segmented_by_the_model_that_did_not_see_it(folds, tmp_pa
     ]
     assert metrics["settings"]["2. model"].endswith("fold1")
     assert metrics["settings"]["data"] == "isic/2016, out_of_fold split"
-    assert "IoU by fold: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "IoU by fold: " in said
+    assert "warning: fold 2 chose the checkpoint that it is scored with; train with --c" in said
+    assert run(workdir=workdirs, split="out_of_fold", out=str(out)) == 0  # All is there.
+    said = capsys.readouterr().out
+    assert "40 images had been segmented before" in said and "IoU by fold: " in said
+    assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
 def test_folds_that_do_not_fit_the_split_are_refused(folds, tmp_path):
+    workdirs, changed = folds
     with pytest.raises(UserError, match=r"needs a --workdir of each fold.*\(3, 0\), \(3, 2\)$"):
         run(workdir=["fold0", "fold2"], split="out_of_fold", out=str(tmp_path / "out"))
-    with pytest.raises(UserError, match="--split=validation: some of the models were trained on"):
-        run(workdir=folds, out=str(tmp_path / "out"))
-    assert run(workdir=folds, split="test", out=str(tmp_path / "test")) == 0  # An ensemble.
+    for split in ("validation", "all"):
+        with pytest.raises(UserError, match=f"--split={split}: some of the models were trained on"):
+            run(workdir=workdirs, split=split, out=str(tmp_path / "out"))
+    assert run(workdir=workdirs, split="test", out=str(tmp_path / "test")) == 0  # An ensemble.
+    changed["fields"] = {1: {"seed": 5, "train.learning_rate": 0.5}}
+    with pytest.raises(UserError, match=r"the model of fold 1 differs from the first in train.le"):
+        run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
+    changed.clear()
+    changed["trained_on"] = "others"
+    with pytest.raises(UserError, match="the images of fold 0 have changed since its model was"):
+        run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))

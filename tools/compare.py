@@ -188,13 +188,13 @@ def main() -> None:
     )
     options, flags = parser.parse_known_args()
     results = options.results
-    around_marks(results, options.recipe)  # Its mistakes show now, not after hours.
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
     keep_compiled_programs()
     out = options.out or absolute(f"runs/compare_{options.recipe}")
     comparison = Comparison(out, options.seeds, options.recipe)
     try:
+        around_marks(results, options.recipe)  # Its mistakes show now, not after hours.
         comparison.train(options.minutes, options.side_by_side, flags)
     except (ChildProcessError, ValueError) as error:
         sys.exit(f"error: {error}")

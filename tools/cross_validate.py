@@ -11,6 +11,7 @@ train.py's.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.runtime.files import absolute
+from segdiff_jax.schema import OF_SPLITS
 from tools.runs import Run, Training, ious_of, train_side_by_side
 
 SCORES = "samples_out_of_fold"  # the folder in --out that sample.py writes to
@@ -46,14 +48,24 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=5, help="number of folds")
     parser.add_argument("--minutes", type=float, help="of training, each fold")
     parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--out", type=absolute, help="folder of the runs")
+    parser.add_argument("--out", type=absolute, help="folder of the runs; runs/folds_CONFIG")
     parser.add_argument("--against", type=absolute, help="--out of another cross-validation")
     options, flags = parser.parse_known_args()
-    out = options.out or absolute("runs") / f"folds_{Path(options.config).stem}"
     if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
         parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
+    if options.folds < 2:
+        parser.error(f"--folds={options.folds}: at least 2")
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error(f"--minutes={options.minutes}: above 0")
+    if options.against and not (options.against / SCORES / "metrics.csv").is_file():
+        parser.error(f"--against={options.against} holds no {SCORES}/metrics.csv")
     fields = {"data.folds": options.folds, "validation.every": 0}
-    fields |= {"train.max_minutes": options.minutes} if options.minutes else {}
+    fields |= {} if options.minutes is None else {"train.max_minutes": options.minutes}
+    given = {flag: flag.partition("=")[0].removeprefix("--config.") for flag in flags}
+    if fixed := [flag for flag, name in given.items() if name in {*fields, "data.fold"}]:
+        parser.error(f"{' '.join(fixed)}: leave it out, because each fold sets this field")
+    name = re.sub(r"\W+", "_", options.config.removeprefix("configs/").replace(".py", ""))
+    out = options.out or absolute(f"runs/folds_{name}")
     trainings = [
         Training(
             Run(out / f"fold{fold}", only_print=False),
@@ -63,10 +75,11 @@ def main() -> None:
         )
         for fold in range(options.folds)
     ]
+    places = [flag for flag, name in given.items() if name in OF_SPLITS]
     try:
         train_side_by_side(trainings, options.side_by_side, flags)
         workdirs = [f"--workdir={training.run.workdir}" for training in trainings]
-        command = "sample.py", *workdirs, "--split=out_of_fold", f"--out={out / SCORES}"
+        command = "sample.py", *workdirs, "--split=out_of_fold", f"--out={out / SCORES}", *places
         subprocess.run([sys.executable, *command], check=True)
         if options.against:
             print(compare(out / SCORES, options.against / SCORES))

@@ -62,7 +62,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "Initial release."}
-    FORMAT = 3  # of a build; older ones are not read
+    FORMAT = 2  # of how masks are read; older builds are not read
+    FOLDS = True  # Images may be split at random, if those of a group stay together.
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
     class_names: Sequence[str] = ()  # of several classes
@@ -153,7 +154,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         examples, empty, metadata["members"] = {}, [], {}
         keys = self._keys(checked)
         first = first_of_each({id: of for of_part in keys.values() for id, of in of_part.items()})
-        metadata["first"] = {id: other for id, other in first.items() if id != other}
+        # Of images that belong together, all but the first by name: {id: the first's id}.
+        metadata["joined"] = {id: other for id, other in first.items() if id != other}
         for part, splits in self._split_parts(keys).items():
             for split, ids in splits.items():
                 if not ids:

@@ -20,7 +20,7 @@ from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.groups import NO_GROUPS, Groups, groups_of
 from segdiff_jax.data.pairs import PairsBuilder
 from segdiff_jax.data.sources import digest, fingerprint
-from segdiff_jax.data.splits import fold_of
+from segdiff_jax.data.splits import fold_of, holds_out
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
 
@@ -76,8 +76,8 @@ def load_source(
     `data_dir` holds the builds, `manual_dir` the official files, if there are any, and `folder` the
     images and masks of "paired_folder". The data set is built if there is no build, or if the build
     was made of other files. A record is {id: bytes, image: bytes, mask: bytes, height: int, width:
-    int}; image and mask are encoded, as in their original files or as PNG. With folds, "train" and
-    "validation" are made anew: all images of both but those of the fold, and the fold. A UserError
+    int}; image and mask are encoded, as in their original files or as PNG. With folds, "validation"
+    is the fold, and "train" all other images of the two. A UserError
     says that there is no such data set, split or folder, or that the data is faulty.
     """
     return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split, rules)
@@ -113,7 +113,7 @@ def load_training_source(
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
     held = {*groups_of(ids, rules.groups).values()}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
-    added, without_groups = [source.members], rules._replace(groups=NO_GROUPS)
+    added, without_groups = [source.members], rules._replace(groups=NO_GROUPS, folds=0)
     for name in extra:
         opened = _open("data.extra_datasets", name, data_dir, manual_dir, folder, without_groups)
         more = _read(opened, "train+validation")
@@ -160,6 +160,11 @@ def _open(
 
     def make() -> tfds.core.DatasetBuilder:
         builder = builder_cls(**options)
+        if rules.folds and not getattr(builder, "FOLDS", True):
+            raise UserError(
+                f"{field}={dataset!r} cannot be cut into folds, because near images are alike: "
+                "set data.folds=0"
+            )
         if isinstance(builder, PairsBuilder):
             builder.groups = rules.groups
         elif any(rules.groups):
@@ -172,7 +177,7 @@ def _open(
             continue
         if not builder.data_path.exists():
             raise UserError(f"{given}={path!r} is not a folder")
-        if not _is_current(builder, ""):
+        if not _is_current(builder, "", rules):
             raise UserError(
                 f"{given}={path!r} is not a folder, and {builder.data_path} was built of other "
                 "groups or by an older version: give the folder, so that it is built again"
@@ -182,8 +187,8 @@ def _open(
     if manual_dir and isinstance(builder, PairsBuilder):
         for note in builder.notes(manual_dir):
             _say_once(note)
-    if not _is_current(builder, manual_dir):
-        builder = _build(make, manual_dir)
+    if not _is_current(builder, manual_dir, rules):
+        builder = _build(make, manual_dir, rules)
     empty = _metadata(builder).get("statistics", {}).get("empty_splits")
     if empty and not rules.empty_splits:
         raise UserError(
@@ -233,16 +238,16 @@ def _read(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_RULES
 def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> Records:
     """A split of which the images of training and validation are cut into folds anew."""
     if split not in ("train", "validation"):
-        if "train" in split or "validation" in split:
+        if holds_out(split):
             raise UserError(f"split {split!r}: with data.folds, give 'train' or 'validation'")
         return _read(builder, split)
-    both, first = _read(builder, "train+validation"), _metadata(builder).get("first", {})
-    ids = [id for id, _ in _keys(tqdm(both, "reading ids", leave=False))]
+    both, joined = _read(builder, "train+validation"), _metadata(builder).get("joined", {})
+    ids = [record["id"].decode() for record in tqdm(both, "reading ids", leave=False)]
     held = split == "validation"
     chosen = [
         i
         for i, id in enumerate(ids)
-        if (fold_of(first.get(id, id), rules.folds) == rules.fold) == held
+        if (fold_of(joined.get(id, id), rules.folds) == rules.fold) == held
     ]
     if not chosen:
         raise UserError(
@@ -257,14 +262,16 @@ def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> R
     )
 
 
-def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
-    """Whether there is a build of these groups, and manual_dir holds its files, or none."""
+def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str, rules: Rules) -> bool:
+    """Whether there is a build for these rules, and manual_dir holds its files, or none."""
     if not builder.info.initialized:  # No build was there when the builder was made.
         return False
     if not isinstance(builder, PairsBuilder):
         return True
-    metadata, groups = _metadata(builder), builder.groups
+    metadata, groups = _metadata(builder), rules.groups
     if metadata.get("format", 1) != builder.FORMAT:
+        return False
+    if rules.folds and "joined" not in metadata:
         return False
     if groups.file and not Path(groups.file).exists():
         _say_once(f"{groups} is not there; the splits stay as they were built")
@@ -274,14 +281,14 @@ def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str) -> bool:
 
 
 def _build(
-    make: Callable[[], tfds.core.DatasetBuilder], manual_dir: str
+    make: Callable[[], tfds.core.DatasetBuilder], manual_dir: str, rules: Rules
 ) -> tfds.core.DatasetBuilder:
     """Builds the data set while no other process builds it."""
     builder = make()
     path, root = Path(builder.data_path), Path(builder.data_dir_root)
     with locked(root / f".{builder.info.full_name.replace('/', '_')}.lock", str(path)):
         builder = make()
-        if _is_current(builder, manual_dir):  # Another process has built it in the meantime.
+        if _is_current(builder, manual_dir, rules):  # Another process has built it in the meantime.
             return builder
         for left_over in path.parent.glob("incomplete.*"):
             shutil.rmtree(left_over)

@@ -10,17 +10,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import set_fields
+from segdiff_jax.config import changes, set_fields
 from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
 from segdiff_jax.data.pipeline import record_id, resize_image
-from segdiff_jax.data.prepare import Records, load_source, where
+from segdiff_jax.data.prepare import Records, load_source, load_training_source, where
+from segdiff_jax.data.splits import holds_out
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import PATHS
 
-OUT_OF_FOLD = "out_of_fold"  # a name of a split: all folds, each as a model that did not see it
+OUT_OF_FOLD = "out_of_fold"  # a name of a split: each model segments the fold it was not trained on
+# Fields in which the models of folds may differ.
+OF_ONE_FOLD = (
+    *("seed", "data.fold", "data.num_threads", *PATHS),
+    *("train.trackers", "train.log_every", "train.checkpoint_every"),
+    *("sampler.max_batch", "sampler.max_memory"),
+)
 
 
 def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None = None) -> Records:
@@ -28,6 +36,11 @@ def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None 
 
     A UserError says that the run's data are not where its config or `places` says.
     """
+    data = _data_of(config, places)
+    return load_source(data.dataset, split, *where(data))
+
+
+def _data_of(config: ConfigDict, places: Mapping[str, str] | None) -> ConfigDict:
     config = config.copy_and_resolve_references()
     set_fields(config, places or {})
     data = config.data
@@ -39,33 +52,59 @@ def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None 
             f"data.dir={data.dir} is not a folder: give --config.data.dir=FOLDER, of the built "
             f"data sets (and {files}), or --images=FOLDER"
         )
-    return load_source(data.dataset, split, *where(data))
+    return data
 
 
 def open_parts(
     models: Sequence[Model], split: str, places: Mapping[str, str] | None = None
 ) -> list[tuple[Records, Model]]:
-    """What each model segments of a split, see `open_split`; `OUT_OF_FOLD` is each one's own fold.
+    """What each model segments of a split, see `open_split`; of `OUT_OF_FOLD`, its own fold.
 
-    A UserError says that the models are not one of each fold; or, of other splits, that the split
-    of an ensemble's first member is not the split of all.
+    A UserError says that the models are not one of each fold or differ otherwise, or that a model
+    was trained on images that it would segment.
     """
-    folds = [[m.config.data for m in model.members or (model,)] for model in models]
-    folds = [(data.folds, data.fold) for of_model in folds for data in of_model]
+    members = [member for model in models for member in model.members or (model,)]
+    folds = [(member.config.data.folds, member.config.data.fold) for member in members]
     if split == OUT_OF_FOLD:
-        number = folds[0][0]
-        if not number or sorted(folds) != [(number, fold) for fold in range(number)]:
-            raise UserError(
-                f"--split={split} needs a --workdir of each fold, trained with the same data.folds "
-                f"and with data.fold=0, 1, ...; (folds, fold) are {', '.join(map(str, folds))}"
-            )
+        _check_folds(models, folds, places)
         split = "validation"
-    elif split.startswith(("train", "validation")) and len({*folds}) > 1:
+    elif holds_out(split) and len({*folds}) > 1:
         raise UserError(
             f"--split={split}: some of the models were trained on images of it, because their "
             f"data.fold or data.folds differ; give --split={OUT_OF_FOLD}"
         )
     return [(open_split(model.config, split, places), model) for model in models]
+
+
+def _check_folds(
+    models: Sequence[Model], folds: list[tuple[int, int]], places: Mapping[str, str] | None
+) -> None:
+    number = folds[0][0]
+    if not number or sorted(folds) != [(number, fold) for fold in range(number)]:
+        raise UserError(
+            f"--split={OUT_OF_FOLD} needs a --workdir of each fold, trained with the same "
+            f"data.folds and with data.fold=0, 1, ...; (folds, fold) are "
+            f"{', '.join(map(str, folds))}"
+        )
+    for model in models:
+        fold, config = model.config.data.fold, model.config
+        if other := changes(models[0].config, config).keys() - {*OF_ONE_FOLD}:
+            raise UserError(
+                f"the model of fold {fold} differs from the first in {', '.join(sorted(other))}"
+            )
+        data = _data_of(config, places)
+        trained_on = load_training_source(data.dataset, data.extra_datasets, *where(data)).members
+        if model.trained_on and model.trained_on != trained_on:
+            raise UserError(
+                f"the images of fold {fold} have changed since its model was trained, which may "
+                "have seen some of them: train it again"
+            )
+        if config.validation.every and "/best/" in model.settings.get("checkpoint", ""):
+            print(
+                f"warning: fold {fold} chose the checkpoint that it is scored with; train with "
+                "--config.validation.every=0, or give WORKDIR/checkpoints/last",
+                flush=True,
+            )
 
 
 class NativeExamples(Sequence):

@@ -23,7 +23,9 @@ def validate(
     batch, u8[B, S, S, 3] each. Several processes share the images; all of them get the same.
     """
     classes, sampler, names = classes_of(config.data), config.sampler, config.validation.scores
-    options = [sampler[name] for name in ("ensemble", "temperature", "threshold", "one_object")]
+    options = [
+        sampler[name] for name in ("ensemble", "temperature", "threshold", "largest_component")
+    ]
     share, rows, pictures = parallel.share(len(source)), np.zeros((len(source), len(names))), []
     examples = ({"number": i, **source[i]} for i in share)
     batch_size = parallel.batch_size(driver.batch_size, len(share))

@@ -152,15 +152,15 @@ def resize_samples(samples: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized
 
 
-def one_object(mask: np.ndarray) -> np.ndarray:
-    """bool[H, W] -> bool[H, W]: the largest object, its pixels side by side, with its holes filled.
+def keep_largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of bool[H, W], with its holes filled.
 
-    As nnU-Net's postprocessing (Isensee et al. 2021); the masks of ISIC are such objects.
+    Pixels are connected by their sides. ISIC's masks are such components; nnU-Net (Isensee et al.
+    2021) keeps the largest one where that helps on its training images.
     """
-    objects, number = ndimage.label(mask)
-    if number > 1:
-        mask = objects == 1 + np.bincount(objects.ravel())[1:].argmax()
-    return ndimage.binary_fill_holes(mask)
+    components, _ = ndimage.label(mask)
+    largest = 1 + np.bincount(components.ravel(), minlength=2)[1:].argmax()
+    return ndimage.binary_fill_holes(components == largest)
 
 
 def segment(
@@ -168,11 +168,10 @@ def segment(
     ensemble: str = "mean",
     temperature: float = 1.0,
     threshold: float = 0.5,
-    only_one: bool = False,
+    largest_component: bool = False,
 ) -> Segmentation:
     """The prediction of one image's samples; the options are of `config.sampler`.
-
-    `only_one` is `sampler.one_object`, see `one_object`; probabilities stay as they are.
+    `largest_component` changes the labels alone, see `keep_largest_component`.
 
     IoU and Dice gain from a threshold under 0.5: half of the largest Dice that the probabilities
     allow is best (Lipton et al. 2014, arXiv 1402.1892, theorem 1). Several classes have none.
@@ -180,7 +179,8 @@ def segment(
     probability = temper(ENSEMBLES[ensemble](samples), temperature)
     deviation = standard_deviation(samples) if len(samples) > 1 else None
     labels = most_likely(probability, threshold)
-    labels = one_object(labels > 0).astype(np.uint8) if only_one else labels
+    if largest_component:
+        labels = keep_largest_component(labels > 0).astype(np.uint8)
     return Segmentation(labels, probability, deviation)
 
 

@@ -24,7 +24,7 @@ from segdiff_jax.runtime.files import absolute, complete_rows
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
     "data": ("image_size", "full_size", "colour_constancy", "classes", "mask_values"),
-    "sampler": ("native", "threshold", "one_object"),
+    "sampler": ("native", "threshold", "largest_component"),
 }
 
 
@@ -39,6 +39,7 @@ class Model:
     members: tuple["Model", ...] = ()
     # Rows of the training's metrics.csv, if there is one beside the checkpoint.
     history: Sequence[dict[str, float | None]] = dataclasses.field(default=(), repr=False)
+    trained_on: str = ""  # `Records.members` of its training images, if its checkpoint tells.
     _others: dict[Any, "Model"] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
@@ -94,7 +95,7 @@ class Model:
         sampler = self.config.sampler
         ensemble = "mean" if self.members else sampler.ensemble
         resized = samples if size is None else resize_samples(samples, size)
-        options = sampler.temperature, sampler.threshold, sampler.one_object
+        options = sampler.temperature, sampler.threshold, sampler.largest_component
         found = segment(resized, ensemble, *options)
         return dataclasses.replace(found, uncertainty=disagreement(samples))
 
@@ -152,6 +153,8 @@ class Model:
 def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
     """A trained model; with several paths, the mean of their probabilities.
 
+    The mean of several folds has seen all training and validation images: score it on others.
+
     A path is a workdir of train.py, a folder of checkpoints or one checkpoint; FileNotFoundError if
     there is none. `sampling` are fields of `config.sampler`, such as steps, samples or threshold,
     "seed" and "variance" (of DDPM's steps); None: as in the run's config. With several paths,
@@ -164,12 +167,14 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
     temperature = sampling.pop("temperature", 1.0) if len(paths) > 1 else None
     models = []
     for checkpoint in map(find_checkpoint, paths):
-        config = with_absolute_paths(saved_config(load_meta(checkpoint)))
+        config = with_absolute_paths(saved_config(meta := load_meta(checkpoint)))
         config = with_sampling(config, sampling)
         variables = load_variables(checkpoint, variables_like(make_method(config)))
         origin = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
         history = _history(checkpoint.parent.parent.parent)
-        models.append(make_model_of(config, parallel.replicate(variables), origin, history))
+        model = make_model_of(config, parallel.replicate(variables), origin, history)
+        trained_on = meta.get("training_members", "")
+        models.append(dataclasses.replace(model, trained_on=trained_on))
     return models[0] if temperature is None else make_ensemble(models, temperature)
 
 

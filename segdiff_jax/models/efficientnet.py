@@ -113,10 +113,10 @@ class Block(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, kept: Array | None = None) -> Array:
+    def __call__(self, x: Array, factor: Array | None = None) -> Array:
         """f[B, H, W, C] -> dtype[B, H / stride, W / stride, channels].
 
-        `kept`, f32[B], multiplies what is added to the input.
+        `factor`, f32[B], multiplies what is added to the input.
         """
         _, kernel, stride, expansion, channels = self.stage
         h, wide = x, expansion * x.shape[-1]
@@ -127,7 +127,7 @@ class Block(nn.Module):
         h = Convolution(channels, activates=False, dtype=self.dtype, name="project")(h)
         if stride > 1 or x.shape[-1] != channels:
             return h
-        return x + (h if kept is None else kept.astype(h.dtype)[:, None, None, None] * h)
+        return x + (h if factor is None else factor.astype(h.dtype)[:, None, None, None] * h)
 
 
 class EfficientNetLite(nn.Module):
@@ -146,9 +146,9 @@ class EfficientNetLite(nn.Module):
         """f32[B, H, W, 3] from -1 to +1 -> features dtype[B, H / s, W / s, C], s = 2, 4, 8, 16, 32.
 
         H and W are multiples of 32. The weights know (x - 127) / 128 of colours from 0 to 255. With
-        `keys`, key[B], each image skips some blocks, see `kept_blocks`.
+        `keys`, key[B], each image skips some blocks, see `block_factors`.
         """
-        kept = kept_blocks(keys, self.stochastic_depth, len(blocks_of(self.variant)))
+        factors = block_factors(keys, self.stochastic_depth, len(blocks_of(self.variant)))
         x = (127.5 * (image + 1) - 127) / 128
         x = Convolution(STEM, 3, 2, dtype=self.dtype, name="stem")(x)
         found = []
@@ -156,18 +156,18 @@ class EfficientNetLite(nn.Module):
             if stage.stride > 1:
                 found.append(x)
             trained = i >= self.frozen_blocks
-            x = Block(stage, self.dtype, name=f"block{i}")(x, kept[i] if trained else None)
+            x = Block(stage, self.dtype, name=f"block{i}")(x, factors[i] if trained else None)
             if i + 1 == self.frozen_blocks:
                 x = lax.stop_gradient(x)
                 found = [lax.stop_gradient(features) for features in found]
         return [*found, x]
 
 
-def kept_blocks(keys: Array | None, rate: float, number: int) -> Sequence[Array | None]:
-    """f32[number, B], 0 where an image skips a block's sum; None for all if nothing is skipped.
+def block_factors(keys: Array | None, rate: float, number: int) -> Sequence[Array | None]:
+    """f32[number, B], what each block's sum is multiplied by; Nones if nothing is skipped.
 
-    The last block is skipped with probability `rate`, block i of n with (i + 1) / n of it, and what
-    is kept is scaled up, so that the mean stays (Huang et al. 2016, arXiv 1603.09382, eq. 4).
+    Block i of n is skipped with probability rate (i + 1) / n (Huang et al. 2016, arXiv 1603.09382,
+    eq. 4): its factor is 0. Others are scaled up, so that the mean is 1, as in EfficientNet.
     """
     if keys is None or not rate:
         return [None] * number

@@ -102,6 +102,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         logs = stack.enter_context(Logs(workdir, config, clock.step, pending))
         stop_signal = stack.enter_context(told_to_stop())
         about = {"config": settings, "version": VERSION}
+        about |= {"training_images": len(training), "training_members": training.members}
         while True:
             if owed:
                 variables = state.averaged()
@@ -136,8 +137,6 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
                     "iterator": batches.get_state(),
                     "elapsed": clock.seconds,
                     "pending": logs.pending(clock.step),  # Refuses a state with NaN.
-                    "training_images": len(training),
-                    "training_members": training.members,
                 }
                 checkpoints.save_last(clock.step, state.trees(), about | place)
             if stop and not clock.ended():

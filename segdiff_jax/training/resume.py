@@ -56,7 +56,7 @@ def check_same_images(
 def check_same_network(config: ConfigDict) -> Path:
     """The checkpoint of `train.init_from`; prints how its `config.diffusion` differs.
 
-    A UserError says that it holds another network.
+    A UserError says that it holds another network, or that it has seen images of the fold.
     """
     path = config.train.init_from
     checkpoint = find_checkpoint(path)
@@ -65,6 +65,13 @@ def check_same_network(config: ConfigDict) -> Path:
         raise UserError(
             f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
             "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
+        )
+    data, other = config.data, before.data
+    same_fold = (data.folds, data.fold) == (other.folds, other.fold)
+    if data.folds and data.dataset == other.dataset and not same_fold:
+        raise UserError(
+            f"train.init_from={path} was trained on images of fold {data.fold} of {data.folds}, "
+            "which scores this run: leave it out, or start from a run of the same fold"
         )
     changed = changes(before, config, (RUN,))
     changed = {name: pair for name, pair in changed.items() if name.startswith("diffusion.")}

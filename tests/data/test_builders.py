@@ -304,6 +304,12 @@ def test_a_build_of_an_older_version_is_not_read(load, tmp_path, capsys):
         load_source(case.name, "train", tmp_path / "data", str(tmp_path / "manual"))
 
 
+def test_frames_that_are_alike_are_not_cut_into_folds(load, tmp_path):
+    load(CASES[5], "train")
+    with pytest.raises(UserError, match="'cvc_clinicdb' cannot be cut into folds, because near"):
+        load_source("cvc_clinicdb", "train", tmp_path / "data", rules=Rules(folds=2))
+
+
 def test_a_copy_of_a_test_image_is_not_trained_on(load, tmp_path, capsys):
     write_monuseg(tmp_path / "manual")
     root = tmp_path / "manual/MoNuSeg"

@@ -1,5 +1,6 @@
 """Preparation of data sets: downloads, rebuilds, locks and names."""
 
+import collections
 import functools
 import http.server
 import io
@@ -21,6 +22,7 @@ from segdiff_jax.data import prepare
 from segdiff_jax.data.builders.isic import isic_dataset_builder
 from segdiff_jax.data.groups import Groups
 from segdiff_jax.data.prepare import Rules, load_source, load_training_source
+from segdiff_jax.data.splits import fold_of, hashed_split, holds_out
 from segdiff_jax.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -317,18 +319,16 @@ def load_fold(root, fold, folds=3, split="validation", pattern=""):
 
 
 def test_every_training_image_is_held_out_in_one_fold(tmp_path):
-    """The hash is that of the usual split: its validation images are fold 0 of 10."""
     ids = [f"ISIC_{i:07d}" for i in range(40) if i != 3]
     write_2016(tmp_path / "archives", ids)
     held = [load_fold(tmp_path, fold) for fold in range(3)]
     assert sorted(id for of_fold in held for id in of_fold) == ids
-    assert min(map(len, held)) >= 8
+    assert [len(of_fold) for of_fold in held] == [13, 7, 19]
     for fold, of_fold in enumerate(held):
         trained = load_fold(tmp_path, fold, split="train")
         assert sorted(trained + of_fold) == ids
         assert load_fold(tmp_path, fold, split="test") == ["ISIC_0000003"]
     usual = ISIC_2016("validation", tmp_path / "data")
-    assert load_fold(tmp_path, 0, 10) == [record["id"].decode() for record in usual]
     opened = [
         ISIC_2016(split, tmp_path / "data", rules=Rules(folds=3, fold=fold))
         for fold in (0, 1)
@@ -338,13 +338,42 @@ def test_every_training_image_is_held_out_in_one_fold(tmp_path):
     assert len({records.members for records in opened}) == 4
 
 
-def test_images_of_a_group_share_a_fold(tmp_path):
+def test_folds_are_equal_where_the_same_hash_has_made_a_test_split():
+    ids = [f"IMD{i:03d}" for i in range(2000)]
+    kept = [id for id in ids if hashed_split(id) != "test"]
+    counts = collections.Counter(fold_of(id, 10) for id in kept)
+    assert sorted(counts) == list(range(10))
+    assert min(counts.values()) > 120 and max(counts.values()) < 200  # 160 each, on average.
+
+
+def test_images_of_a_group_and_copies_share_a_fold(tmp_path, capsys):
     ids = [f"ISIC_{i:07d}" for i in range(10, 60)]
     write_2016(tmp_path / "archives", ids)
+    archive = tmp_path / f"archives/{ARCHIVES[0]}.zip"
+    with zipfile.ZipFile(archive) as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    with zipfile.ZipFile(archive, "w") as file:  # Those of 58 and 59 are copies of 57's.
+        for name, content in contents.items():
+            copy = contents[f"{ARCHIVES[0]}/ISIC_0000057.jpg"]
+            file.writestr(name, copy if name[-5] in "89" and "005" in name else content)
+    held = [load_fold(tmp_path, fold, 2) for fold in range(2)]
+    assert sorted(held[0] + held[1]) == ids
+    last = {fold_of(id, 2) for id in ids[-3:]}
+    assert len(last) == 2  # Alone, they would be in two folds.
+    assert sum(bool({*ids[-3:]} & {*of_fold}) for of_fold in held) == 1
     held = [load_fold(tmp_path, fold, 2, pattern="ISIC_(......)") for fold in range(2)]
     assert sorted(held[0] + held[1]) == ids
     tens = [{id[:-1] for id in of_fold} for of_fold in held]
     assert tens[0] and tens[1] and not tens[0] & tens[1]
+    capsys.readouterr()
+    # A build of an older version does not say which images belong together.
+    path = tmp_path / "data/isic/2016/1.0.0/metadata.json"
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in metadata.items() if k != "joined"}))
+    ISIC_2016("train", tmp_path / "data", rules=Rules(Groups(pattern="ISIC_(......)")))
+    assert "building again" not in capsys.readouterr().out
+    assert load_fold(tmp_path, 1, 2, pattern="ISIC_(......)") == held[1]
+    assert "by an older version: building again" in capsys.readouterr().out
 
 
 def test_a_fold_without_images_and_a_part_of_a_fold_are_refused(tmp_path):
@@ -353,8 +382,10 @@ def test_a_fold_without_images_and_a_part_of_a_fold_are_refused(tmp_path):
     message = "data.folds=3, data.fold=0: no image of isic/2016/1.0.0 is in the validation split"
     with pytest.raises(UserError, match=message):
         load_fold(tmp_path, 0)
-    with pytest.raises(UserError, match="split 'train.50%:.': with data.folds, give 'train' or"):
-        load_fold(tmp_path, 0, split="train[50%:]")
+    for split in ("train[50%:]", "all", "test+validation"):
+        with pytest.raises(UserError, match=r"split '.*': with data.folds, give 'train' or 'vali"):
+            load_fold(tmp_path, 1, split=split)
+    assert not holds_out("official_validation") and not holds_out("test[:2]")
 
 
 def test_extra_images_leave_out_the_fold(tmp_path):

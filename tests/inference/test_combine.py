@@ -123,18 +123,18 @@ def test_standard_deviation():
     np.testing.assert_array_equal(combine.standard_deviation(SPLIT[:1]), [[0]])
 
 
-def test_the_largest_object_stays_and_its_holes_are_filled():
-    """A ring of 8 pixels with a hole; a speck; a larger object that touches it at a corner."""
+def test_the_largest_component_stays_and_its_holes_are_filled():
+    """A ring of 8 pixels with a hole; a speck; 3 pixels that touch at a corner."""
     drawn = ["###...", "#.#..#", "###...", "...###"]
     mask = np.array([[c == "#" for c in row] for row in drawn])
     kept = ["###...", "###...", "###...", "......"]
     samples = np.where(mask, 1.0, -1.0).astype(np.float32)[None, ..., None]
-    found, plain = combine.segment(samples, only_one=True), combine.segment(samples)
+    found, plain = combine.segment(samples, largest_component=True), combine.segment(samples)
     assert ["".join(".#"[x] for x in row) for row in found.labels] == kept
     assert found.labels.dtype == np.uint8
     np.testing.assert_array_equal(plain.labels, mask)
     np.testing.assert_array_equal(found.probabilities, plain.probabilities)
-    assert not combine.one_object(np.zeros((2, 3), bool)).any()
+    assert not combine.keep_largest_component(np.zeros((2, 3), bool)).any()
 
 
 def test_a_segmentation_is_what_users_see():

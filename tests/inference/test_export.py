@@ -198,7 +198,8 @@ def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
         options = {"env": environment, "capture_output": True, "text": True}
         return subprocess.run(command, cwd=ROOT if command[1] == "-m" else tmp_path, **options)
 
-    more = "--config.sampler.threshold=0.5", "--config.sampler.temperature=2.0"
+    fields = {"threshold": 0.5, "temperature": 2.0, "largest_component": True}
+    more = [f"--config.sampler.{name}={value}" for name, value in fields.items()]
     made = run("-m", "segdiff_jax.inference.export", f"--workdir={workdir}", f"--out={file}", *more)
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[-1].startswith(f"{file}, 0.")
@@ -209,7 +210,7 @@ def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
     used = run("-c", code, EXAMPLE, file, photos / "a b.png", "mask.png")
     assert used.returncode == 0, used.stderr
 
-    trained = load(workdir, threshold=0.5, temperature=2.0)
+    trained = load(workdir, **fields)
     example = NativeExamples(FolderSource(str(photos)), trained)[0]
     samples = trained.sample(example["input"][None].repeat(4, 0), IDS)
     found = trained.segment(samples[:, 0], (40, 48))
@@ -226,11 +227,12 @@ def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
     assert facts.items() <= settings.items() and str(tmp_path) not in str(settings)
 
 
-def test_the_example_is_short_and_needs_jax_numpy_and_pillow_alone():
+def test_the_example_is_short_and_needs_little():
+    """Jax itself needs numpy and scipy."""
     lines = EXAMPLE.read_text().splitlines()
-    assert len(lines) <= 30
+    assert len(lines) <= 35
     imported = {line.split()[1] for line in lines if line.startswith(("import", "from"))}
-    assert imported - set(sys.stdlib_module_names) == {"jax", "numpy", "PIL"}
+    assert imported - set(sys.stdlib_module_names) == {"jax", "numpy", "scipy", "PIL"}
 
 
 def test_what_cannot_be_exported_is_named(noisy, monkeypatch, tmp_path):

@@ -15,18 +15,18 @@ from safetensors.numpy import save_file
 
 from segdiff_jax.config import default_config
 from segdiff_jax.data.normalise import normalise_image
-from segdiff_jax.methods import make_method
+from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.interface import make_draw, sample_masks
-from segdiff_jax.models import cpu_gradients, pretrained, with_pretrained
+from segdiff_jax.models import cpu_gradients, efficientnet, pretrained, with_pretrained
 from segdiff_jax.models.convolution import depthwise_conv
 from segdiff_jax.models.efficientnet import (
     VARIANTS,
     Block,
     EfficientNetLite,
     Stage,
+    block_factors,
     blocks_of,
-    kept_blocks,
 )
 from segdiff_jax.models.pretrained import PACKAGES, encoder_params, from_names, read_torch
 from segdiff_jax.models.segdiff import SegDiff
@@ -242,13 +242,15 @@ def test_frozen_blocks_have_no_gradient():
 def test_blocks_are_skipped_by_each_images_key():
     """The last of 4 blocks is skipped for 0.8 of the images, the others for 0.2, 0.4 and 0.6."""
     keys = jax.random.split(jax.random.key(0), 4000)
-    kept = np.asarray(kept_blocks(keys, 0.8, 4))
-    assert kept.shape == (4, 4000)
-    np.testing.assert_allclose((kept == 0).mean(axis=1), [0.2, 0.4, 0.6, 0.8], atol=0.03)
-    np.testing.assert_allclose(kept.mean(axis=1), 1, atol=0.08)
-    assert [float(of.max()) for of in kept] == pytest.approx([1 / 0.8, 1 / 0.6, 1 / 0.4, 1 / 0.2])
-    np.testing.assert_array_equal(kept_blocks(keys[5:7], 0.8, 4), kept[:, 5:7])
-    assert kept_blocks(None, 0.8, 2) == kept_blocks(keys, 0.0, 2) == [None, None]
+    factors = np.asarray(block_factors(keys, 0.8, 4))
+    assert factors.shape == (4, 4000)
+    np.testing.assert_allclose((factors == 0).mean(axis=1), [0.2, 0.4, 0.6, 0.8], atol=0.03)
+    np.testing.assert_allclose(factors.mean(axis=1), 1, atol=0.08)
+    assert [float(of.max()) for of in factors] == pytest.approx(
+        [1 / 0.8, 1 / 0.6, 1 / 0.4, 1 / 0.2]
+    )
+    np.testing.assert_array_equal(block_factors(keys[5:7], 0.8, 4), factors[:, 5:7])
+    assert block_factors(None, 0.8, 2) == block_factors(keys, 0.0, 2) == [None, None]
 
 
 def test_a_skipped_block_leaves_its_input():
@@ -294,6 +296,29 @@ def test_blocks_are_skipped_in_training_alone(name):
         {"params": {}}, jax.tree.map(lambda x: x[2:], batch), keys[2:]
     )
     np.testing.assert_allclose(alone.terms["bce"], losses[0.5][2:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["segdiff", "unet"])
+def test_the_encoder_gets_the_keys_in_training_alone(name, monkeypatch):
+    """Nothing is computed: only shapes."""
+    seen = []
+    factors = lambda keys, rate, number: seen.append((keys is None, rate)) or [None] * number
+    monkeypatch.setattr(efficientnet, "block_factors", factors)
+    config = default_config(name)
+    config.data.image_size = 32
+    config.model.update(image_encoder=VARIANT, stochastic_depth=0.2)
+    if name == "segdiff":
+        config.model.update(norm_groups=0, channel_mult=(1, 1), attention_resolutions=())
+    method = make_method(config)
+    variables = variables_like(method)
+    batch = {"image": jnp.zeros((2, 32, 32, 3)), "mask": jnp.ones((2, 32, 32, 1))}
+    keys = jax.random.split(jax.random.key(0), (2, 3))
+    seen.clear()
+    jax.eval_shape(method.losses, variables, batch, keys)
+    assert seen == [(False, 0.2)]
+    seen.clear()
+    jax.eval_shape(method.encode, variables, jnp.zeros((2, 32, 32, 3), jnp.uint8))
+    assert seen == [(True, 0.2)]
 
 
 def shapes_of(fields, size=64):

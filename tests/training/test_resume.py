@@ -146,6 +146,17 @@ def test_parameters_are_those_of_the_same_network(checkpoints, tmp_path, capsys)
         check_same_network(config)
 
 
+def test_parameters_that_have_seen_the_fold_are_refused(checkpoints, tmp_path):
+    save(checkpoints, settings_of())
+    config = config_of()
+    config.train.init_from = str(tmp_path)
+    config.data.folds, config.data.fold = 5, 2
+    with pytest.raises(UserError, match="was trained on images of fold 2 of 5, which scores this"):
+        check_same_network(config)
+    config.data.dataset = "ph2"  # Other images.
+    check_same_network(config)
+
+
 def test_the_best_score_is_of_the_same_validation(checkpoints):
     assert best_score(checkpoints, config_of()) is None
     save(checkpoints, settings_of(), validation_iou=0.5)

@@ -24,6 +24,7 @@ class Builder(pairs.PairsBuilder):
 
     HOMEPAGE = "https://www.cityscapes-dataset.com"
     IMAGE_FORMAT = "png"
+    FOLDS = False  # Objects of one photo.
     BUILDER_CONFIGS: ClassVar = [
         *(tfds.core.BuilderConfig(name=label) for label in CLASSES),
         *(tfds.core.BuilderConfig(name=f"{label}_expanded") for label in CLASSES),

@@ -34,6 +34,7 @@ class PlainSet(NamedTuple):
     # What reads a mask, (encoded bytes, name) -> [H, W]; pixels above 0 are foreground.
     decode: Callable[[bytes, str], np.ndarray] = functools.partial(decode_labels, any_value=True)
     test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
+    folds: bool = True  # Images may be split at random.
     outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
 
 
@@ -62,6 +63,7 @@ SETS = {
         masks="Ground Truth",
         split=_by_frame,
         decode=decode_blurred_mask,
+        folds=False,
         outside="not the number of a frame, 1 to 612",
     ),
     "kvasir_seg": PlainSet(
@@ -117,6 +119,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
         name = dataset
         pkg_dir_path = folder if folder.is_dir() else folder.parent  # Where README.md lies.
         HOMEPAGE = plain.homepage
+        FOLDS = plain.folds
         MANUAL_DOWNLOAD_INSTRUCTIONS = plain.instructions
 
         def _find(self, manual_dir: Path) -> Path | None:
