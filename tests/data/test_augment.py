@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from segdiff_jax.config import check, default_config
 from segdiff_jax.data import augment as module
@@ -320,3 +321,14 @@ def test_right_angles_need_square_images():
     image, mask = np.zeros((1, 8, 16, 3), np.uint8), np.zeros((1, 8, 16, 1), np.uint8)
     with pytest.raises(ValueError, match=r"augment\.right_angles needs square images"):
         jax.eval_shape(of(DEFAULT), keys()[:1], image, mask)
+
+
+def test_bilinear_reads_between_pixels_and_repeats_the_border():
+    rng = np.random.default_rng(0)
+    image = rng.random((6, 9, 4), np.float32)
+    y, x = rng.uniform(-2, 8, (5, 7)), rng.uniform(-2, 11, (5, 7))
+    y[0, 0], x[0, 0] = 5, 8  # The last pixel itself.
+    found = jax.jit(module._bilinear)(image, np.float32(y), np.float32(x))
+    for k in range(4):
+        expected = ndimage.map_coordinates(image[..., k], [y, x], order=1, mode="nearest")
+        np.testing.assert_allclose(found[..., k], expected, atol=1e-5)
