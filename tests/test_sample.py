@@ -240,6 +240,9 @@ def test_folds_that_do_not_fit_the_split_are_refused(folds, tmp_path):
     changed["fields"] = {1: {"seed": 5, "train.learning_rate": 0.5}}
     with pytest.raises(UserError, match=r"the model of fold 1 differs from the first in train.le"):
         run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
+    changed["fields"] = {2: {"data.dir": "/elsewhere", "data.group_pattern": "x"}}
+    with pytest.raises(UserError, match=r"of fold 2 differs from the first in data.group_pattern$"):
+        run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
     changed.clear()
     changed["trained_on"] = "others"
     with pytest.raises(UserError, match="the images of fold 0 have changed since its model was"):

@@ -20,13 +20,12 @@ from segdiff_jax.data.splits import holds_out
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.schema import PATHS
 
 OUT_OF_FOLD = "out_of_fold"  # a name of a split: each model segments the fold it was not trained on
 # Fields in which the models of folds may differ.
 OF_ONE_FOLD = (
-    *("seed", "data.fold", "data.num_threads", *PATHS),
-    *("train.trackers", "train.log_every", "train.checkpoint_every"),
+    *("seed", "data.fold", "data.num_threads", "data.dir", "data.manual_dir"),
+    *("train.init_from", "train.trackers", "train.log_every", "train.checkpoint_every"),
     *("sampler.max_batch", "sampler.max_memory"),
 )
 
@@ -88,7 +87,8 @@ def _check_folds(
         )
     for model in models:
         fold, config = model.config.data.fold, model.config
-        if other := changes(models[0].config, config).keys() - {*OF_ONE_FOLD}:
+        may_differ = {*OF_ONE_FOLD, *(places or ())}
+        if other := changes(models[0].config, config).keys() - may_differ:
             raise UserError(
                 f"the model of fold {fold} differs from the first in {', '.join(sorted(other))}"
             )
