@@ -9,7 +9,6 @@ training resumes, so it can be stopped at any time. Options that are not listed 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +35,7 @@ from tools.comparison import (
     Comparison,
     Row,
 )
-from tools.runs import cell, table
+from tools.runs import cell, check_side_by_side, table
 
 SCORES = {
     "iou": "IoU",
@@ -188,8 +187,7 @@ def main() -> None:
     )
     options, flags = parser.parse_known_args()
     results = options.results
-    if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
-        parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
+    check_side_by_side(parser, options.side_by_side)
     keep_compiled_programs()
     out = options.out or absolute(f"runs/compare_{options.recipe}")
     comparison = Comparison(out, options.seeds, options.recipe)

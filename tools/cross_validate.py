@@ -10,7 +10,6 @@ train.py's.
 """
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import numpy as np
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.runtime.files import absolute
 from segdiff_jax.schema import OF_SPLITS
-from tools.runs import Run, Training, ious_of, train_side_by_side
+from tools.runs import Run, Training, check_side_by_side, ious_of, train_side_by_side
 
 SCORES = "samples_out_of_fold"  # the folder in --out that sample.py writes to
 
@@ -51,8 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=absolute, help="folder of the runs; runs/folds_CONFIG")
     parser.add_argument("--against", type=absolute, help="--out of another cross-validation")
     options, flags = parser.parse_known_args()
-    if not 1 <= options.side_by_side <= len(os.sched_getaffinity(0)):
-        parser.error(f"--side_by_side={options.side_by_side}: at least 1, at most a core each")
+    check_side_by_side(parser, options.side_by_side)
     if options.folds < 2:
         parser.error(f"--folds={options.folds}: at least 2")
     if options.minutes is not None and options.minutes <= 0:

@@ -1,5 +1,6 @@
 """What the other tools share: a training with its scores, and tables."""
 
+import argparse
 import csv
 import json
 import os
@@ -77,6 +78,12 @@ class Run:
             print("+", *command, file=log, flush=True)
             command = [*prefix, sys.executable, *command]
             subprocess.run(command, check=True, stdout=log, stderr=log)
+
+
+def check_side_by_side(parser: argparse.ArgumentParser, number: int) -> None:
+    """Ends the command if there are not so many cores, or `number` is below 1."""
+    if not 1 <= number <= len(os.sched_getaffinity(0)):
+        parser.error(f"--side_by_side={number}: at least 1, at most a core each")
 
 
 class Training(NamedTuple):

@@ -77,8 +77,8 @@ def load_source(
     images and masks of "paired_folder". The data set is built if there is no build, or if the build
     was made of other files. A record is {id: bytes, image: bytes, mask: bytes, height: int, width:
     int}; image and mask are encoded, as in their original files or as PNG. With folds, "validation"
-    is the fold, and "train" all other images of the two. A UserError
-    says that there is no such data set, split or folder, or that the data is faulty.
+    is the fold, and "train" all other images of the two. A UserError says that there is no such
+    data set, split or folder, or that the data is faulty.
     """
     return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split, rules)
 
@@ -108,7 +108,8 @@ def load_training_source(
             "it: do not report scores on it",
             flush=True,
         )
-    keys = {split: _keys(_read(builder, split, rules)) for split in builder.info.splits}
+    read = lambda split: source if split == "train" else _read(builder, split, rules)
+    keys = {split: _keys(read(split)) for split in builder.info.splits}
     known = {key for of_split in keys.values() for pair in of_split for key in pair}
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
     held = {*groups_of(ids, rules.groups).values()}
@@ -128,8 +129,8 @@ def load_training_source(
         parts += [more.fingerprint, new]
         added += [more_keys[i] for i in new]
     members = fingerprint(added) if source.members else ""
-    extra = len(records) - len(source)
-    return Records(records, fingerprint(tuple(parts)), members, source.statistics, extra)
+    number = len(records) - len(source)
+    return Records(records, fingerprint(tuple(parts)), members, source.statistics, number)
 
 
 def _keys(records: Records) -> list[tuple[str, str]]:

@@ -171,6 +171,7 @@ def segment(
     largest_component: bool = False,
 ) -> Segmentation:
     """The prediction of one image's samples; the options are of `config.sampler`.
+
     `largest_component` changes the labels alone, see `keep_largest_component`.
 
     IoU and Dice gain from a threshold under 0.5: half of the largest Dice that the probabilities

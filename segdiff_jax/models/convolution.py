@@ -29,19 +29,23 @@ def upsample_conv(x: Array, kernel: Array) -> Array:
 
 def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     """f[B, H, W, C], f[k, k, 1, C] -> f[B, H', W', C]: each channel alone, padding "SAME"."""
-
-    def plain(x, kernel):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            "SAME",
-            dimension_numbers=cpu_gradients.NUMBERS,
-            feature_group_count=x.shape[-1],
-        )
-
-    fast = functools.partial(cpu_gradients.depthwise_conv, stride=stride)
+    fast, plain = (
+        functools.partial(conv, stride=stride)
+        for conv in (cpu_gradients.depthwise_conv, plain_depthwise_conv)
+    )
     return cpu_gradients.on_cpu(fast)(plain)(x, kernel)
+
+
+def plain_depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
+    """The same as XLA computes it."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        "SAME",
+        dimension_numbers=cpu_gradients.NUMBERS,
+        feature_group_count=x.shape[-1],
+    )
 
 
 class UpsampleConv(nn.Module):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax import lax
 from safetensors.numpy import save_file
 
 from segdiff_jax.config import default_config
@@ -18,8 +17,8 @@ from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.methods.diffusion import Diffusion
 from segdiff_jax.methods.interface import make_draw, sample_masks
-from segdiff_jax.models import cpu_gradients, efficientnet, pretrained, with_pretrained
-from segdiff_jax.models.convolution import depthwise_conv
+from segdiff_jax.models import efficientnet, pretrained, with_pretrained
+from segdiff_jax.models.convolution import depthwise_conv, plain_depthwise_conv
 from segdiff_jax.models.efficientnet import (
     VARIANTS,
     Block,
@@ -34,17 +33,6 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.optimizer import make_optimizer
 
 VARIANT = "efficientnet_lite0"
-
-
-def native(x, kernel, stride):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        "SAME",
-        dimension_numbers=cpu_gradients.NUMBERS,
-        feature_group_count=x.shape[-1],
-    )
 
 
 @pytest.mark.parametrize(
@@ -63,7 +51,7 @@ def test_channels_are_filtered_alone_and_the_gradients_are_exact(size, kernel, s
     x = rng.standard_normal((2, *size, 3)).astype(np.float32)
     weights = rng.standard_normal((kernel, kernel, 1, 3)).astype(np.float32)
     results = []
-    for conv in (depthwise_conv, native):
+    for conv in (depthwise_conv, plain_depthwise_conv):
         y, vjp = jax.vjp(lambda *arrays, conv=conv: conv(*arrays, stride), x, weights)
         results.append((y, *vjp(jnp.sin(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))))
     for ours, expected in zip(*results, strict=True):
