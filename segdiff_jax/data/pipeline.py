@@ -67,10 +67,10 @@ class ResizedSource:
 
         `colour_constancy` is applied to resized images. The file lies in `resized` of `data_dir`,
         the folder of built data sets; there is none if that is None or the records have no
-        `fingerprint`, see `prepare.Records`.
+        `fingerprint`, see `records.Records`.
         """
         self._correct = COLOUR_CONSTANCY[colour_constancy]
-        self.members = getattr(records, "members", "")  # Of `prepare.Records`, as `extra`.
+        self.members = getattr(records, "members", "")  # Of `records.Records`, as `extra`.
         self.extra = getattr(records, "extra", 0)
         self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))

@@ -1,17 +1,14 @@
 """Builds a data set if it is not there yet, and opens a split of it."""
 
-import dataclasses
 import functools
 import importlib
 import pkgutil
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from segdiff_jax.data import builders
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, builder_of
@@ -19,40 +16,10 @@ from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.groups import NO_GROUPS, Groups, groups_of
 from segdiff_jax.data.pairs import PairsBuilder
+from segdiff_jax.data.records import NO_RULES, Records, Rules, metadata_of, read_split
 from segdiff_jax.data.sources import digest, fingerprint
-from segdiff_jax.data.splits import fold_of, holds_out
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import locked
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class Records(Sequence):
-    """The records of one or several sources as one sequence."""
-
-    records: list[tuple[Sequence[dict], int]]  # Source and place of each.
-    fingerprint: str  # It differs if the records differ.
-    members: str  # It differs if other images are in it; "" if a build does not say which.
-    statistics: Any  # `Statistics.summary` or None.
-    extra: int = 0  # Number of records, the last ones, that are of extra data sets.
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict:
-        source, i = self.records[index]
-        return source[i]
-
-
-class Rules(NamedTuple):
-    """How images are split, and whether a split without any foreground is taken."""
-
-    groups: Groups = NO_GROUPS
-    empty_splits: bool = False
-    folds: int = 0  # See `data.folds`.
-    fold: int = 0
-
-
-NO_RULES = Rules()
 
 
 def where(data: ConfigDict) -> tuple[str, str, Folder, Rules]:
@@ -80,7 +47,8 @@ def load_source(
     is the fold, and "train" all other images of the two. A UserError says that there is no such
     data set, split or folder, or that the data is faulty.
     """
-    return _read(_open("data.dataset", dataset, data_dir, manual_dir, folder, rules), split, rules)
+    builder = _open("data.dataset", dataset, data_dir, manual_dir, folder, rules)
+    return read_split(builder, split, rules)
 
 
 def load_training_source(
@@ -99,7 +67,7 @@ def load_training_source(
     arguments, names and errors see `load_source`.
     """
     builder = _open("data.dataset", dataset, data_dir, manual_dir, folder, rules)
-    source = _read(builder, "train", rules)
+    source = read_split(builder, "train", rules)
     if not extra:
         return source
     if "test" not in builder.info.splits:
@@ -108,7 +76,7 @@ def load_training_source(
             "it: do not report scores on it",
             flush=True,
         )
-    read = lambda split: source if split == "train" else _read(builder, split, rules)
+    read = lambda split: source if split == "train" else read_split(builder, split, rules)
     keys = {split: _keys(read(split)) for split in builder.info.splits}
     known = {key for of_split in keys.values() for pair in of_split for key in pair}
     ids = [id for split, of_split in keys.items() if split != "train" for id, _ in of_split]
@@ -117,7 +85,7 @@ def load_training_source(
     added, without_groups = [source.members], rules._replace(groups=NO_GROUPS, folds=0)
     for name in extra:
         opened = _open("data.extra_datasets", name, data_dir, manual_dir, folder, without_groups)
-        more = _read(opened, "train+validation")
+        more = read_split(opened, "train+validation")
         new, more_keys = [], _keys(more)
         group_of = groups_of([id for id, _ in more_keys], rules.groups)
         for i, (id, image) in enumerate(more_keys):
@@ -190,7 +158,7 @@ def _open(
             _say_once(note)
     if not _is_current(builder, manual_dir, rules):
         builder = _build(make, manual_dir, rules)
-    empty = _metadata(builder).get("statistics", {}).get("empty_splits")
+    empty = metadata_of(builder).get("statistics", {}).get("empty_splits")
     if empty and not rules.empty_splits:
         raise UserError(
             f"{builder.info.full_name}: no mask of {' and '.join(empty)} has any foreground: check "
@@ -202,10 +170,6 @@ def _open(
 @functools.cache
 def _say_once(line: str) -> None:
     print(line, flush=True)
-
-
-def _metadata(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-    return builder.info.metadata or {}
 
 
 def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
@@ -220,56 +184,13 @@ def _builder_class(dataset: str, field: str) -> type[tfds.core.DatasetBuilder]:
     return importlib.import_module(f"{builders.__name__}.{name}.{name}_dataset_builder").Builder
 
 
-def _read(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_RULES) -> Records:
-    if rules.folds:
-        return _read_fold(builder, split, rules)
-    skip = tfds.decode.SkipDecoding()
-    try:
-        source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
-    except (ValueError, AssertionError) as error:  # TFDS: there is no such split or slice.
-        raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
-    stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    metadata, records = _metadata(builder), [(source, i) for i in range(len(source))]
-    members = metadata.get("members", {}).get(split, "")
-    name = fingerprint((builder.info.full_name, split, files))
-    return Records(records, name, members, metadata.get("statistics"))
-
-
-def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> Records:
-    """A split of which the images of training and validation are cut into folds anew."""
-    if split not in ("train", "validation"):
-        if holds_out(split):
-            raise UserError(f"split {split!r}: with data.folds, give 'train' or 'validation'")
-        return _read(builder, split)
-    both, joined = _read(builder, "train+validation"), _metadata(builder).get("joined", {})
-    ids = [record["id"].decode() for record in tqdm(both, "reading ids", leave=False)]
-    held = split == "validation"
-    chosen = [
-        i
-        for i, id in enumerate(ids)
-        if (fold_of(joined.get(id, id), rules.folds) == rules.fold) == held
-    ]
-    if not chosen:
-        raise UserError(
-            f"data.folds={rules.folds}, data.fold={rules.fold}: no image of "
-            f"{builder.info.full_name} is in the {split} split: choose fewer folds"
-        )
-    return Records(
-        [both.records[i] for i in chosen],
-        fingerprint((both.fingerprint, split, rules.folds, rules.fold)),
-        fingerprint(sorted(ids[i] for i in chosen)),
-        both.statistics,
-    )
-
-
 def _is_current(builder: tfds.core.DatasetBuilder, manual_dir: str, rules: Rules) -> bool:
     """Whether there is a build for these rules, and manual_dir holds its files, or none."""
     if not builder.info.initialized:  # No build was there when the builder was made.
         return False
     if not isinstance(builder, PairsBuilder):
         return True
-    metadata, groups = _metadata(builder), rules.groups
+    metadata, groups = metadata_of(builder), rules.groups
     if metadata.get("format", 1) != builder.FORMAT:
         return False
     if rules.folds and "joined" not in metadata:

@@ -15,7 +15,8 @@ from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
 from segdiff_jax.data.pipeline import record_id, resize_image
-from segdiff_jax.data.prepare import Records, load_source, load_training_source, where
+from segdiff_jax.data.prepare import load_source, load_training_source, where
+from segdiff_jax.data.records import Records
 from segdiff_jax.data.splits import holds_out
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model

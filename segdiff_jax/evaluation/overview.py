@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from segdiff_jax.data.classes import TWO, Classes
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.data.pipeline import record_id, size_within
-from segdiff_jax.data.prepare import Records
+from segdiff_jax.data.records import Records
 from segdiff_jax.data.statistics import format_statistics
 from segdiff_jax.evaluation.outputs import TRUTH_COLOUR, class_colour, draw_contours, encode_image
 from segdiff_jax.runtime.files import write_file

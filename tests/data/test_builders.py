@@ -20,7 +20,8 @@ from segdiff_jax.data.builders.cityscapes_instances import (
     cityscapes_instances_dataset_builder as cityscapes,
 )
 from segdiff_jax.data.builders.image_and_mask.sets import SETS, PlainSet, builder_of
-from segdiff_jax.data.prepare import Rules, load_source
+from segdiff_jax.data.prepare import load_source
+from segdiff_jax.data.records import Rules
 from segdiff_jax.data.splits import hashed_split, hold_out
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples

@@ -13,7 +13,8 @@ from PIL import Image
 from segdiff_jax.data.builders.paired_folder.paired_folder_dataset_builder import Builder
 from segdiff_jax.data.folder import Folder
 from segdiff_jax.data.groups import Groups
-from segdiff_jax.data.prepare import Rules, load_source, where
+from segdiff_jax.data.prepare import load_source, where
+from segdiff_jax.data.records import Rules
 from segdiff_jax.data.splits import hold_out, is_validation
 from segdiff_jax.data.statistics import Statistics, format_statistics
 from segdiff_jax.evaluation.evaluate import evaluate

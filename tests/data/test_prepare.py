@@ -21,7 +21,8 @@ from PIL import Image
 from segdiff_jax.data import prepare
 from segdiff_jax.data.builders.isic import isic_dataset_builder
 from segdiff_jax.data.groups import Groups
-from segdiff_jax.data.prepare import Rules, load_source, load_training_source
+from segdiff_jax.data.prepare import load_source, load_training_source
+from segdiff_jax.data.records import Rules
 from segdiff_jax.data.splits import fold_of, hashed_split, holds_out
 from segdiff_jax.runtime.errors import UserError
 

@@ -1,0 +1,93 @@
+"""The records of a built data set: of a split, or of a fold of its training images."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from segdiff_jax.data.groups import NO_GROUPS, Groups
+from segdiff_jax.data.sources import fingerprint
+from segdiff_jax.data.splits import fold_of, holds_out
+from segdiff_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Records(Sequence):
+    """The records of one or several sources as one sequence."""
+
+    records: list[tuple[Sequence[dict], int]]  # Source and place of each.
+    fingerprint: str  # It differs if the records differ.
+    members: str  # It differs if other images are in it; "" if a build does not say which.
+    statistics: Any  # `Statistics.summary` or None.
+    extra: int = 0  # Number of records, the last ones, that are of extra data sets.
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        source, i = self.records[index]
+        return source[i]
+
+
+class Rules(NamedTuple):
+    """How images are split, and whether a split without any foreground is taken."""
+
+    groups: Groups = NO_GROUPS
+    empty_splits: bool = False
+    folds: int = 0  # See `data.folds`.
+    fold: int = 0
+
+
+NO_RULES = Rules()
+
+
+def metadata_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """What a build says of itself, see `PairsBuilder`; {} if it says nothing."""
+    return builder.info.metadata or {}
+
+
+def read_split(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_RULES) -> Records:
+    """A split of a built data set; names and errors as of `prepare.load_source`."""
+    if rules.folds:
+        return _read_fold(builder, split, rules)
+    skip = tfds.decode.SkipDecoding()
+    try:
+        source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+    except (ValueError, AssertionError) as error:  # TFDS: there is no such split or slice.
+        raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
+    stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    metadata, records = metadata_of(builder), [(source, i) for i in range(len(source))]
+    members = metadata.get("members", {}).get(split, "")
+    name = fingerprint((builder.info.full_name, split, files))
+    return Records(records, name, members, metadata.get("statistics"))
+
+
+def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> Records:
+    """A split of which the images of training and validation are cut into folds anew."""
+    if split not in ("train", "validation"):
+        if holds_out(split):
+            raise UserError(f"split {split!r}: with data.folds, give 'train' or 'validation'")
+        return read_split(builder, split)
+    both, joined = read_split(builder, "train+validation"), metadata_of(builder).get("joined", {})
+    ids = [record["id"].decode() for record in tqdm(both, "reading ids", leave=False)]
+    held = split == "validation"
+    chosen = [
+        i
+        for i, id in enumerate(ids)
+        if (fold_of(joined.get(id, id), rules.folds) == rules.fold) == held
+    ]
+    if not chosen:
+        raise UserError(
+            f"data.folds={rules.folds}, data.fold={rules.fold}: no image of "
+            f"{builder.info.full_name} is in the {split} split: choose fewer folds"
+        )
+    return Records(
+        [both.records[i] for i in chosen],
+        fingerprint((both.fingerprint, split, rules.folds, rules.fold)),
+        fingerprint(sorted(ids[i] for i in chosen)),
+        both.statistics,
+    )
