@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from segdiff_jax.config import check, default_config
+from segdiff_jax.check import check
+from segdiff_jax.config import default_config
 from segdiff_jax.inference.combine import segment
 from segdiff_jax.inference.driver import Driver, image_names, sample_keys
 from segdiff_jax.inference.windows import Windows

@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from segdiff_jax import schema
+from segdiff_jax.check import check
 from segdiff_jax.config import (
     VERSION,
     changes,
-    check,
     complete,
     default_config,
     parse_fields,

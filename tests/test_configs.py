@@ -7,7 +7,8 @@ import re
 import jax
 import pytest
 
-from segdiff_jax.config import check, complete
+from segdiff_jax.check import check
+from segdiff_jax.config import complete
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.schema import MODELS
 from segdiff_jax.training.loop import train

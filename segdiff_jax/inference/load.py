@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import check, saved_config, set_fields, with_absolute_paths
+from segdiff_jax.check import check
+from segdiff_jax.config import saved_config, set_fields, with_absolute_paths
 from segdiff_jax.data.classes import Classes, classes_of
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.pipeline import padded_batches, resize_image

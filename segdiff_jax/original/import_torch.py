@@ -12,7 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import VERSION, check, default_config, set_fields
+from segdiff_jax.check import check
+from segdiff_jax.config import VERSION, default_config, set_fields
 from segdiff_jax.diffusion.schedule import space_timesteps
 from segdiff_jax.original.weights import COLOURS, StateDict, config_from_torch, params_from_torch
 from segdiff_jax.runtime.checkpoint import Checkpoints

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from segdiff_jax.config import VERSION, check, with_absolute_paths
+from segdiff_jax.check import check
+from segdiff_jax.config import VERSION, with_absolute_paths
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from segdiff_jax.config import check, default_config
+from segdiff_jax.check import check
+from segdiff_jax.config import default_config
 from segdiff_jax.data import augment as module
 from segdiff_jax.data.artefacts import ARTEFACTS, Artefact
 from segdiff_jax.runtime.errors import UserError

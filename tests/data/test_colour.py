@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from segdiff_jax.config import check, default_config
+from segdiff_jax.check import check
+from segdiff_jax.config import default_config
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
 from segdiff_jax.data.colour import COLOUR_CONSTANCY, shades_of_gray
 from segdiff_jax.runtime.errors import UserError

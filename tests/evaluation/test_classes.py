@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import special
 from sklearn.metrics import jaccard_score
 
-from segdiff_jax.config import check
+from segdiff_jax.check import check
 from segdiff_jax.data import pipeline
 from segdiff_jax.data.classes import most_likely
 from segdiff_jax.data.decode import decode_labels

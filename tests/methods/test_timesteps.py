@@ -10,7 +10,8 @@ import optax
 import pytest
 from flax import linen as nn
 
-from segdiff_jax.config import check, default_config
+from segdiff_jax.check import check
+from segdiff_jax.config import default_config
 from segdiff_jax.data.augment import augment
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule

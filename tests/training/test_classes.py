@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from segdiff_jax.config import check, default_config
+from segdiff_jax.check import check
+from segdiff_jax.config import default_config
 from segdiff_jax.diffusion.process import Process, make_process
 from segdiff_jax.diffusion.schedule import make_schedule
 from segdiff_jax.methods import make_method, variables_like
