@@ -6,7 +6,8 @@ MODEL is segdiff, medsegdiff, unet or medt. RECIPE is isic2016_64, or isic2016_1
 or unet with that image encoder. All else is as in that config: the data, the augmentation, the
 optimiser, the time and the choice of the best checkpoint. To train and score all models:
 `make compare ISIC=FOLDER`.
-Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 minutes each.
+Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 minutes each, which
+`make compare` sets.
 Score: see docs/results.md.
 """
 
@@ -14,7 +15,10 @@ from configs import isic2016_64, isic2016_128
 from segdiff_jax.config import default_config
 from segdiff_jax.runtime.errors import UserError
 
-RECIPES = {"isic2016_64": isic2016_64, "isic2016_128": isic2016_128}
+RECIPES = {
+    "isic2016_64": (isic2016_64, ("segdiff", "medsegdiff", "unet", "medt")),
+    "isic2016_128": (isic2016_128, ("segdiff", "unet")),
+}
 ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth", "mask_stride"
 
 
@@ -22,9 +26,10 @@ def get_config(model: str):
     model, _, name = model.partition(",")
     if name not in ("", *RECIPES):
         raise UserError(f"recipe {name!r} is unknown; there are {', '.join(RECIPES)}")
-    if name == "isic2016_128" and model not in ("segdiff", "unet"):
-        raise UserError(f"{model} has no pretrained image encoder: choose segdiff or unet")
-    recipe = RECIPES[name or "isic2016_64"].get_config()
+    module, models = RECIPES[name or "isic2016_64"]
+    if model not in models:
+        raise UserError(f"model {model!r} has no such config: choose {' or '.join(models)}")
+    recipe = module.get_config()
     if model == "segdiff":
         return recipe
     config = default_config(model)

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 from segdiff_jax.config import flatten
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.diffusion.schedule import SPACINGS, make_schedule, space_timesteps
+from segdiff_jax.models.efficientnet import VARIANTS
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import DENOISERS, fields
 
@@ -27,6 +28,12 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     """What is wrong with fields that must fit each other."""
     data, diffusion = config.data, config.diffusion
     classes, channels = classes_of(data), config.model.out_channels
+    rate, encoder = config.train.encoder_rate, config.model.get("image_encoder", "none")
+    if rate != 1 and encoder not in VARIANTS:
+        yield (
+            f"train.encoder_rate={rate} needs a model.image_encoder that has published weights, "
+            f"not {encoder!r}"
+        )
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
@@ -68,8 +75,10 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         )
     if supervised:
         return
-    if config.model.mask_stride > 1 and config.sampler.native:
-        yield f"sampler.native=True needs model.mask_stride=1, not {config.model.mask_stride}"
+    windows = {"sampler.native": config.sampler.native, "data.full_size": data.full_size}
+    for name, value in windows.items():
+        if value and config.model.mask_stride > 1:
+            yield f"{name}={value} needs model.mask_stride=1, not {config.model.mask_stride}"
     yield from _wrong_variance(config, channels, classes.several)
     needs_x0 = {
         "diffusion.loss='bce_dice' scores masks": diffusion.loss == "bce_dice",

@@ -14,6 +14,7 @@ from segdiff_jax.runtime.files import absolute
 from segdiff_jax.schema import DENOISERS, FREE, MODELS, NETWORK, PATHS, RUN, fields, sections
 
 VERSION = 2  # of the fields; `upgrade` reads older ones
+PUBLISHED = "model.encoder_weights", "imagenet"  # the one value of a path that is none
 READERS = {bool: lambda text: ("false", "true").index(text.lower()) > 0, tuple: ast.literal_eval}
 
 
@@ -78,9 +79,13 @@ def with_absolute_paths(config: ConfigDict) -> ConfigDict:
     config = config.copy_and_resolve_references()
     for path in PATHS:
         section, _, field = path.partition(".")
-        if value := config[section][field]:
-            config[section][field] = str(absolute(value))
+        if value := config[section].get(field):
+            config[section][field] = _absolute(path, value)
     return config
+
+
+def _absolute(name: str, value: str) -> str:
+    return value if (name, value) == PUBLISHED else str(absolute(value))
 
 
 def set_fields(config: ConfigDict, values: Mapping[str, Any]) -> None:
@@ -122,7 +127,7 @@ def parse_fields(arguments: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError) as error:
             raise UserError(f"{name}={text!r} must be of type {kind.__name__}") from error
         if name in PATHS and text:
-            found[name] = str(absolute(text))
+            found[name] = _absolute(name, text)
     return found
 
 

@@ -92,7 +92,7 @@ _ENCODER = {
     "encoder_weights": Field("imagenet", RUN, anything, "of an image_encoder other than rrdb, at the start: imagenet, a file, or empty: random"),
     "frozen_blocks": Field(0, RUN, at_least(0), "of such an image_encoder: this number of its first blocks is not trained"),
     "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "of such an image_encoder: in training, images skip blocks that add to their input, later ones more often, up to this share of the images"),
-    "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that are denoised"),
+    "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that the network sees or makes"),
 }
 _SEGDIFF = {
     "channels": Field(32, NETWORK, at_least(1), "width of the first level, a multiple of norm_groups"),
@@ -206,7 +206,7 @@ SAMPLER = {
 # fmt: on
 
 PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks"
-PATHS = *PLACES, "data.group_file", "train.init_from"
+PATHS = *PLACES, "data.group_file", "train.init_from", "model.encoder_weights"
 # Fields that sample.py takes to open a split: data may have moved.
 OF_SPLITS = *PLACES, "data.allow_empty_splits"
 

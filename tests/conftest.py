@@ -15,6 +15,7 @@ from PIL import Image
 
 from segdiff_jax.config import default_config
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
+from segdiff_jax.models.efficientnet import blocks_of
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -102,6 +103,27 @@ def tiny_overrides(config):
     config.sampler.samples = 2
     config.sampler.max_batch = 4
     return config
+
+
+def encoder_arrays(variant):
+    """Random arrays by the names of an image encoder's published files."""
+    rng, arrays = np.random.default_rng(0), {}
+
+    def add(conv, norm, shape):
+        arrays[f"{conv}.weight"] = rng.standard_normal(shape).astype(np.float32)
+        for kind in ("weight", "bias", "running_mean", "running_var"):
+            arrays[f"{norm}.{kind}"] = rng.uniform(0.5, 1, shape[0]).astype(np.float32)
+
+    add("_conv_stem", "_bn0", (32, 3, 3, 3))
+    inputs = 32
+    for i, stage in enumerate(blocks_of(variant)):
+        wide, k, block = stage.expansion * inputs, stage.kernel, f"_blocks.{i}."
+        if stage.expansion > 1:
+            add(f"{block}_expand_conv", f"{block}_bn0", (wide, inputs, 1, 1))
+        add(f"{block}_depthwise_conv", f"{block}_bn1", (wide, 1, k, k))
+        add(f"{block}_project_conv", f"{block}_bn2", (stage.channels, wide, 1, 1))
+        inputs = stage.channels
+    return arrays
 
 
 @pytest.fixture(scope="session")

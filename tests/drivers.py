@@ -4,7 +4,7 @@ import numpy as np
 
 from segdiff_jax.check import check
 from segdiff_jax.config import default_config
-from segdiff_jax.inference.combine import segment
+from segdiff_jax.inference.combine import options_of, segment
 from segdiff_jax.inference.driver import Driver, image_names, sample_keys
 from segdiff_jax.inference.windows import Windows
 from segdiff_jax.methods.diffusion import Diffusion
@@ -49,6 +49,4 @@ class Sampled:
 
     def combine(self, samples):
         """One image's samples f32[V, H, W] as a `Segmentation`."""
-        sampler = self._config.sampler
-        options = sampler.ensemble, sampler.temperature, sampler.threshold
-        return segment(samples[..., None], *options)
+        return segment(samples[..., None], **options_of(self._config.sampler))

@@ -127,7 +127,7 @@ def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
 def test_recipes_and_models_that_do_not_fit_are_named():
     with pytest.raises(UserError, match="recipe 'foo' is unknown; there are isic2016_64, isic"):
         configs_compare.get_config("unet,foo")
-    with pytest.raises(UserError, match="medt has no pretrained image encoder: choose segdiff"):
+    with pytest.raises(UserError, match="model 'medt' has no such config: choose segdiff or unet"):
         configs_compare.get_config("medt,isic2016_128")
 
 

@@ -367,15 +367,25 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = default_config()
     config.data.images, config.data.masks, config.train.init_from = "~/b", "/c/./d/", "runs/e"
+    config.model.encoder_weights = "~/w.npz"
     found = with_absolute_paths(config)
     assert (found.data.dir, found.data.manual_dir) == (f"{tmp_path}/data", "")
     assert (found.data.images, found.data.masks) == ("/home/a/b", "/c/d")
     assert found.train.init_from == f"{tmp_path}/runs/e"
+    assert found.model.encoder_weights == "/home/a/w.npz"
     assert config.data.dir == "data" and found.is_locked
     changed = {name for name, pair in changes(config, found).items()}
     assert changed == set(schema.PATHS) - {"data.manual_dir", "data.group_file"}
     arguments = ["--config.data.dir=~/b", "--config.data.masks="]
     assert parse_fields(arguments) == {"data.dir": "/home/a/b", "data.masks": ""}
+    config.model.encoder_weights = "imagenet"  # No path.
+    assert with_absolute_paths(config).model.encoder_weights == "imagenet"
+    arguments = ["--config.model.encoder_weights=imagenet", "--config.data.dir=imagenet"]
+    assert parse_fields(arguments) == {
+        "model.encoder_weights": "imagenet",
+        "data.dir": f"{tmp_path}/imagenet",
+    }
+    assert with_absolute_paths(default_config("medt")).model.name == "medt"
 
 
 @pytest.mark.parametrize(
@@ -398,6 +408,24 @@ def test_paths_become_absolute(tmp_path, monkeypatch):
 def test_a_wrong_argument_of_sampling_is_named(argument, message):
     with pytest.raises(UserError, match=message):
         sampling_fields(parse_fields([f"--config.{argument}"]))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"data.extra_share": 0.5}, "data.extra_share=0.5 needs data.extra_datasets"),
+        ({"data.folds": 3, "data.fold": 3}, "data.fold=3 must be below data.folds=3"),
+        ({"data.fold": 1}, "data.fold=1 needs data.folds, the number of folds"),
+        ({"model.mask_stride": 2, "sampler.native": True}, "sampler.native=True needs model.mask"),
+        ({"model.mask_stride": 2, "data.full_size": 256}, "data.full_size=256 needs model.mask_st"),
+        ({"train.encoder_rate": 0.1}, "train.encoder_rate=0.1 needs a .* weights, not 'rrdb'"),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_named(fields, message):
+    config = default_config()
+    set_fields(config, fields)
+    with pytest.raises(UserError, match=f"^{message}"):
+        check(config)
 
 
 def test_staple_takes_64_samples():

@@ -5,14 +5,17 @@ import json
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from segdiff_jax.check import check
 from segdiff_jax.config import complete
+from segdiff_jax.inference.load import load
 from segdiff_jax.methods import make_method, variables_like
+from segdiff_jax.models.pretrained import from_names
 from segdiff_jax.schema import MODELS
 from segdiff_jax.training.loop import train
-from tests.conftest import ROOT, tiny_overrides
+from tests.conftest import ROOT, encoder_arrays, tiny_overrides
 
 NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 NAMES.remove("compare")
@@ -38,8 +41,8 @@ PARAMETERS = {
     "synthetic": 1_077_097,
     "vaihingen": 159_838_209,
 }
-# test_loop.py trains the first, and the second is isic2016_64.
-TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff")]
+# test_loop.py trains the first, the second is isic2016_64, and the third has a test of its own.
+TRAINED = [name for name in NAMES if name not in ("default", "compare:segdiff", "isic2016_128")]
 QUICK = ("compare:unet",)  # to compile
 TRAINED = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TRAINED]
 
@@ -57,15 +60,35 @@ def test_parameter_count(name):
     assert sum(x.size for x in jax.tree.leaves(leaves)) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_two_steps(name, tiny_config, tmp_path):
+def tiny(name, tiny_config):
     config, data = tiny_overrides(get(name)), tiny_config().data
     config.data.update(dataset=data.dataset, manual_dir=data.manual_dir, dir=data.dir)
     # test_loop.py does both; here it would compile them for each.
     config.validation.every, config.train.half_size_share = 0, 0.0
-    train(config, str(tmp_path))
+    return config
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_steps(name, tiny_config, tmp_path):
+    train(tiny(name, tiny_config), str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_steps"] == 2
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
+
+
+@pytest.mark.slow
+def test_an_image_encoder_starts_with_its_weights(tiny_config, tmp_path):
+    """Two steps leave the frozen blocks as they are in the file, and train the others."""
+    arrays = encoder_arrays("efficientnet_lite0")
+    np.savez(tmp_path / "weights.npz", **arrays)
+    config = tiny("isic2016_128", tiny_config)
+    config.model.update(encoder_weights=str(tmp_path / "weights.npz"), frozen_blocks=2)
+    train(config, str(tmp_path / "run"))
+    expected = from_names("efficientnet_lite0", arrays, "")
+    found = load(tmp_path / "run").variables["params"]["G"]["encoder"]
+    for name, of in found.items():
+        far = jax.tree.map(lambda x, y: np.abs(x[0] - y).max(), of, expected[name])
+        frozen = name in ("stem", "block0", "block1")
+        assert (max(jax.tree.leaves(far)) < 1e-6) == frozen, name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ LAYERS = [
     "data",
     "schema",
     "config",
+    "check",
     "original",
     "methods",
     "inference",

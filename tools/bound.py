@@ -19,6 +19,7 @@ from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.diffusion.samplers import gaussian_noise
 from segdiff_jax.evaluation.examples import open_split
 from segdiff_jax.inference.load import Model
+from segdiff_jax.models import mask_stride
 from segdiff_jax.original.bound import Bound, variational_bound
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
@@ -39,7 +40,7 @@ def make_bound_fn(model: Model) -> Callable[[Array, Array, Array], Bound]:
     if model.classes.several:
         raise UserError(f"data.classes={model.classes.names}: the bound needs masks of two classes")
     network = model.driver.method.model
-    if (stride := getattr(network, "mask_stride", 1)) > 1:
+    if (stride := mask_stride(network)) > 1:
         raise UserError(f"model.mask_stride={stride}: the bound needs masks of the images' size")
     process = dataclasses.replace(make_process(config.diffusion), clip=config.sampler.clip)
     variance = config.diffusion.variance

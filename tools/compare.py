@@ -19,6 +19,7 @@ import numpy as np
 from adjustText import adjust_text
 from ml_collections import ConfigDict
 
+from configs.compare import RECIPES
 from segdiff_jax.config import set_fields
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.methods import make_method, variables_like
@@ -30,7 +31,6 @@ from tools.comparison import (
     DIFFUSION,
     ENSEMBLE,
     MAIN,
-    SEEDS,
     SPLITS,
     Comparison,
     Row,
@@ -177,7 +177,7 @@ def insert(path: Path, recipe: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--recipe", choices=SEEDS, default="isic2016_64", help="a config's name")
+    parser.add_argument("--recipe", choices=RECIPES, default="isic2016_64", help="a config's name")
     parser.add_argument("--minutes", type=float, default=30, help="of training, each run")
     parser.add_argument("--seeds", type=int, default=3, help="at most this many seeds a model")
     parser.add_argument("--side_by_side", type=int, default=1, help="trainings at a time")

@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from configs.compare import RECIPES
 from segdiff_jax.config import complete
 from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source, where
@@ -25,11 +26,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
 from tools.runs import Run, Training, ious_of, train_side_by_side
 
-# Recipe -> its models and their seeds; recipes are those of configs/compare.py.
-SEEDS = {
-    "isic2016_64": {"segdiff": 3, "medsegdiff": 1, "unet": 3, "medt": 1},
-    "isic2016_128": {"segdiff": 3, "unet": 3},
-}
+SEEDS = {"segdiff": 3, "unet": 3}  # of other models 1
 SPLITS = {"validation": "validation", "test": "stand-in test"}
 
 
@@ -78,12 +75,12 @@ class Comparison:
     """The runs and their scores; scores that are missing are made."""
 
     def __init__(self, out: Path, seeds: int, recipe: str = "isic2016_64"):
-        self.models, self._recipe = list(SEEDS[recipe]), recipe
+        (_, self.models), self._recipe = RECIPES[recipe], recipe
         self.runs = {
             (model, seed): Run(out / f"{model}-seed{seed}", only_print=False)
             for seed in range(seeds)
-            for model, count in SEEDS[recipe].items()
-            if seed < count
+            for model in self.models
+            if seed < SEEDS.get(model, 1)
         }
         self._counts = Counter(model for model, _ in self.runs)
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from segdiff_jax.methods import Method, make_method
-from segdiff_jax.models import mask_side, variables_like
+from segdiff_jax.models import mask_stride, variables_like
 
 
 def passes(method: Method) -> dict[str, int]:
@@ -31,7 +31,7 @@ def _gflop_of_passes(model: nn.Module, size: int, mask_channels: int) -> dict[st
     if mask_channels:
         encode = functools.partial(model.apply, method="encode_image")
         features = jax.eval_shape(encode, variables, image)
-        side = mask_side(model, size)
+        side = size // mask_stride(model)
         x_t = jnp.zeros((1, side, side, mask_channels))
         inputs = {"encode_image": (image,), "denoise": (x_t, features, jnp.zeros(1))}
     gflop = {}

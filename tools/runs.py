@@ -81,9 +81,17 @@ class Run:
 
 
 def check_side_by_side(parser: argparse.ArgumentParser, number: int) -> None:
-    """Ends the command if there are not so many cores, or `number` is below 1."""
-    if not 1 <= number <= len(os.sched_getaffinity(0)):
-        parser.error(f"--side_by_side={number}: at least 1, at most a core each")
+    """Ends the command if there are fewer cores than `number`, or it is below 1."""
+    if not 1 <= number <= max(1, len(own_cores())):
+        parser.error(
+            f"--side_by_side={number}: at least 1, at most a core each; on systems other than "
+            "Linux, 1"
+        )
+
+
+def own_cores() -> list[int]:
+    """The cores that this process may use; [] where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 class Training(NamedTuple):
@@ -105,7 +113,7 @@ def train_side_by_side(trainings: Sequence[Training], number: int, flags: list[s
         ValueError: if the folder of a run holds another one.
     """
     lanes, failed = queue.SimpleQueue(), threading.Event()
-    for cores in np.array_split(sorted(os.sched_getaffinity(0)), number):
+    for cores in np.array_split(own_cores(), number):
         lanes.put(("taskset", "-c", ",".join(map(str, cores))) if number > 1 else ())
 
     def train(training: Training) -> None:

@@ -74,17 +74,14 @@ def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> R
         return read_split(builder, split)
     both, joined = read_split(builder, "train+validation"), metadata_of(builder).get("joined", {})
     ids = [record["id"].decode() for record in tqdm(both, "reading ids", leave=False)]
-    held = split == "validation"
-    chosen = [
-        i
-        for i, id in enumerate(ids)
-        if (fold_of(joined.get(id, id), rules.folds) == rules.fold) == held
-    ]
-    if not chosen:
+    folds = [fold_of(joined.get(id, id), rules.folds) for id in ids]
+    if empty := {*range(rules.folds)} - {*folds}:
         raise UserError(
-            f"data.folds={rules.folds}, data.fold={rules.fold}: no image of "
-            f"{builder.info.full_name} is in the {split} split: choose fewer folds"
+            f"data.folds={rules.folds}: no image of {builder.info.full_name} is in fold "
+            f"{min(empty)}: choose fewer folds"
         )
+    held = split == "validation"
+    chosen = [i for i, fold in enumerate(folds) if (fold == rules.fold) == held]
     return Records(
         [both.records[i] for i in chosen],
         fingerprint((both.fingerprint, split, rules.folds, rules.fold)),

@@ -28,9 +28,9 @@ def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
 
 
 def fold_of(id: str, folds: int) -> int:
-    """Which of so many folds an image belongs to, from 0.
+    """The fold of an image, from 0 to `folds` - 1.
 
-    By the same hash, but for its last digit: `hashed_split` has taken some of these away.
+    By the same hash, without its last digit, because `hashed_split` uses that one.
     """
     return _hash(id) // 10 % folds
 

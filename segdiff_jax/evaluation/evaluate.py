@@ -59,7 +59,7 @@ def evaluate(
 
     Args:
         parts: the images, each part with the model that segments it. Several parts are folds, and
-            each image's is written down.
+            metrics.csv says each image's fold.
         out: the folder to write to, see `OutputFolder`. A UserError if it is a workdir of train.py
             or holds foreign masks, or not all processes see it.
         settings, title: what the report says about the run; metrics.json has the settings too.

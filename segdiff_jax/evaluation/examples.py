@@ -3,6 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -100,7 +101,8 @@ def _check_folds(
                 f"the images of fold {fold} have changed since its model was trained, which may "
                 "have seen some of them: train it again"
             )
-        if config.validation.every and "/best/" in model.settings.get("checkpoint", ""):
+        best = Path(model.settings.get("checkpoint", "")).parent.name == "best"
+        if config.validation.every and best:
             print(
                 f"warning: fold {fold} chose the checkpoint that it is scored with; train with "
                 "--config.validation.every=0, or give WORKDIR/checkpoints/last",

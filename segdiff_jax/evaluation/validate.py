@@ -9,7 +9,7 @@ from segdiff_jax.data.classes import classes_of, most_likely
 from segdiff_jax.data.pipeline import ResizedSource, padded_batches
 from segdiff_jax.evaluation.metrics import class_scores
 from segdiff_jax.evaluation.outputs import mix_classes
-from segdiff_jax.inference.combine import segment
+from segdiff_jax.inference.combine import options_of, segment
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.runtime import parallel
 
@@ -22,10 +22,8 @@ def validate(
     {score: mean over the images}, see `class_scores`, and [image, truth, prediction] of the first
     batch, u8[B, S, S, 3] each. Several processes share the images; all of them get the same.
     """
-    classes, sampler, names = classes_of(config.data), config.sampler, config.validation.scores
-    options = [
-        sampler[name] for name in ("ensemble", "temperature", "threshold", "largest_component")
-    ]
+    classes, names = classes_of(config.data), config.validation.scores
+    options = options_of(config.sampler)
     share, rows, pictures = parallel.share(len(source)), np.zeros((len(source), len(names))), []
     examples = ({"number": i, **source[i]} for i in share)
     batch_size = parallel.batch_size(driver.batch_size, len(share))
@@ -34,7 +32,7 @@ def validate(
         truth = most_likely(np.stack([example["mask"] for example in group]), 127)
         ids = [str(example["number"]) for example in group]
         samples = driver(variables, images, ids, config.seed)
-        labels = np.stack([segment(samples[:, i], *options).labels for i in range(len(group))])
+        labels = np.stack([segment(samples[:, i], **options).labels for i in range(len(group))])
         for i in np.flatnonzero(valid):
             scores, _ = class_scores(labels[i], truth[i], len(classes.names), names)
             rows[group[i]["number"]] = [scores[name] for name in names]

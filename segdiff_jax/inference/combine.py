@@ -9,6 +9,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage, special
 
@@ -163,14 +164,25 @@ def keep_largest_component(mask: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(components == largest)
 
 
+def options_of(sampler: ConfigDict) -> dict[str, Any]:
+    """The options of `segment` that `config.sampler` has."""
+    return {
+        "ensemble": sampler.ensemble,
+        "temperature": sampler.temperature,
+        "threshold": sampler.threshold,
+        "largest_component": sampler.largest_component,
+    }
+
+
 def segment(
     samples: np.ndarray,
+    *,
     ensemble: str = "mean",
     temperature: float = 1.0,
     threshold: float = 0.5,
     largest_component: bool = False,
 ) -> Segmentation:
-    """The prediction of one image's samples; the options are of `config.sampler`.
+    """The prediction of one image's samples; for the options see `options_of`.
 
     `largest_component` changes the labels alone, see `keep_largest_component`.
 

@@ -15,8 +15,8 @@ from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
 
 MOST_STEPS = 5  # that one program takes before progress is shown; more would be no faster
-# Called from x_T on with t, x_t and the estimate of x_start, f32[B, S, S, C] of each image's first
-# sample, where clean masks are -1 or +1.
+# Called from x_T on with t, x_t and the estimate of x_start of each image's first sample, as in
+# `State`, but with clean masks of -1 or +1.
 Trace = Callable[[int, np.ndarray, np.ndarray], None]
 
 

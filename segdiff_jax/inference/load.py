@@ -13,7 +13,13 @@ from segdiff_jax.config import saved_config, set_fields, with_absolute_paths
 from segdiff_jax.data.classes import Classes, classes_of
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.pipeline import padded_batches, resize_image
-from segdiff_jax.inference.combine import Segmentation, disagreement, resize_samples, segment
+from segdiff_jax.inference.combine import (
+    Segmentation,
+    disagreement,
+    options_of,
+    resize_samples,
+    segment,
+)
 from segdiff_jax.inference.driver import Driver, Trace
 from segdiff_jax.inference.windows import Progress, make_windows
 from segdiff_jax.methods import make_method, variables_like
@@ -93,11 +99,9 @@ class Model:
 
     def segment(self, samples: np.ndarray, size: tuple[int, int] | None = None) -> Segmentation:
         """One image's samples f32[V, h, w, C] as one mask, of this (height, width) if given."""
-        sampler = self.config.sampler
-        ensemble = "mean" if self.members else sampler.ensemble
-        resized = samples if size is None else resize_samples(samples, size)
-        options = sampler.temperature, sampler.threshold, sampler.largest_component
-        found = segment(resized, ensemble, *options)
+        options = options_of(self.config.sampler)
+        options |= {"ensemble": "mean"} if self.members else {}
+        found = segment(samples if size is None else resize_samples(samples, size), **options)
         return dataclasses.replace(found, uncertainty=disagreement(samples))
 
     def with_fields(self, **fields: Any) -> "Model":
@@ -110,7 +114,8 @@ class Model:
         elif key not in self._others:
             config = with_sampling(self.config, fields)
             origin = {k: v for k, v in self.settings.items() if k in ("checkpoint", "saved")}
-            self._others[key] = make_model_of(config, self.variables, origin, self.history)
+            other = make_model_of(config, self.variables, origin, self.history)
+            self._others[key] = dataclasses.replace(other, trained_on=self.trained_on)
         return self._others[key]
 
     def predict(

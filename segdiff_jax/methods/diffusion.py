@@ -22,7 +22,7 @@ from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
-from segdiff_jax.models import depth_keys, make_model
+from segdiff_jax.models import depth_keys, make_model, mask_stride
 from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
@@ -96,9 +96,6 @@ class Diffusion:
 
     def losses(self, variables: dict[str, Any], batch: Batch, keys: Array) -> Losses:
         """The loss of each example at a timestep and with a noise drawn for it."""
-        if (stride := self.mask_stride) > 1:
-            pooled = nn.avg_pool(batch["mask"], (stride, stride), (stride, stride))
-            batch = batch | {"mask": pooled}
         u = jax.vmap(jax.random.uniform)(keys[:, 0])
         sampler = self.timestep_sampler or PowerTimesteps(len(self.process.schedule))
         t, importance = sampler.draw(u, variables.get("history"))
@@ -209,16 +206,8 @@ class Diffusion:
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""
-        masks = from_views(state.x_t / self.process.input_scale, self.views, draw.views)
-        if self.mask_stride == 1:
-            return masks
-        size = [self.mask_stride * side for side in masks.shape[2:4]]
-        return jax.image.resize(masks, (*masks.shape[:2], *size, masks.shape[-1]), "linear")
-
-    @property
-    def mask_stride(self) -> int:
-        """How many times smaller than the images the masks are that the network sees."""
-        return getattr(self.model, "mask_stride", 1)
+        masks, stride = state.x_t / self.process.input_scale, mask_stride(self.model)
+        return from_views(masks, self.views, draw.views, stride)
 
     def _noise(self, draw: Draw, size: tuple[int, int]) -> Callable[[Array], Array]:
         """i32[] -> f32[B * V, S, S, C]; see `samplers.gaussian_noise` and `field_noise`."""

@@ -11,7 +11,7 @@ A method is a frozen dataclass in a file of its own, with
 and four parts of which `sample_masks` is made, so that `inference.driver` can walk it part by part,
 show progress between them and measure their memory:
 
-    encode(variables, images) -> features, with a leading axis B
+    encode(variables, images) -> features, arrays with a leading axis B
     begin(features, draw) -> State
     advance(variables, first, features, draw, state, count) -> State
         `count` steps of the chain downwards from step `first`, i32[]; only where there is a chain
@@ -36,7 +36,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-Batch = dict[str, Array]  # "image" f32[B, H, W, 3], normalised; "mask" f32[B, H, W, C], -1 to +1
+# "image" f32[B, H, W, 3], normalised; "mask" f32[B, h, w, C] from -1 to +1, where h and w are H and
+# W divided by `models.mask_stride`.
+Batch = dict[str, Array]
 
 
 class Losses(NamedTuple):
@@ -59,7 +61,7 @@ class Draw(NamedTuple):
 
 
 class State(NamedTuple):
-    """Samples that are not finished: f32[B * V, S, S, C] each."""
+    """Samples that are not finished: f32[B * V, s, s, C] each, where s is S / `mask_stride`."""
 
     x_t: Array
     x_start: Array  # the estimate of the step before, zero at first

@@ -14,7 +14,7 @@ from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import bce_dice
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
-from segdiff_jax.models import depth_keys, make_model
+from segdiff_jax.models import depth_keys, make_model, mask_stride
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class Supervised:
         return Losses(terms, updates.get("batch_stats", batch_stats))
 
     def encode(self, variables: Any, images: Array) -> Array:
-        """The mask in each view, 2 p - 1 = tanh(logits / 2): f32[B, F, S, S, C]."""
+        """The mask in each view, 2 p - 1 = tanh(logits / 2): f32[B, F, s, s, C]."""
         seen = normalise_image(to_views(images, self.views))
         masks = jnp.tanh(self.model.apply(variables, seen) / 2)
         return masks.reshape(len(images), -1, *masks.shape[1:])
@@ -72,4 +72,4 @@ class Supervised:
 
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""
-        return from_views(state.x_t, self.views, draw.views)
+        return from_views(state.x_t, self.views, draw.views, mask_stride(self.model))

@@ -31,10 +31,17 @@ def of_samples(features: Array, which: Array) -> Array:
     return seen.reshape(-1, *seen.shape[2:])
 
 
-def from_views(masks: Array, views: Sequence[View], which: Array) -> Array:
-    """Masks f32[B * V, S, S, C] of the views i32[B, V] -> f32[B, V, S, S, C], as the images lie."""
+def from_views(masks: Array, views: Sequence[View], which: Array, stride: int = 1) -> Array:
+    """Masks of the views i32[B, V] as the images lie, enlarged by interpolation.
+
+    f32[B * V, S, S, C] -> f32[B, V, stride S, stride S, C].
+    """
     masks = masks.reshape(*which.shape, *masks.shape[1:])
-    if len(views) == 1:
+    if len(views) > 1:
+        back = [lambda mask, k=k, a=a: jnp.rot90(jnp.flip(mask, a), -k) for k, a in views]
+        turn = lambda mask, view: jax.lax.switch(view, back, mask)
+        masks = jax.vmap(jax.vmap(turn))(masks, which)
+    if stride == 1:
         return masks
-    back = [lambda mask, k=k, a=a: jnp.rot90(jnp.flip(mask, a), -k) for k, a in views]
-    return jax.vmap(jax.vmap(lambda mask, view: jax.lax.switch(view, back, mask)))(masks, which)
+    size = [stride * side for side in masks.shape[2:4]]
+    return jax.image.resize(masks, (*masks.shape[:2], *size, masks.shape[-1]), "linear")

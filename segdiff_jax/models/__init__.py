@@ -44,7 +44,7 @@ def init_variables(
     Call it under `jax.jit`: without, each operation is compiled alone, which is slow. XLA's own
     generator draws the parameters, since the default one takes five times as long to compile.
     """
-    side = mask_side(model, image_size)
+    side = image_size // mask_stride(model)
     x_t = jnp.zeros((1, side, side, mask_channels))
     image = jnp.zeros((1, image_size, image_size, 3))
     key = jax.random.key(seed, impl="rbg")
@@ -53,21 +53,24 @@ def init_variables(
     return model.init(key, image)
 
 
-def mask_side(model: nn.Module, image_size: int) -> int:
-    """The side in pixels of the masks that a network sees or makes."""
-    return image_size // getattr(model, "mask_stride", 1)
+def mask_stride(model: nn.Module) -> int:
+    """How many times smaller than its images the masks are that a network sees or makes."""
+    return getattr(model, "mask_stride", 1)
 
 
-def with_pretrained(model: nn.Module, variables: dict[str, Any]) -> dict[str, Any]:
-    """The same variables, of which the image encoder has published weights if it should.
+def published_encoder(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The parameters that the image encoder of `config.model` starts with, if it has any.
 
     UserError as of `pretrained.encoder_params`.
     """
-    variant, weights = (getattr(model, name, "") for name in ("image_encoder", "encoder_weights"))
-    if variant not in VARIANTS or not weights:
-        return variables
-    pyramid = variables["params"]["G"] | {"encoder": encoder_params(variant, weights)}
-    return variables | {"params": variables["params"] | {"G": pyramid}}
+    variant, weights = (config.get(name, "") for name in ("image_encoder", "encoder_weights"))
+    return encoder_params(variant, weights) if variant in VARIANTS and weights else None
+
+
+def with_encoder(variables: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
+    """The same variables, with these parameters of the image encoder."""
+    params = variables["params"]
+    return variables | {"params": params | {"G": params["G"] | {"encoder": encoder}}}
 
 
 def depth_keys(model: nn.Module, keys: Array | None) -> dict[str, Array]:
@@ -82,21 +85,19 @@ def variables_like(model: nn.Module, image_size: int, mask_channels: int = 1) ->
     return jax.eval_shape(lambda: init_variables(model, 0, image_size, mask_channels))
 
 
-def encoder_factors(model: nn.Module | None, rate: float, params: Any) -> Any:
-    """What the update of each parameter is multiplied by: `rate` in a pretrained image encoder.
+def slow_encoder(model: nn.Module, updates: dict[str, Any], rate: float) -> dict[str, Any]:
+    """The updates, those of a pretrained image encoder times `rate`, and 0 in its frozen blocks.
 
-    0 in its frozen blocks, which a weight decay would change, too.
+    Weight decay would change these, too.
     """
-    frozen = {f"block{i}" for i in range(getattr(model, "frozen_blocks", 0))}
-    frozen |= {"stem"} if frozen else set()
-
-    def factor(path: tuple, _: Any) -> float:
-        names = [entry.key for entry in path]
-        if names[:2] != ["G", "encoder"]:
-            return 1.0
-        return 0.0 if names[2] in frozen else rate
-
-    return jax.tree_util.tree_map_with_path(factor, params)
+    frozen = {"stem"} if model.frozen_blocks else set()
+    frozen |= {f"block{i}" for i in range(model.frozen_blocks)}
+    times = lambda factor, of: jax.tree.map(lambda x: factor * x, of)
+    encoder = {
+        name: times(0 if name in frozen else rate, of)
+        for name, of in updates["G"]["encoder"].items()
+    }
+    return updates | {"G": updates["G"] | {"encoder": encoder}}
 
 
 def prepare_optimizer(

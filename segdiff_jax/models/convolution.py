@@ -1,4 +1,4 @@
-"""3x3 convolutions as all parts of the network use them. NHWC."""
+"""Convolutions as all parts of the network use them. NHWC."""
 
 import functools
 

@@ -174,7 +174,7 @@ def _dense_backward(saved, gradient):
 def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
     """`convolution.depthwise_conv` on CPU: a sum of shifted images, each times its weights.
 
-    XLA's own is 10 to 60 times as slow, and its gradients up to 200 times.
+    It adds up in float32. XLA's own is 10 to 80 times as slow, and its gradients up to 200 times.
     """
     conv = jax.custom_vjp(functools.partial(_shifted_sum, stride=stride))
 
@@ -184,7 +184,7 @@ def depthwise_conv(x: Array, kernel: Array, stride: int) -> Array:
         return to_x, _shifted_products(x, gradient, len(kernel), stride)
 
     conv.defvjp(lambda x, kernel: (_shifted_sum(x, kernel, stride), (x, kernel)), backward)
-    return conv(x, kernel)
+    return conv(x.astype(jnp.float32), kernel.astype(jnp.float32)).astype(x.dtype)
 
 
 def _same_pads(size: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -253,5 +253,5 @@ def _shifted_products(x: Array, gradient: Array, k: int, stride: int) -> Array:
         )
         return total + jnp.stack(list(products)), None
 
-    zeros = jnp.zeros((k * k, x.shape[-1]), x.dtype)
+    zeros = jnp.zeros((k * k, x.shape[-1]))
     return lax.scan(add, zeros, (x, gradient))[0].reshape(k, k, 1, -1)

@@ -20,17 +20,25 @@ from segdiff_jax.models.cpu_gradients import NUMBERS
 from segdiff_jax.runtime.errors import UserError
 
 STEM = 32  # channels
+# Fields of a model that only these encoders read, with what they are if unset.
+ENCODER_FIELDS = {"mask_stride": 1, "frozen_blocks": 0, "stochastic_depth": 0.0, "pyramid": True}
 
 
 def check_encoder_fields(model: nn.Module) -> None:
-    """UserError if a model without an encoder of `VARIANTS` has a field set that is for one."""
-    for field, unset in {"mask_stride": 1, "frozen_blocks": 0, "stochastic_depth": 0}.items():
-        value = getattr(model, field)
+    """UserError if a field of `ENCODER_FIELDS` needs an encoder of `VARIANTS`, or more blocks."""
+    for field, unset in ENCODER_FIELDS.items():
+        value = getattr(model, field, unset)
         if value != unset and model.image_encoder not in VARIANTS:
             raise UserError(
                 f"model.{field}={value} needs a model.image_encoder that has published weights, "
                 f"not {model.image_encoder!r}"
             )
+    if model.image_encoder not in VARIANTS:
+        return
+    if model.frozen_blocks > (number := len(blocks_of(model.image_encoder))):
+        raise UserError(
+            f"model.frozen_blocks={model.frozen_blocks}: {model.image_encoder} has {number} blocks"
+        )
 
 
 class Stage(NamedTuple):
@@ -186,11 +194,11 @@ class ImagePyramid(nn.Module):
     """
 
     variant: str
-    frozen_blocks: int
-    stochastic_depth: float
     widths: tuple[int, ...]  # of the levels' inputs
-    stride: int
-    dtype: jnp.dtype
+    stride: int = 1
+    frozen_blocks: int = 0
+    stochastic_depth: float = 0.0
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, image: Array, keys: Array | None = None) -> list[Array]:
@@ -204,8 +212,13 @@ class ImagePyramid(nn.Module):
                 f"image size {image.shape[1]} x {image.shape[2]} must be divisible by 32: "
                 f"model.image_encoder={self.variant!r} halves it five times"
             )
-        fields = self.variant, self.frozen_blocks, self.stochastic_depth, self.dtype
-        features = EfficientNetLite(*fields, name="encoder")(image, keys)
+        features = EfficientNetLite(
+            self.variant,
+            frozen_blocks=self.frozen_blocks,
+            stochastic_depth=self.stochastic_depth,
+            dtype=self.dtype,
+            name="encoder",
+        )(image, keys)
         conv = Conv(self.widths[0], strides=self.stride, dtype=self.dtype, name="image")
         first = self.stride.bit_length() - 1  # The masks have 1 / 2^first of the image's size.
         deepest = min(len(self.widths) - 1, len(features) - first)

@@ -60,9 +60,8 @@ PACKAGES = {
 def encoder_params(variant: str, weights: str) -> dict[str, Any]:
     """The parameters f32 of `EfficientNetLite(variant)`.
 
-    `weights` is "imagenet", of a package, or a .npz, .safetensors or .pth file of the names there.
-    A UserError names a package or file that is not there or was changed, and arrays that do not
-    fit.
+    `weights` is "imagenet", of a package, or a .npz or .safetensors file of the names there. A
+    UserError names a package or file that is not there or was changed, and arrays that do not fit.
     """
     if weights == "imagenet":
         package = PACKAGES[variant]
@@ -70,17 +69,15 @@ def encoder_params(variant: str, weights: str) -> dict[str, Any]:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != package.sha256:
             raise UserError(f"{path} is not the published file: install {package.name} again")
-        return from_names(variant, read_torch(content, str(path)), str(path))
+        return from_names(variant, read_torch(content), str(path))
     try:
         if weights.endswith(".npz"):
             with np.load(weights, allow_pickle=False) as file:
                 arrays = dict(file)
         elif weights.endswith(".safetensors"):
             arrays = load_file(weights)
-        elif weights.endswith(".pth"):
-            arrays = read_torch(Path(weights).read_bytes(), weights)
         else:
-            raise UserError("its name ends with none of .npz, .safetensors, .pth")
+            raise UserError("its name ends with neither .npz nor .safetensors")
     except Exception as error:  # Broken files make the readers raise all kinds.
         raise UserError(f"model.encoder_weights={weights!r} cannot be read: {error}") from error
     return from_names(variant, arrays, weights)
@@ -89,8 +86,8 @@ def encoder_params(variant: str, weights: str) -> dict[str, Any]:
 def from_names(variant: str, arrays: Arrays, name: str) -> dict[str, Any]:
     """Arrays by the names of efficientnet_lite_pytorch -> parameters, batch norm folded in.
 
-    A UserError says which arrays are missing or have another shape; those of the classifier and
-    others that are left over do not matter.
+    A UserError says which arrays are missing, have another shape or hold anything but finite
+    numbers; those of the classifier and others that are left over do not matter.
     """
     problems: list[str] = []
 
@@ -98,8 +95,13 @@ def from_names(variant: str, arrays: Arrays, name: str) -> dict[str, Any]:
         found = arrays.get(key)
         if found is None or found.shape != shape:
             problems.append(f"{key}: {'absent' if found is None else found.shape}, not {shape}")
-            found = np.ones(shape, np.float32)
-        return np.asarray(found, np.float32)
+        elif not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all():
+            problems.append(f"{key} holds anything but finite numbers")
+        elif key.endswith("running_var") and (found < 0).any():
+            problems.append(f"{key} holds a variance below 0")
+        else:
+            return np.asarray(found, np.float32)
+        return np.ones(shape, np.float32)
 
     def convolution(prefix: str, conv: str, norm: str, shape: tuple[int, ...]) -> dict:
         """`shape` is HWIO."""
@@ -161,28 +163,25 @@ class _Reader(pickle.Unpickler):
         return _Storage(dtype, key, length)
 
 
-def read_torch(content: bytes, name: str) -> Arrays:
+def read_torch(content: bytes) -> Arrays:
     """The tensors of a file that `torch.save` wrote before version 1.6 (no zip file).
 
-    A UserError says that it is no such file, is cut off, or holds anything but tensors.
+    An error says that it is no such file, is cut off, or holds anything but tensors.
     """
     file = io.BytesIO(content)
-    try:
-        magic, _, system, tensors, keys = (_Reader(file).load() for _ in range(5))
-        if magic != 0x1950A86A20F9469CFC6C or not system["little_endian"]:
-            raise UserError("it is no file of torch.save")
-        lengths = {t.storage.key: t.storage for t in tensors.values()}
-        storages = {}
-        for key in keys:
-            storage = lengths[key]
-            count = int.from_bytes(file.read(8), "little")
-            data = file.read(count * int(storage.dtype[-1]))
-            if count != storage.length:
-                raise UserError(f"storage {key} has {count} numbers, not {storage.length}")
-            storages[key] = np.frombuffer(data, storage.dtype, count)
-        return {key: _array(t, storages[t.storage.key]) for key, t in tensors.items()}
-    except Exception as error:
-        raise UserError(f"{name} cannot be read: {error}") from error
+    magic, _, system, tensors, keys = (_Reader(file).load() for _ in range(5))
+    if magic != 0x1950A86A20F9469CFC6C or not system["little_endian"]:
+        raise UserError("it is no file of torch.save")
+    lengths = {t.storage.key: t.storage for t in tensors.values()}
+    storages = {}
+    for key in keys:
+        storage = lengths[key]
+        count = int.from_bytes(file.read(8), "little")
+        data = file.read(count * int(storage.dtype[-1]))
+        if count != storage.length:
+            raise UserError(f"storage {key} has {count} numbers, not {storage.length}")
+        storages[key] = np.frombuffer(data, storage.dtype, count)
+    return {key: _array(t, storages[t.storage.key]) for key, t in tensors.items()}
 
 
 def _array(tensor: _Tensor, storage: np.ndarray) -> np.ndarray:

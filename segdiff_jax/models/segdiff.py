@@ -99,9 +99,14 @@ class SegDiff(nn.Module):
             )
         else:
             widths = self.channels, *(mult * self.channels for mult in self.channel_mult[:-1])
-            widths = widths if self.pyramid else widths[:1]
-            fields = self.frozen_blocks, self.stochastic_depth, widths, self.mask_stride, dtype
-            self.G = ImagePyramid(self.image_encoder, *fields)
+            self.G = ImagePyramid(
+                self.image_encoder,
+                widths if self.pyramid else widths[:1],
+                stride=self.mask_stride,
+                frozen_blocks=self.frozen_blocks,
+                stochastic_depth=self.stochastic_depth,
+                dtype=dtype,
+            )
         self.unet = UNet(
             channels=self.channels,
             channel_mult=self.channel_mult,

@@ -156,7 +156,7 @@ class UNet(nn.Module):
         multiple = 2 ** (len(self.channel_mult) - 1)
         if h.shape[1] % multiple or h.shape[2] % multiple:
             raise UserError(
-                f"image size {h.shape[1]} x {h.shape[2]} must be divisible by {multiple}: "
+                f"mask size {h.shape[1]} x {h.shape[2]} must be divisible by {multiple}: "
                 f"model.channel_mult has {len(self.channel_mult)} levels"
             )
         emb = timestep_embedding(t, self.channels)

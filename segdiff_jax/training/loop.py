@@ -24,7 +24,7 @@ from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.inference.windows import make_windows
 from segdiff_jax.methods import Method, init_variables, make_method, variables_like
-from segdiff_jax.models import with_pretrained
+from segdiff_jax.models import published_encoder, with_encoder
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import Checkpoints, load_variables
 from segdiff_jax.runtime.errors import UserError
@@ -61,6 +61,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         parallel.check_same({"the config": settings, "the last checkpoint": last})
 
         meta = resume.check_resumable(checkpoints, config, workdir, accept_changes)
+        new = meta is None and not config.train.init_from
+        encoder = published_encoder(config.model) if new else None
         training, validation = open_data(config, None if meta else workdir / "data.png")
         batches = train_iterator(
             training,
@@ -80,7 +82,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             best = resume.best_score(checkpoints, config)
         method = make_method(config, parallel.AXIS)
         tx = make_optimizer(config.train, method.model, len(training) / config.train.batch_size)
-        state = restore_or_create(config, shapes, checkpoints, method, tx)
+        state = restore_or_create(config, shapes, checkpoints, method, tx, encoder)
         clock = Clock(config.train, int(state.step), elapsed)
         if parallel.is_main():
             write_file(workdir / "config.json", json.dumps(settings, indent=2))
@@ -212,9 +214,17 @@ def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource,
 
 
 def restore_or_create(
-    config: ConfigDict, shapes: Any, checkpoints: Checkpoints, method: Method, tx: Optimizer
+    config: ConfigDict,
+    shapes: Any,
+    checkpoints: Checkpoints,
+    method: Method,
+    tx: Optimizer,
+    encoder: dict[str, Any] | None,
 ) -> TrainState:
-    """The last state, or a new one from new parameters or from `train.init_from`."""
+    """The last state, or a new one: from `train.init_from`, or from new parameters.
+
+    `encoder` are the image encoder's new parameters; None: random.
+    """
     create = functools.partial(create_state, tx=tx, history=method.timestep_sampler.init())
     if checkpoints.last_step() is not None:
         like = jax.eval_shape(create, shapes)
@@ -226,7 +236,7 @@ def restore_or_create(
         state = jax.jit(create)(variables)
     else:
         variables = jax.jit(lambda: init_variables(method, config.seed))()
-        state = jax.jit(create)(with_pretrained(method.model, variables))
+        state = jax.jit(create)(with_encoder(variables, encoder) if encoder else variables)
     return parallel.replicate(state)
 
 

@@ -12,7 +12,7 @@ from jax import Array
 from ml_collections import ConfigDict
 from optax.contrib import MuonDimensionNumbers, muon
 
-from segdiff_jax.models import encoder_factors, prepare_optimizer
+from segdiff_jax.models import prepare_optimizer, slow_encoder
 from segdiff_jax.models.efficientnet import VARIANTS
 
 Optimizer = optax.GradientTransformation
@@ -74,8 +74,7 @@ def make_optimizer(
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = tx.update(updates, state, params)
-        factors = encoder_factors(model, train.encoder_rate, updates)
-        return jax.tree.map(jnp.multiply, updates, factors), state
+        return slow_encoder(model, updates, train.encoder_rate), state
 
     return optax.GradientTransformation(tx.init, update)
 

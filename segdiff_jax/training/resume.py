@@ -1,5 +1,6 @@
 """What a run that resumes, or starts from another one's parameters, must have in common with it."""
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,26 @@ def check_same_network(config: ConfigDict) -> Path:
             "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
         )
     data, other = config.data, before.data
-    same_fold = (data.folds, data.fold) == (other.folds, other.fold)
-    if data.folds and data.dataset == other.dataset and not same_fold:
+    fold_of = operator.attrgetter("dataset", "images", "masks", "folds", "fold")
+    if data.folds and _shares_images(data, other) and fold_of(data) != fold_of(other):
         raise UserError(
-            f"train.init_from={path} was trained on images of fold {data.fold} of {data.folds}, "
-            "which scores this run: leave it out, or start from a run of the same fold"
+            f"train.init_from={path} may have been trained on images of fold {data.fold} of "
+            f"{data.folds}, which scores this run: leave it out, or start from a run of the same "
+            "fold"
         )
     changed = changes(before, config, (RUN,))
     changed = {name: pair for name, pair in changed.items() if name.startswith("diffusion.")}
     for line in _lines(changed, "there", "here"):
         print(f"train.init_from: {line}", flush=True)
     return checkpoint
+
+
+def _shares_images(data: ConfigDict, other: ConfigDict) -> bool:
+    """Whether a run on `other` may have seen images of `data.dataset`; years of ISIC share some."""
+    if data.dataset == other.dataset == "paired_folder":
+        return data.images == other.images
+    family = lambda name: name.partition("/")[0]
+    return family(data.dataset) in map(family, (other.dataset, *other.extra_datasets))
 
 
 def best_score(checkpoints: Checkpoints, config: ConfigDict) -> float | None:

@@ -16,6 +16,7 @@ from segdiff_jax.data.augment import augment, random_patch
 from segdiff_jax.data.classes import TWO, Classes, classes_of
 from segdiff_jax.data.normalise import normalise_image, normalise_mask
 from segdiff_jax.methods import Method
+from segdiff_jax.models import mask_stride
 from segdiff_jax.training.optimizer import Optimizer, nonfinite_in_a_row, stacks
 from segdiff_jax.training.state import TrainState, apply_gradients, warm_decay
 
@@ -78,7 +79,8 @@ class TrainStep:
             image, mask = random_patch(keys[:, 0], image, mask, self.patch_size)
         image, mask = self.augment(keys[:, 0], image, mask)
         if self.half_size:
-            image, mask = (nn.avg_pool(x, (2, 2), (2, 2)) for x in (image, mask))
+            image, mask = smaller(image, 2), smaller(mask, 2)
+        mask = smaller(mask, mask_stride(self.method.model))
         mask = normalise_mask(mask, self.classes, self.soft_masks)
         variables = {"params": params, "batch_stats": state.batch_stats, "history": state.history}
         inputs = {"image": normalise_image(image), "mask": mask}
@@ -101,6 +103,11 @@ class TrainStep:
         total, seen = jax.lax.scan(add, zeros, parts)
         means = jax.tree.map(lambda x: x / self.microbatches, total)
         return means, jax.tree.map(lambda x: x.reshape(-1), seen)
+
+
+def smaller(x: Array, factor: int) -> Array:
+    """f32[B, H, W, C] -> f32[B, H / factor, W / factor, C], means of factor x factor pixels."""
+    return x if factor == 1 else nn.avg_pool(x, (factor, factor), (factor, factor))
 
 
 def make_train_step(

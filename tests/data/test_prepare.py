@@ -379,10 +379,11 @@ def test_images_of_a_group_and_copies_share_a_fold(tmp_path, capsys):
 
 def test_a_fold_without_images_and_a_part_of_a_fold_are_refused(tmp_path):
     write_2016(tmp_path / "archives")
-    assert [len(load_fold(tmp_path, fold, 3)) for fold in (1, 2)] == [1, 4]
-    message = "data.folds=3, data.fold=0: no image of isic/2016/1.0.0 is in the validation split"
-    with pytest.raises(UserError, match=message):
-        load_fold(tmp_path, 0)
+    for fold in range(3):
+        with pytest.raises(
+            UserError, match="data.folds=3: no image of isic/2016/1.0.0 is in fold 0"
+        ):
+            load_fold(tmp_path, fold)
     for split in ("train[50%:]", "all", "test+validation"):
         with pytest.raises(UserError, match=r"split '.*': with data.folds, give 'train' or 'vali"):
             load_fold(tmp_path, 1, split=split)

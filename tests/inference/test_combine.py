@@ -138,10 +138,10 @@ def test_the_largest_component_stays_and_its_holes_are_filled():
 
 
 def test_a_segmentation_is_what_users_see():
-    found = combine.segment(SPLIT, "vote", threshold=0.3)
+    found = combine.segment(SPLIT, ensemble="vote", threshold=0.3)
     assert found.mask.dtype == bool and found.mask.shape == found.probability.shape == (1, 1)
     assert found.mask.all() and found.probability == pytest.approx(1 / 3)
-    assert not combine.segment(SPLIT, "vote").mask.any()
+    assert not combine.segment(SPLIT, ensemble="vote").mask.any()
     assert combine.segment(SPLIT[:1]).deviation is None
 
 

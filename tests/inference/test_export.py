@@ -73,6 +73,8 @@ def config_of(model, seed=0, variance="fixed_large", **sampler):
     else:
         config = tiny_overrides(default_config(name))
         config.model.update(model)
+    if model == ENCODER:
+        config.data.image_size = 32
     config.sampler.update(sampler)
     config.seed, config.diffusion.variance = seed, variance
     return config
@@ -156,6 +158,7 @@ def test_a_seed_of_more_than_32_bits_is_that_of_the_model(noisy):
         np.testing.assert_allclose(samples, expected, atol=1e-5)
 
 
+ENCODER = {"image_encoder": "efficientnet_lite0", "mask_stride": 2}
 UNET = {"name": "unet", "channels": (8, 16), "norm": "batch"}
 
 
@@ -167,8 +170,9 @@ UNET = {"name": "unet", "channels": (8, 16), "norm": "batch"}
         pytest.param({"name": "medsegdiff"}, {}, marks=pytest.mark.slow),
         (UNET, {"flips": True, "rotations": True}),
         pytest.param({"name": "medt"}, {}, marks=pytest.mark.slow),
+        pytest.param(ENCODER, {"flips": True}, marks=pytest.mark.slow),
     ],
-    ids=["segdiff", "batch norm", "medsegdiff", "unet", "medt"],
+    ids=["segdiff", "batch norm", "medsegdiff", "unet", "medt", "image encoder"],
 )
 def test_every_network(model, sampler):
     check_equal(trained_of(model, **sampler), [slice(1, 4)])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
-from configs import isic2016, isic2016_64
+from configs import isic2016, isic2016_64, isic2016_128
 from segdiff_jax import models
 from segdiff_jax.inference.driver import sample_keys
 from segdiff_jax.methods import make_method, variables_like
@@ -104,6 +104,19 @@ def test_the_config_for_64_pixels():
     # Each of the four upsamplings is four convolutions of 2 x 2.
     for text in (training["cpu"], sampling["cpu"]):
         assert sum(y[:2] == (2, 2) for _, y in convolutions(text)) >= 4 * 4
+
+
+@pytest.mark.slow
+def test_an_image_encoder():
+    """GPUs and TPUs convolve single channels by XLA, with two gradients each; CPUs do not."""
+    config = isic2016_128.get_config()
+    config.model.update(frozen_blocks=0, channel_mult=(1, 1), channels=16)
+    config.data.image_size = 64
+    _, training, _ = programs(config)
+    single = lambda text: len(re.findall(r"(?:feature|batch)_group_count = (?!1 )\d+", text))
+    assert single(training["cpu"]) == 0
+    for platform in ("cuda", "tpu"):
+        assert single(training[platform]) == 3 * 16
 
 
 def test_attention_is_xlas_where_jax_has_no_cudnn(monkeypatch):

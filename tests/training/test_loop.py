@@ -372,7 +372,7 @@ def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_p
     config = tiny_config()
     config.data.image_size = 18
     config.train.half_size_share = 0.5
-    with pytest.raises(UserError, match="train.half_size_share: image size 9 x 9 must be"):
+    with pytest.raises(UserError, match="train.half_size_share: mask size 9 x 9 must be"):
         train(config, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -395,7 +395,7 @@ def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_p
         ("model.out_channels", 2, "model.out_channels=2 does not fit diffusion.variance='fixed_l"),
         ("sampler.ensemble", "max", "sampler.ensemble='max' is unknown: choose one of"),
         ("sampler.steps", 101, "sampler.steps=101: "),
-        ("data.image_size", 15, "image size 15 x 15 must be divisible by 2"),
+        ("data.image_size", 15, "mask size 15 x 15 must be divisible by 2"),
         ("model.dtype", "float16", "model.dtype='float16' is unknown"),
         ("diffusion.prediction", "y", "diffusion.prediction='y' is unknown: choose one of"),
         ("diffusion.prediction", "eps", "'bce_dice' scores masks: it needs diffusion.prediction="),

@@ -151,9 +151,28 @@ def test_parameters_that_have_seen_the_fold_are_refused(checkpoints, tmp_path):
     config = config_of()
     config.train.init_from = str(tmp_path)
     config.data.folds, config.data.fold = 5, 2
-    with pytest.raises(UserError, match="was trained on images of fold 2 of 5, which scores this"):
-        check_same_network(config)
+    message = "may have been trained on images of fold 2 of 5, which scores this"
+    for dataset in ("isic/2016", "isic/2017"):  # They share images.
+        config.data.dataset = dataset
+        with pytest.raises(UserError, match=message):
+            check_same_network(config)
     config.data.dataset = "ph2"  # Other images.
+    check_same_network(config)
+
+
+def test_parameters_of_the_same_fold_or_another_folder_are_taken(checkpoints, tmp_path):
+    folder = {"dataset": "paired_folder", "images": "/a", "masks": "/b", "folds": 5, "fold": 2}
+    config = config_of()
+    config.data.update(folder)
+    save(checkpoints, json.loads(config.to_json()))
+    config.train.init_from = str(tmp_path)
+    check_same_network(config)
+    config.data.fold = 1
+    with pytest.raises(UserError, match="may have been trained on images of fold 1 of 5"):
+        check_same_network(config)
+    config.data.images = "/c"
+    check_same_network(config)
+    config.data.update(dataset="ph2", images="", masks="")
     check_same_network(config)
 
 

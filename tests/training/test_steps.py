@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 import zlib
 
 import jax
@@ -216,6 +217,28 @@ def test_half_size_trains_on_the_means_of_2_x_2_pixels(problem):
     expected, _ = run_steps(small, state, batch)
     losses, _ = run_steps(half, state, double | {"index": batch["index"]})
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("soft, expected", [(True, 0.5), (False, 1.0)])
+def test_a_network_of_smaller_masks_gets_the_means_of_their_pixels(soft, expected):
+    """Of 2 x 2 pixels, one is skin."""
+
+    class Answers:
+        model = types.SimpleNamespace(mask_stride=2)
+
+        def losses(self, variables, batch, keys):
+            assert batch["mask"].shape == (2, 2, 2, 1) and batch["image"].shape == (2, 4, 4, 3)
+            return Losses({"mask": jnp.mean(batch["mask"], (1, 2, 3))}, {})
+
+    tx = optax.adam(1.0)
+    augment = lambda key, image, mask: (jnp.float32(image), jnp.float32(mask))
+    step = TrainStep(Answers(), tx, augment, ema_decay=0.9, soft_masks=soft)
+    mask = np.tile(np.uint8([[0, 255], [255, 255]]), (2, 2, 2))[..., None]
+    batch = {"image": np.zeros((2, 4, 4, 3), np.uint8), "mask": mask, "index": np.arange(2)}
+    _, metrics = step(
+        create_state({"params": {"w": jnp.zeros(1)}}, tx), batch, jax.random.key(0), 1
+    )
+    assert metrics["mask"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("devices", [1, 2, 4])

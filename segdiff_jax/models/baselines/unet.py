@@ -3,7 +3,6 @@
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -29,7 +28,7 @@ class RonnebergerUNet(nn.Module):
     encoder_weights: str = ""  # Training reads them.
     frozen_blocks: int = 0
     stochastic_depth: float = 0.0
-    mask_stride: int = 1  # Logits are made at 1 / this of the image's size, and enlarged.
+    mask_stride: int = 1  # Logits have 1 / this of the image's size.
     axis_name: str | None = None  # of the devices over which training averages batch statistics
 
     def __post_init__(self):
@@ -49,8 +48,9 @@ class RonnebergerUNet(nn.Module):
     def __call__(self, image: Array, train: bool = False, keys: Array | None = None) -> Array:
         """The logits of a lesion, or of each class, at every pixel.
 
-        f32[B, H, W, 3], normalised -> f32[B, H, W, out_channels]. For "same", H and W must be
-        multiples of 2^poolings, times `mask_stride`. `keys`, key[B], are for `stochastic_depth`.
+        f32[B, H, W, 3], normalised -> f32[B, H / mask_stride, W / mask_stride, out_channels]. For
+        "same", H and W must be multiples of 2^poolings, times `mask_stride`. `keys`, key[B], are
+        for `stochastic_depth`.
         """
         (height, width), poolings = image.shape[1:3], len(self.channels) - 1
         multiple = 2**poolings * self.mask_stride
@@ -64,9 +64,7 @@ class RonnebergerUNet(nn.Module):
                 f"model.channels has {len(self.channels)} levels"
             )
         logits = self.segment(image, train, keys)
-        if self.mask_stride > 1:
-            logits = jax.image.resize(logits, (*image.shape[:3], self.out_channels), "linear")
-        return centre(logits, (height, width))
+        return centre(logits, (height // self.mask_stride, width // self.mask_stride))
 
     @nn.compact
     def segment(self, x: Array, train: bool, keys: Array | None = None) -> Array:
@@ -93,9 +91,15 @@ class RonnebergerUNet(nn.Module):
 
         skips, pyramid = [], []
         if self.image_encoder != "none":
-            widths = self.channels[0], *self.channels[:-1]
-            fields = self.frozen_blocks, self.stochastic_depth, widths, self.mask_stride, dtype
-            x, *pyramid = ImagePyramid(self.image_encoder, *fields, name="G")(x, keys)
+            x, *pyramid = ImagePyramid(
+                self.image_encoder,
+                (self.channels[0], *self.channels[:-1]),
+                stride=self.mask_stride,
+                frozen_blocks=self.frozen_blocks,
+                stochastic_depth=self.stochastic_depth,
+                dtype=dtype,
+                name="G",
+            )(x, keys)
         for level, width in enumerate(self.channels):
             if level:
                 skips.append(x)
