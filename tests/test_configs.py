@@ -82,13 +82,14 @@ def test_an_image_encoder_starts_with_its_weights(tiny_config, tmp_path):
     np.savez(tmp_path / "weights.npz", **arrays)
     config = tiny("isic2016_128", tiny_config)
     config.model.update(encoder_weights=str(tmp_path / "weights.npz"), frozen_blocks=2)
+    config.train.warmup_steps = 0
     train(config, str(tmp_path / "run"))
     expected = from_names("efficientnet_lite0", arrays, "")
     found = load(tmp_path / "run").variables["params"]["G"]["encoder"]
-    for name, of in found.items():
-        far = jax.tree.map(lambda x, y: np.abs(x[0] - y).max(), of, expected[name])
-        frozen = name in ("stem", "block0", "block1")
-        assert (max(jax.tree.leaves(far)) < 1e-6) == frozen, name
+    far = jax.tree.map(lambda x, y: float(np.abs(x - y).max()), found, expected)
+    moved = {name for name, of in far.items() if max(jax.tree.leaves(of)) > 1e-5}
+    assert "block2" in moved and not moved & {"stem", "block0", "block1"}
+    assert max(jax.tree.leaves(far)) < 1e-2
 
 
 @pytest.mark.parametrize("name", NAMES)
