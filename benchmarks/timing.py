@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.networks import NETWORKS
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.files import absolute
-from tools.runs import table
+from tools.runs import own_cores, table
 
 try:
     import resource
@@ -127,7 +127,7 @@ def machine() -> dict[str, str]:
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(own_cores()) or os.cpu_count()
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "flax")]
     return {
         "devices": parallel.describe_devices(),

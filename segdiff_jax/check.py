@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from segdiff_jax.config import flatten
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.diffusion.schedule import SPACINGS, make_schedule, space_timesteps
-from segdiff_jax.models.efficientnet import VARIANTS
+from segdiff_jax.models.efficientnet import VARIANTS, needs_weights
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import DENOISERS, fields
 
@@ -30,10 +30,7 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     classes, channels = classes_of(data), config.model.out_channels
     rate, encoder = config.train.encoder_rate, config.model.get("image_encoder", "none")
     if rate != 1 and encoder not in VARIANTS:
-        yield (
-            f"train.encoder_rate={rate} needs a model.image_encoder that has published weights, "
-            f"not {encoder!r}"
-        )
+        yield needs_weights(f"train.encoder_rate={rate}", encoder)
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"

@@ -26,19 +26,19 @@ ENCODER_FIELDS = {"mask_stride": 1, "frozen_blocks": 0, "stochastic_depth": 0.0,
 
 def check_encoder_fields(model: nn.Module) -> None:
     """UserError if a field of `ENCODER_FIELDS` needs an encoder of `VARIANTS`, or more blocks."""
-    for field, unset in ENCODER_FIELDS.items():
-        value = getattr(model, field, unset)
-        if value != unset and model.image_encoder not in VARIANTS:
-            raise UserError(
-                f"model.{field}={value} needs a model.image_encoder that has published weights, "
-                f"not {model.image_encoder!r}"
-            )
-    if model.image_encoder not in VARIANTS:
+    encoder, frozen = model.image_encoder, model.frozen_blocks
+    if encoder in VARIANTS:
+        if frozen > (number := len(blocks_of(encoder))):
+            raise UserError(f"model.frozen_blocks={frozen}: {encoder} has {number} blocks")
         return
-    if model.frozen_blocks > (number := len(blocks_of(model.image_encoder))):
-        raise UserError(
-            f"model.frozen_blocks={model.frozen_blocks}: {model.image_encoder} has {number} blocks"
-        )
+    for field, unset in ENCODER_FIELDS.items():
+        if (value := getattr(model, field, unset)) != unset:
+            raise UserError(needs_weights(f"model.{field}={value}", encoder))
+
+
+def needs_weights(field: str, encoder: str) -> str:
+    """Says that a field needs an encoder of `VARIANTS`."""
+    return f"{field} needs a model.image_encoder that has published weights, not {encoder!r}"
 
 
 class Stage(NamedTuple):
