@@ -200,7 +200,8 @@ def folds(tmp_path, tiny_isic, monkeypatch):
             config.update_from_flattened_dict(given.get("fields", {}).get(fold["fold"], {}))
             settings = {"model": name, "checkpoint": f"{name}/checkpoints/best/9"}
             on = given.get("trained_on", "")
-            models.append(Model(config, settings, driver, "variables", trained_on=on))
+            model = Model(config, settings, driver, "variables", trained_on=on)
+            models += [model] * changed.get("members", {}).get(fold["fold"], 1)
         return models[0] if len(models) == 1 else make_ensemble(models)
 
     monkeypatch.setattr(sample, "load", load)
@@ -229,6 +230,15 @@ def test_every_image_is_segmented_by_the_model_that_did_not_see_it(folds, tmp_pa
     assert json.loads((out / "metrics.json").read_text()) == metrics
 
 
+def test_every_fold_may_have_several_models(folds, tmp_path):
+    workdirs, changed = folds
+    changed["members"] = {0: 2, 1: 2, 2: 2}
+    assert run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out")) == 0
+    with open(tmp_path / "out" / "metrics.csv", newline="") as file:
+        found = {row["id"]: int(row["fold"]) for row in csv.DictReader(file)}
+    assert len(found) == 40 and all(fold == fold_of(id, 3) for id, fold in found.items())
+
+
 def test_folds_that_do_not_fit_the_split_are_refused(folds, tmp_path):
     workdirs, changed = folds
     with pytest.raises(UserError, match=r"needs a --workdir of each fold.*\(3, 0\), \(3, 2\)$"):
@@ -242,6 +252,10 @@ def test_folds_that_do_not_fit_the_split_are_refused(folds, tmp_path):
         run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
     changed["fields"] = {2: {"data.dir": "/elsewhere", "data.group_pattern": "x"}}
     with pytest.raises(UserError, match=r"of fold 2 differs from the first in data.group_pattern$"):
+        run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
+    changed.clear()
+    changed["members"] = {1: 2}
+    with pytest.raises(UserError, match="^fold 1 has 2 models, the first 1$"):
         run(workdir=workdirs, split="out_of_fold", out=str(tmp_path / "out"))
     changed.clear()
     changed["trained_on"] = "others"

@@ -64,12 +64,12 @@ def open_parts(
     A UserError says that the models are not one of each fold or differ otherwise, or that a model
     was trained on images that it would segment.
     """
-    members = [member for model in models for member in model.members or (model,)]
-    folds = [(member.config.data.folds, member.config.data.fold) for member in members]
+    members = [model.members or (model,) for model in models]
+    folds = [{(m.config.data.folds, m.config.data.fold) for m in of} for of in members]
     if split == OUT_OF_FOLD:
-        _check_folds(models, folds, places)
+        _check_folds(members, folds, places)
         split = "validation"
-    elif holds_out(split) and len({*folds}) > 1:
+    elif holds_out(split) and len(set.union(*folds)) > 1:
         raise UserError(
             f"--split={split}: some of the models were trained on images of it, because their "
             f"data.fold or data.folds differ; give --split={OUT_OF_FOLD}"
@@ -78,36 +78,45 @@ def open_parts(
 
 
 def _check_folds(
-    models: Sequence[Model], folds: list[tuple[int, int]], places: Mapping[str, str] | None
+    members: Sequence[Sequence[Model]],
+    folds: Sequence[set[tuple[int, int]]],
+    places: Mapping[str, str] | None,
 ) -> None:
-    number = folds[0][0]
-    if not number or sorted(folds) != [(number, fold) for fold in range(number)]:
+    """As in `open_parts`; `members` and `folds` are of each model."""
+    number = members[0][0].config.data.folds
+    if not number or sorted(map(sorted, folds)) != [[(number, fold)] for fold in range(number)]:
+        found = ", ".join(str(pair) for of in folds for pair in sorted(of))
         raise UserError(
             f"--split={OUT_OF_FOLD} needs a --workdir of each fold, trained with the same "
-            f"data.folds and with data.fold=0, 1, ...; (folds, fold) are "
-            f"{', '.join(map(str, folds))}"
+            f"data.folds and with data.fold=0, 1, ...; (folds, fold) are {found}"
         )
-    for model in models:
-        fold, config = model.config.data.fold, model.config
-        may_differ = {*OF_ONE_FOLD, *(places or ())}
-        if other := changes(models[0].config, config).keys() - may_differ:
-            raise UserError(
-                f"the model of fold {fold} differs from the first in {', '.join(sorted(other))}"
-            )
-        data = _data_of(config, places)
-        trained_on = load_training_source(data.dataset, data.extra_datasets, *where(data)).members
-        if model.trained_on and model.trained_on != trained_on:
-            raise UserError(
-                f"the images of fold {fold} have changed since its model was trained, which may "
-                "have seen some of them: train it again"
-            )
-        best = Path(model.settings.get("checkpoint", "")).parent.name == "best"
-        if config.validation.every and best:
-            print(
-                f"warning: fold {fold} chose the checkpoint that it is scored with; train with "
-                "--config.validation.every=0, or give WORKDIR/checkpoints/last",
-                flush=True,
-            )
+    for of, ((_, fold),) in zip(members, folds, strict=True):
+        if len(of) != len(members[0]):
+            raise UserError(f"fold {fold} has {len(of)} models, the first {len(members[0])}")
+        for model, first in zip(of, members[0], strict=True):
+            _check_fold(model, first, fold, places)
+
+
+def _check_fold(model: Model, first: Model, fold: int, places: Mapping[str, str] | None) -> None:
+    config = model.config
+    if other := changes(first.config, config).keys() - {*OF_ONE_FOLD, *(places or ())}:
+        raise UserError(
+            f"the model of fold {fold} differs from the first in {', '.join(sorted(other))}"
+        )
+    data = _data_of(config, places)
+    trained_on = load_training_source(data.dataset, data.extra_datasets, *where(data)).members
+    if model.trained_on and model.trained_on != trained_on:
+        raise UserError(
+            f"the images of fold {fold} have changed since its model was trained, which may have "
+            "seen some of them: train it again"
+        )
+    best = Path(model.settings.get("checkpoint", "")).parent.name == "best"
+    if config.validation.every and best:
+        print(
+            f"warning: fold {fold} chose the checkpoint that it is scored with; train with "
+            "--config.validation.every=0, or give WORKDIR/checkpoints/last",
+            flush=True,
+        )
 
 
 class NativeExamples(Sequence):

@@ -24,13 +24,13 @@ from segdiff_jax.inference.driver import Driver, Trace
 from segdiff_jax.inference.windows import Progress, make_windows
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime import parallel
-from segdiff_jax.runtime.checkpoint import find_checkpoint, load_meta, load_variables, saved_at
+from segdiff_jax.runtime.checkpoint import find_checkpoints, load_meta, load_variables, saved_at
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute, complete_rows
 
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
-    "data": ("image_size", "full_size", "colour_constancy", "classes", "mask_values"),
+    "data": ("full_size", "colour_constancy", "classes", "mask_values"),
     "sampler": ("native", "threshold", "largest_component"),
 }
 
@@ -39,7 +39,9 @@ ALIKE = {
 class Model:
     """A trained network, with a driver and variables, or an ensemble of members."""
 
-    config: ConfigDict  # of the run, or the first member's, with the fields of sampling as given
+    # Of the run or, in an ensemble, of the member with the largest images (the first of them); with
+    # the fields of sampling as given.
+    config: ConfigDict
     settings: dict[str, Any]  # what the masks are made with, for a report
     driver: Driver | None = None
     variables: Any = dataclasses.field(default=None, repr=False)
@@ -85,7 +87,9 @@ class Model:
     ) -> np.ndarray:
         """Samples f32[V, B, H, W, C], see `Driver`; each member of an ensemble gives one, 2 p - 1.
 
-        Fu et al. 2023 (MELBA 2023:016) found the mean of a diffusion and a supervised model best.
+        Members see the images, and give their masks, at their own size; an ensemble's samples have
+        the size of `images`. Fu et al. 2023 (MELBA 2023:016) found the mean of a diffusion and a
+        supervised model best.
         """
         seed = self.config.seed if seed is None else seed
         if not self.members:
@@ -93,8 +97,10 @@ class Model:
         means = []
         for k, member in enumerate(self.members):
             so_far = lambda share, k=k: progress((k + share) / len(self.members))
-            samples = member.sample(images, ids, so_far, seed=seed)
-            means.append([member.segment(samples[:, i]).probabilities for i in range(len(images))])
+            seen = np.stack([resize_image(image, member.input_size) for image in images])
+            samples, size = member.sample(seen, ids, so_far, seed=seed), images.shape[1:3]
+            masks = (member.segment(samples[:, i], size) for i in range(len(images)))
+            means.append([mask.probabilities for mask in masks])
         return 2 * np.array(means, np.float32) - 1
 
     def segment(self, samples: np.ndarray, size: tuple[int, int] | None = None) -> Segmentation:
@@ -161,18 +167,20 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
 
     The mean of several folds has seen all training and validation images: score it on others.
 
-    A path is a workdir of train.py, a folder of checkpoints or one checkpoint; FileNotFoundError if
-    there is none. `sampling` are fields of `config.sampler`, such as steps, samples or threshold,
-    "seed" and "variance" (of DDPM's steps); None: as in the run's config. With several paths,
-    "temperature" belongs to the mean. A UserError names a field or file that does not fit.
+    A path is a workdir of train.py, a folder of checkpoints or one checkpoint, or a folder whose
+    `MEMBERS` lists several workdirs; FileNotFoundError if there is none. `sampling` are fields of
+    `config.sampler`, such as steps, samples or threshold, "seed" and "variance" (of DDPM's steps);
+    None: as in the run's config. Of several models, "temperature" belongs to the mean. A UserError
+    names a field or file that does not fit.
     """
     sampling = {name: value for name, value in sampling.items() if value is not None}
     paths = [path] if isinstance(path, str | Path) else path
     if not paths:
         raise UserError("no path of a model is given")
-    temperature = sampling.pop("temperature", 1.0) if len(paths) > 1 else None
+    checkpoints = [checkpoint for path in paths for checkpoint in find_checkpoints(path)]
+    temperature = sampling.pop("temperature", 1.0) if len(checkpoints) > 1 else None
     models = []
-    for checkpoint in map(find_checkpoint, paths):
+    for checkpoint in checkpoints:
         config = with_absolute_paths(saved_config(meta := load_meta(checkpoint)))
         config = with_sampling(config, sampling)
         variables = load_variables(checkpoint, variables_like(make_method(config)))
@@ -211,7 +219,8 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
             values = [member.config[section][field] for member in members]
             if any(value != values[0] for value in values):
                 raise UserError(f"the models of an ensemble differ in {section}.{field}: {values}")
-    config = with_sampling(members[0].config, {"temperature": temperature})
+    largest = max(members, key=lambda member: member.config.data.image_size)
+    config = with_sampling(largest.config, {"temperature": temperature})
     models = " + ".join(member.settings["model"] for member in members)
     settings = {"model": models, "temperature": temperature} | settings_of(members)
     return Model(config, settings, members=tuple(members))

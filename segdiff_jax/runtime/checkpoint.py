@@ -34,6 +34,7 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 logging.getLogger("asyncio").addFilter(lambda record: "never retrieved" not in str(record.msg))
 
 
+MEMBERS = "members.json"  # In a folder, it lists the workdirs there that are one ensemble.
 OPTIONS = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
 PATTERNS = re.compile(r"[][*?\\]")
 
@@ -159,6 +160,20 @@ def find_checkpoint(path: str | Path) -> Path:
         f"{path}: no checkpoint there; give a workdir of train.py or a step folder such as "
         "WORKDIR/checkpoints/best/1000"
     )
+
+
+def find_checkpoints(path: str | Path) -> list[Path]:
+    """The step folder that `path` means, or those of the workdirs that its `MEMBERS` lists.
+
+    FileNotFoundError as of `find_checkpoint`; a UserError if the file cannot be read.
+    """
+    members = absolute(path) / MEMBERS
+    if not members.is_file():
+        return [find_checkpoint(path)]
+    try:
+        return [find_checkpoint(members.parent / name) for name in json.loads(members.read_bytes())]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{members} is no list of names of folders: {error}") from error
 
 
 def load_meta(step_folder: Path) -> dict[str, Any]:

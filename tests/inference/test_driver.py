@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from segdiff_jax.data.pipeline import resize_image
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.samplers import START
 from segdiff_jax.diffusion.schedule import make_schedule
@@ -463,23 +464,30 @@ def test_another_seed_compiles_nothing(caplog):
     np.testing.assert_array_equal(noisy(seed=1)({}, images, names), other)
 
 
-def test_an_ensemble_is_the_mean_of_its_members_probabilities():
+@pytest.mark.parametrize("small", [SIZE, SIZE // 2])
+def test_an_ensemble_is_the_mean_of_its_members_probabilities(small):
+    """Each sees the images at its own size."""
     variables = {"params": {"slope": jnp.float32(0.5)}}
     members = []
-    for model, process, own, flips in (
-        (Threshold(), Process(SCHEDULE, "x0", True), {}, False),
-        (Left(), None, variables, True),
+    for model, process, own, flips, size in (
+        (Threshold(), Process(SCHEDULE, "x0", True), {}, False, small),
+        (Left(), None, variables, True, SIZE),
     ):
         config = config_of(flips=flips, ensemble="vote")
+        config.data.image_size = size
         driver = driver_of(model, process, config)
         members.append(Model(config, {"model": "m"}, driver, own))
     ensemble, images = make_ensemble(members), images_of(4)
     assert ensemble.batch_size == 4  # The smallest of 8 and 4.
+    assert ensemble.input_size((30, 20)) == (SIZE, SIZE)
     samples = ensemble.sample(images, NAMES[:4])
     assert samples.shape == (2, 4, SIZE, SIZE, 1)
-    own = [m.sample(images, NAMES[:4]) for m in members]
+    seen = np.stack([resize_image(image, small) for image in images])
+    own = [members[0].sample(seen, NAMES[:4]), members[1].sample(images, NAMES[:4])]
     for i in range(4):
-        probabilities = [m.segment(s[:, i]).probability for m, s in zip(members, own, strict=True)]
+        probabilities = [
+            m.segment(s[:, i], (SIZE, SIZE)).probability for m, s in zip(members, own, strict=True)
+        ]
         probability = ensemble.segment(samples[:, i]).probability
         np.testing.assert_allclose(probability, np.mean(probabilities, axis=0), atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.combine import entropy, temper
 from segdiff_jax.inference.load import load, make_ensemble, run_name
 from segdiff_jax.methods import init_variables, make_method
-from segdiff_jax.runtime.checkpoint import Checkpoints
+from segdiff_jax.runtime.checkpoint import MEMBERS, Checkpoints
 from segdiff_jax.runtime.errors import UserError
 from tests.conftest import tiny_overrides
 
@@ -82,7 +83,7 @@ def test_wrong_sampling_is_named(workdirs, sampling, message):
         load(workdirs["segdiff"], **sampling)
 
 
-def test_an_ensemble_is_of_models_that_see_alike(workdirs):
+def test_an_ensemble_is_of_models_that_see_alike(workdirs, tmp_path):
     alone = load([workdirs["unet"]])
     assert alone.settings["model"] == "unet"
     both = load([workdirs["segdiff"], workdirs["unet"]])
@@ -92,6 +93,15 @@ def test_an_ensemble_is_of_models_that_see_alike(workdirs):
     assert both.sample(images, list("abcd")).shape == (2, 4, 16, 16, 1)
     predictions = both.predict(images[:1], key=3)
     assert predictions[0].mask.shape == (16, 16) and 0 <= predictions[0].uncertainty <= 1
+    (tmp_path / MEMBERS).write_text(json.dumps([str(workdirs[n]) for n in ("segdiff", "unet")]))
+    listed = load(tmp_path)
+    assert listed.settings == both.settings
+    np.testing.assert_array_equal(
+        listed.sample(images, list("abcd"), seed=2), both.sample(images, list("abcd"), seed=2)
+    )
+    (tmp_path / MEMBERS).write_text("{}x")
+    with pytest.raises(UserError, match="members.json is no list of names of folders"):
+        load(tmp_path)
     with pytest.raises(UserError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
         make_ensemble([load(workdirs["segdiff"]), load(workdirs["unet"], threshold=0.4)])
 
