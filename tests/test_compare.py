@@ -119,7 +119,7 @@ def test_an_encoder_is_compared_in_the_models_that_can_have_it(tmp_path):
     )
     for field in configs_compare.ENCODER:
         assert unet.model[field] == segdiff.model[field]
-    assert unet.model.image_encoder == "efficientnet_lite0" and unet.method == "supervised"
+    assert unet.model.image_encoder == "efficientnet_lite2" and unet.method == "supervised"
     for section in ("data", "augment", "train"):
         assert unet[section].to_dict() == segdiff[section].to_dict()
 

@@ -49,14 +49,15 @@ class Row:
         return re.sub(r"\W+", "-", self.label.lower()).strip("-")
 
 
-MIRRORED = {"flips": True, "steps": 1, "samples": 4}
-ONCE = {"flips": False, "steps": 1, "samples": 1}
-PLAIN = {"flips": False}
+PLAIN = {"flips": False, "rotations": False}
+FLIPPED = {"flips": True, "rotations": False}
+ONCE = {**PLAIN, "steps": 1, "samples": 1}
+MIRRORED = {**FLIPPED, "steps": 1, "samples": 4}
 MAIN = (
     Row("U-Net", ("unet",), PLAIN),
-    Row("U-Net, mirrored", ("unet",)),
+    Row("U-Net, mirrored", ("unet",), FLIPPED),
     Row("MedT", ("medt",), PLAIN),
-    Row("MedT, mirrored", ("medt",)),
+    Row("MedT, mirrored", ("medt",), FLIPPED),
     Row("SegDiff, 1 sample", ("segdiff",), ONCE),
     Row("SegDiff", ("segdiff",), MIRRORED),
     Row("MedSegDiff, 1 sample", ("medsegdiff",), ONCE),
@@ -64,9 +65,9 @@ MAIN = (
     Row("SegDiff + U-Net", ("segdiff", "unet"), MIRRORED),
 )
 MORE = (
-    Row("SegDiff, 5 steps", ("segdiff",), {"steps": 5}),
+    Row("SegDiff, 5 steps", ("segdiff",), {**MIRRORED, "steps": 5}),
     Row("SegDiff, 9 samples, not mirrored", ("segdiff",), {**ONCE, "samples": 9}),
-    Row("U-Net + U-Net", ("unet", "unet")),
+    Row("U-Net + U-Net", ("unet", "unet"), FLIPPED),
 )
 BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
 

@@ -15,6 +15,7 @@ from segdiff_jax import models
 from segdiff_jax.inference.driver import sample_keys
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.methods.interface import make_draw, sample_masks
+from segdiff_jax.models.efficientnet import blocks_of
 from segdiff_jax.training.optimizer import make_optimizer
 from segdiff_jax.training.state import create_state
 from segdiff_jax.training.steps import make_train_step
@@ -110,13 +111,13 @@ def test_the_config_for_64_pixels():
 def test_an_image_encoder():
     """GPUs and TPUs convolve single channels by XLA, with two gradients each; CPUs do not."""
     config = isic2016_128.get_config()
-    config.model.update(frozen_blocks=0, channel_mult=(1, 1), channels=16)
+    config.model.update(channel_mult=(1, 1), channels=16)
     config.data.image_size = 64
     _, training, _ = programs(config)
     single = lambda text: len(re.findall(r"(?:feature|batch)_group_count = (?!1 )\d+", text))
     assert single(training["cpu"]) == 0
     for platform in ("cuda", "tpu"):
-        assert single(training[platform]) == 3 * 16
+        assert single(training[platform]) == 3 * len(blocks_of(config.model.image_encoder))
 
 
 def test_attention_is_xlas_where_jax_has_no_cudnn(monkeypatch):
