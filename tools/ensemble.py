@@ -16,7 +16,6 @@ What was trained before is kept, and an interrupted training resumes. Options th
 here are train.py's.
 """
 
-import argparse
 import json
 import re
 import subprocess
@@ -27,6 +26,7 @@ import numpy as np
 
 from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.runtime.checkpoint import MEMBERS
+from segdiff_jax.runtime.command import argument_parser
 from segdiff_jax.runtime.files import absolute, write_file
 from segdiff_jax.schema import OF_SPLITS
 from tools.runs import Run, Training, check_side_by_side, ious_of, train_side_by_side
@@ -57,6 +57,7 @@ def trainings_in(folder: Path, configs: list[str], fields: dict, name: str) -> l
     that `load` finds them.
     """
     if len(configs) == 1:
+        name = name or name_of(configs[0])
         return [Training(Run(folder, only_print=False), name, configs[0], fields)]
     found = {}
     for i, config in enumerate(configs):
@@ -76,11 +77,7 @@ def name_of(config: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "--config", required=True, action="append", help="a file of configs/; may be repeated"
     )

@@ -171,9 +171,12 @@ def find_checkpoints(path: str | Path) -> list[Path]:
     if not members.is_file():
         return [find_checkpoint(path)]
     try:
-        return [find_checkpoint(members.parent / name) for name in json.loads(members.read_bytes())]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{members} is no list of names of folders: {error}") from error
+        names = json.loads(members.read_bytes())
+    except ValueError:
+        names = None
+    if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise UserError(f"{members} is no list of names of folders")
+    return [find_checkpoint(members.parent / name) for name in names]
 
 
 def load_meta(step_folder: Path) -> dict[str, Any]:

@@ -99,9 +99,10 @@ def test_an_ensemble_is_of_models_that_see_alike(workdirs, tmp_path):
     np.testing.assert_array_equal(
         listed.sample(images, list("abcd"), seed=2), both.sample(images, list("abcd"), seed=2)
     )
-    (tmp_path / MEMBERS).write_text("{}x")
-    with pytest.raises(UserError, match="members.json is no list of names of folders"):
-        load(tmp_path)
+    for damaged in ("{}x", "[]", '"run"', "[1]"):
+        (tmp_path / MEMBERS).write_text(damaged)
+        with pytest.raises(UserError, match="members.json is no list of names of folders"):
+            load(tmp_path)
     with pytest.raises(UserError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
         make_ensemble([load(workdirs["segdiff"]), load(workdirs["unet"], threshold=0.4)])
 
