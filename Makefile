@@ -28,7 +28,7 @@ slow: $(VENV)/dev  ## The slow tests.
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 ROUNDS ?= 20
-soak: $(VENV)/run  ## Kill a training run 20 times; it must end like one that was left alone (6 minutes).
+soak: $(VENV)/run  ## Kill a training run 20 times; it must end like one that was left alone (a few minutes).
 	$(BIN)/python -m tools.soak --rounds=$(ROUNDS)
 
 SIDE_BY_SIDE ?= 1

@@ -1,5 +1,6 @@
 """Strict settings for every test, and what several of them share."""
 
+import gc
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from segdiff_jax.models.efficientnet import blocks_of
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
+MAPS = 30_000  # under half of what Linux allows
 SHARED = Path(os.environ.get("SEGDIFF_SHARED", ROOT.parent / "shared"))
 
 # They compile two to four times as fast; must be set before the first computation.
@@ -31,6 +33,16 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "xla-tests"))
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Forgets the compiled programs before they fill the 65530 memory maps of a process."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

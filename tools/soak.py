@@ -34,10 +34,10 @@ from segdiff_jax.training.state import TrainState, create_state
 
 ROOT = Path(__file__).parents[1]
 FIELDS = """
-    data.image_size=16 model.channel_mult=(1,1) model.attention_resolutions=() model.rrdb_width=8
-    model.rrdb_growth=4 train.batch_size=4 train.max_minutes=0 train.schedule=constant
-    train.half_size_share=0 train.log_every=3 train.checkpoint_every=2
-    validation.every=6 validation.num_images=4
+    data.dataset=synthetic_lesions/small data.image_size=16 model.channel_mult=(1,1)
+    model.attention_resolutions=() model.rrdb_width=8 model.rrdb_growth=4 train.batch_size=4
+    train.max_minutes=0 train.schedule=constant train.half_size_share=0 train.log_every=3
+    train.checkpoint_every=2 validation.every=6 validation.num_images=4
 """.split()  # noqa: SIM905
 LOGGED = "step", "loss", "bce", "dice", "grad_norm", "learning_rate", "validation_iou"
 LONGEST = 1_000_000
