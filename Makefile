@@ -39,7 +39,7 @@ compare: isic $(VENV)/dev  ## make compare ISIC=FOLDER: train every model for 30
 
 CONFIG ?= configs/isic2016_64.py
 cross-validate: export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
-cross-validate: isic $(VENV)/dev  ## make cross-validate ISIC=FOLDER CONFIG=FILE: train on all folds but one, for each of five; score every image by the model that did not see it.
+cross-validate: isic $(VENV)/dev  ## make cross-validate ISIC=FOLDER CONFIG=FILE (a config of ISIC): train on all folds but one, for each of five; score every image by the model that did not see it.
 	$(BIN)/python -m tools.ensemble --folds=5 --config="$(CONFIG)" --side_by_side=$(SIDE_BY_SIDE) --config.data.manual_dir="$(ISIC)" $(FLAGS)
 
 isic:

@@ -14,12 +14,12 @@ Score: see docs/results.md.
 from configs import isic2016_64, isic2016_128
 from segdiff_jax.config import default_config
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import ENCODER
 
 RECIPES = {
     "isic2016_64": (isic2016_64, ("segdiff", "medsegdiff", "unet", "medt")),
     "isic2016_128": (isic2016_128, ("segdiff", "unet")),
 }
-ENCODER = "image_encoder", "encoder_weights", "frozen_blocks", "stochastic_depth", "mask_stride"
 
 
 def get_config(model: str):
@@ -39,7 +39,7 @@ def get_config(model: str):
                 config.model.update(fields)
                 config.model.name = model
             elif fields.image_encoder != "rrdb":
-                config.model.update({field: fields[field] for field in ENCODER})
+                config.model.update({name: fields[name] for name in ("image_encoder", *ENCODER)})
         elif section not in ("method", "seed"):
             config[section].update(fields)
     return config

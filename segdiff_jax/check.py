@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from segdiff_jax.config import flatten
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.diffusion.schedule import SPACINGS, make_schedule, space_timesteps
-from segdiff_jax.models.efficientnet import VARIANTS, needs_weights
+from segdiff_jax.models.efficientnet import VARIANTS, blocks_of
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.schema import DENOISERS, fields
+from segdiff_jax.schema import DENOISERS, ENCODER, fields
 
 
 def check(config: ConfigDict) -> None:
@@ -28,9 +28,7 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     """What is wrong with fields that must fit each other."""
     data, diffusion = config.data, config.diffusion
     classes, channels = classes_of(data), config.model.out_channels
-    rate, encoder = config.train.encoder_rate, config.model.get("image_encoder", "none")
-    if rate != 1 and encoder not in VARIANTS:
-        yield needs_weights(f"train.encoder_rate={rate}", encoder)
+    yield from _wrong_encoder(config)
     if 0 != data.full_size < data.image_size:
         full, size = data.full_size, data.image_size
         yield f"data.full_size={full} must be 0 or at least data.image_size={size}"
@@ -107,6 +105,23 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
             yield (
                 f"{name}.steps=1 with sampler.spacing={spacing!r} would take noise for the clean "
                 "mask: choose 'trailing'"
+            )
+
+
+def _wrong_encoder(config: ConfigDict) -> Iterator[str]:
+    """What is wrong with the fields of an image encoder with published weights."""
+    encoder, flat = config.model.get("image_encoder", "none"), flatten(config.to_dict())
+    if encoder in VARIANTS:
+        frozen, number = config.model.frozen_blocks, len(blocks_of(encoder))
+        if frozen > number:
+            yield f"model.frozen_blocks={frozen}: {encoder} has {number} blocks"
+        return
+    known = fields(config.model.name)
+    for name in (*(f"model.{name}" for name in (*ENCODER, "pyramid")), "train.encoder_rate"):
+        if name in known and flat[name] not in (known[name].default, ""):
+            yield (
+                f"{name}={flat[name]!r} needs a model.image_encoder with published weights "
+                f"({', '.join(VARIANTS)}), not {encoder!r}"
             )
 
 

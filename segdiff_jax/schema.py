@@ -88,11 +88,11 @@ AUGMENT = {
     **{name: Field(0.0, FREE, within(0, 1), f"share of the images with: {artefact.meaning}") for name, artefact in ARTEFACTS.items()},
 }
 
-_ENCODER = {
-    "encoder_weights": Field("imagenet", RUN, anything, "of an image_encoder other than rrdb, at the start: imagenet, a file, or empty: random"),
-    "frozen_blocks": Field(0, RUN, at_least(0), "of such an image_encoder: this number of its first blocks is not trained"),
-    "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "of such an image_encoder: in training, images skip blocks that add to their input, later ones more often, up to this share of the images"),
-    "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "such an image_encoder sees images this number of times as large as the masks that the network sees or makes"),
+ENCODER = {  # Of those with published weights.
+    "encoder_weights": Field("imagenet", RUN, anything, "where the published image_encoder starts: imagenet (needs its package), a .npz or .safetensors file, or empty: random"),
+    "frozen_blocks": Field(0, RUN, at_least(0), "number of the published image_encoder's first blocks that are not trained"),
+    "stochastic_depth": Field(0.0, RUN, within(0, 1, "[)"), "share of the training images that skip the last block of the published image_encoder; it falls to 0 at the first; only blocks that add to their input are skipped"),
+    "mask_stride": Field(1, NETWORK, one_of(1, 2, 4), "inside the network, masks have 1 / this of the image's size; above 1 needs a published image_encoder"),
 }
 _SEGDIFF = {
     "channels": Field(32, NETWORK, at_least(1), "width of the first level, a multiple of norm_groups"),
@@ -110,9 +110,9 @@ _SEGDIFF = {
     "rrdb_remat": Field(False, FREE, anything, "compute G again in the backward pass, to save memory"),
     "remat_resolutions": Field((), FREE, anything, "compute the levels of these factors again in the backward pass, to save memory"),
     "attention": Field("xla", FREE, one_of("xla", "cudnn"), "implementation; cudnn needs bfloat16 and is xla except on GPUs"),
-    "image_encoder": Field("rrdb", NETWORK, one_of("rrdb", *VARIANTS), "G: the paper's, or one with published weights"),
-    "pyramid": Field(True, NETWORK, anything, "such an image_encoder reaches every level of E, not only the first"),
-    **_ENCODER,
+    "image_encoder": Field("rrdb", NETWORK, one_of("rrdb", *VARIANTS), "G: the paper's rrdb, or a published one, see docs/encoders.md"),
+    "pyramid": Field(True, NETWORK, anything, "the published image_encoder reaches every level of E, not only the first"),
+    **ENCODER,
     "image_mean": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 0; empty: it sees -1 to +1"),
     "image_std": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 1"),
     "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
@@ -125,8 +125,8 @@ MODELS = {
         "channels": Field((16, 32, 64, 128, 256), NETWORK, all_above(0), "width of each level; the paper's are 64 to 1024"),
         "padding": Field("same", NETWORK, one_of("same", "valid"), "valid is the paper's"),
         "norm": Field("batch", NETWORK, one_of("batch", "group", "none"), "none is the paper's"),
-        "image_encoder": Field("none", NETWORK, one_of("none", *VARIANTS), "adds features of published weights to each level"),
-        **_ENCODER,
+        "image_encoder": Field("none", NETWORK, one_of("none", *VARIANTS), "adds the features of a published encoder to each level"),
+        **ENCODER,
         "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
         **_MASKS,
     },

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import compare as configs_compare
-from configs import default
+from configs import default, isic2016_64
 from segdiff_jax.methods import make_method
 from segdiff_jax.runtime.errors import UserError
 from tools import compare, runs
@@ -213,7 +213,9 @@ def test_a_run_of_another_config_stops_the_comparison(tmp_path, monkeypatch):
     comparison = Comparison(tmp_path, 1)
     folder = comparison.runs["segdiff", 0].workdir  # The first.
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"train": {"max_minutes": 16}}))
+    config = isic2016_64.get_config()
+    config.train.max_minutes = 16.0
+    (folder / "config.json").write_text(config.to_json())
     with pytest.raises(ValueError, match=r"segdiff-seed0/config.json has another train.max_min"):
         comparison.train(30, 1, [])
     assert not commands
@@ -239,10 +241,28 @@ def test_a_failed_training_stops_the_comparison(tmp_path, monkeypatch):
     assert results.read_text() == marks  # Kept until there is something new.
 
 
-def test_a_run_of_another_config_is_not_continued(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"seed": 1}))
-    with pytest.raises(ValueError, match="has another seed: move its folder away"):
-        Run(tmp_path, only_print=False).train("configs/compare.py:unet", {"seed": 0}, [])
+@pytest.mark.parametrize(
+    "config, seed, flag, other",
+    [
+        ("configs/isic2016_64.py", 0, "data.num_threads=5", ""),
+        ("configs/isic2016_64.py", 1, "data.manual_dir=there", "seed"),
+        ("configs/isic2016_64.py", 0, "augment.hue=0.5", "augment.hue"),
+        ("configs/isic2016_64_hour.py", 0, "augment.hue=0.02", "augment.brightness, .*"),
+    ],
+)
+def test_a_run_of_another_config_is_not_continued(tmp_path, monkeypatch, config, seed, flag, other):
+    (tmp_path / "config.json").write_text(isic2016_64.get_config().to_json())
+    started = []
+    monkeypatch.setattr(runs.subprocess, "run", lambda *words, **_: started.append(words))
+    train = lambda: Run(tmp_path, only_print=False).train(
+        config, {"seed": seed}, [f"--config.{flag}"]
+    )
+    if other:
+        with pytest.raises(ValueError, match=f"has another {other}: move its folder away"):
+            train()
+    else:
+        train()
+    assert len(started) == (not other)
 
 
 def test_text_goes_between_the_marks(tmp_path):

@@ -410,19 +410,32 @@ def test_a_wrong_argument_of_sampling_is_named(argument, message):
         sampling_fields(parse_fields([f"--config.{argument}"]))
 
 
+STRIDE_2 = {"model.image_encoder": "efficientnet_lite0", "model.mask_stride": 2}
+
+
 @pytest.mark.parametrize(
     "fields, message",
     [
         ({"data.extra_share": 0.5}, "data.extra_share=0.5 needs data.extra_datasets"),
         ({"data.folds": 3, "data.fold": 3}, "data.fold=3 must be below data.folds=3"),
         ({"data.fold": 1}, "data.fold=1 needs data.folds, the number of folds"),
-        ({"model.mask_stride": 2, "sampler.native": True}, "sampler.native=True needs model.mask"),
-        ({"model.mask_stride": 2, "data.full_size": 256}, "data.full_size=256 needs model.mask_st"),
-        ({"train.encoder_rate": 0.1}, "train.encoder_rate=0.1 needs a .* weights, not 'rrdb'"),
+        (STRIDE_2 | {"sampler.native": True}, "sampler.native=True needs model.mask_stride=1"),
+        (STRIDE_2 | {"data.full_size": 256}, "data.full_size=256 needs model.mask_stride=1"),
+        ({"train.encoder_rate": 0.1}, "train.encoder_rate=0.1 needs a .* weights .*, not 'rrdb'"),
+        ({"model.mask_stride": 2}, "model.mask_stride=2 needs a model.image_encoder with publi"),
+        ({"model.encoder_weights": "a.npz"}, "model.encoder_weights='a.npz' needs a .* not 'rrdb'"),
+        ({"model.frozen_blocks": 3}, "model.frozen_blocks=3 needs a"),
+        ({"model.stochastic_depth": 0.1}, "model.stochastic_depth=0.1 needs a"),
+        ({"model.pyramid": False}, "model.pyramid=False needs a"),
+        ({"model.name": "unet", "model.mask_stride": 2}, "model.mask_stride=2 needs a .* 'none'"),
+        (
+            {"model.image_encoder": "efficientnet_lite0", "model.frozen_blocks": 17},
+            "model.frozen_blocks=17: efficientnet_lite0 has 16 blocks",
+        ),
     ],
 )
 def test_fields_that_do_not_fit_each_other_are_named(fields, message):
-    config = default_config()
+    config = default_config(fields.get("model.name", "segdiff"))
     set_fields(config, fields)
     with pytest.raises(UserError, match=f"^{message}"):
         check(config)

@@ -19,21 +19,23 @@ def test_two_cross_validations_are_compared_image_by_image(tmp_path):
     ours = scores_of(tmp_path / "ours", a=0.9, b=0.8, c=0.7)
     theirs = scores_of(tmp_path / "theirs", c=0.6, b=0.7, a=0.8)
     said = ensemble.compare(ours, theirs)
-    expected = "theirs: +0.1000 (95% interval +0.1000 to +0.1000, 3 images)"
-    assert said == f"IoU minus that of {tmp_path}/{expected}"
+    expected = "+0.1000 ± 0.0000 (standard error; 95% interval +0.1000 to +0.1000, 3 images)"
+    assert said == f"IoU minus that of {tmp_path}/theirs: {expected}"
+    wider = scores_of(tmp_path / "wider", a=0.9, b=0.7, c=0.5)  # 0, 0.1 and 0.2 less.
+    assert "+0.1000 ± 0.0577 (standard error" in ensemble.compare(ours, wider)
     with pytest.raises(ValueError, match="hold the scores of different images"):
         ensemble.compare(ours, scores_of(tmp_path / "less", a=0.9))
 
 
 @pytest.fixture
 def commands(tmp_path, monkeypatch):
-    """What the tool would run; scoring gives one image IoU 0.75."""
+    """What the tool would run; scoring gives two images IoU 0.75."""
     found = []
 
     def run(command, **_):
         found.append(command[command.index(ensemble.sys.executable) + 1 :])
         if found[-1][0] == "sample.py":
-            scores_of(tmp_path / "samples_out_of_fold", a=0.75)
+            scores_of(tmp_path / "samples_out_of_fold", a=0.75, b=0.75)
 
     monkeypatch.setattr(runs.subprocess, "run", run)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
@@ -73,7 +75,7 @@ def test_every_fold_has_all_models(tmp_path, monkeypatch, commands):
 
 
 def test_every_fold_is_trained_and_all_are_scored_once(tmp_path, monkeypatch, capsys, commands):
-    scores_of(tmp_path / "other" / "samples_out_of_fold", a=0.5)
+    scores_of(tmp_path / "other" / "samples_out_of_fold", a=0.5, b=0.5)
     options = ["--folds=2", "--minutes=3", "--side_by_side=2", "--config.data.dir=somewhere"]
     options += ["--config=configs/isic2016_64.py", f"--out={tmp_path}"]
     monkeypatch.setattr("sys.argv", ["", *options, f"--against={tmp_path / 'other'}"])
@@ -85,9 +87,9 @@ def test_every_fold_is_trained_and_all_are_scored_once(tmp_path, monkeypatch, ca
     for command in trained:
         fold = command[1][-1]
         assert [flag.removeprefix("--config.") for flag in command[3:]] == [
+            "train.max_minutes=3.0",
             "data.folds=2",
             "validation.every=0",
-            "train.max_minutes=3.0",
             f"data.fold={fold}",
             "data.dir=somewhere",
         ]
@@ -95,7 +97,7 @@ def test_every_fold_is_trained_and_all_are_scored_once(tmp_path, monkeypatch, ca
     out = f"--out={tmp_path / 'samples_out_of_fold'}"
     place = "--config.data.dir=somewhere"
     assert sampled == ["sample.py", *workdirs, "--split=out_of_fold", out, place]
-    assert "+0.2500 (95% interval +0.2500 to +0.2500, 1 images)" in capsys.readouterr().out
+    assert "+0.2500 ± 0.0000 (standard error; 95% interval" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,30 @@ def test_options_that_do_not_fit_are_told_before_training(
     with pytest.raises(SystemExit):
         ensemble.main()
     assert message in capsys.readouterr().err
+
+
+def test_the_seed_is_the_commands_where_a_config_is_repeated(monkeypatch, capsys):
+    config = "--config=configs/isic2016_64.py"
+    monkeypatch.setattr("sys.argv", ["", config, "--config.seed=7", "--config.data.fold=1"])
+    _, flags = ensemble.options_of()
+    assert flags == ["--config.seed=7", "--config.data.fold=1"]
+    monkeypatch.setattr("sys.argv", ["", config, config, "--config.seed=7"])
+    with pytest.raises(SystemExit):
+        ensemble.options_of()
+    assert "--config.seed=7: leave it out" in capsys.readouterr().err
+
+
+def test_a_folder_keeps_its_models(tmp_path):
+    ensemble.list_members(tmp_path / "new", ["a", "b"])
+    ensemble.list_members(tmp_path / "new", ["a", "b", "c"])  # One more may come.
+    for names in (["a", "c"], []):
+        with pytest.raises(ValueError, match="new holds other models: give another --out"):
+            ensemble.list_members(tmp_path / "new", names)
+    assert json.loads((tmp_path / "new" / "members.json").read_text()) == ["a", "b", "c"]
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    ensemble.list_members(tmp_path / "run", [])
+    with pytest.raises(ValueError, match="run holds other models"):
+        ensemble.list_members(tmp_path / "run", ["a", "b"])
 
 
 def test_a_failed_fold_names_its_log(tmp_path, monkeypatch):

@@ -16,10 +16,12 @@ What was trained before is kept, and an interrupted training resumes. Options th
 here are train.py's.
 """
 
+import argparse
 import json
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +31,20 @@ from segdiff_jax.runtime.checkpoint import MEMBERS
 from segdiff_jax.runtime.command import argument_parser
 from segdiff_jax.runtime.files import absolute, write_file
 from segdiff_jax.schema import OF_SPLITS
-from tools.runs import Run, Training, check_side_by_side, ious_of, train_side_by_side
+from tools.runs import (
+    Run,
+    Training,
+    check_side_by_side,
+    config_of,
+    ious_of,
+    train_side_by_side,
+)
 
 SCORES = "samples_out_of_fold"  # the folder in --out that sample.py writes to
 
 
 def compare(ours: Path, theirs: Path) -> str:
-    """The mean difference of the IoU of two folders of scores, with its interval.
+    """The mean difference of the IoU of two folders of scores, its standard error and interval.
 
     A ValueError says that they are of other images.
     """
@@ -44,31 +53,45 @@ def compare(ours: Path, theirs: Path) -> str:
         raise ValueError(f"{ours} and {theirs} hold the scores of different images")
     differences = np.array([mine[id] - other[id] for id in mine])
     low, high = bootstrap_interval(differences)
+    error = differences.std(ddof=1) / len(differences) ** 0.5
     return (
-        f"IoU minus that of {theirs}: {differences.mean():+.4f} "
-        f"(95% interval {low:+.4f} to {high:+.4f}, {len(differences)} images)"
+        f"IoU minus that of {theirs}: {differences.mean():+.4f} ± {error:.4f} (standard error; 95% "
+        f"interval {low:+.4f} to {high:+.4f}, {len(differences)} images)"
     )
 
 
 def trainings_in(folder: Path, configs: list[str], fields: dict, name: str) -> list[Training]:
     """The training of each config, in this folder or, of several configs, in folders of it.
 
-    `fields` are name -> value of the fields that change. Of several, a file lists the folders, so
-    that `load` finds them.
+    `fields` are name -> value of the fields that change; `name` is for messages.
     """
     if len(configs) == 1:
         name = name or name_of(configs[0])
         return [Training(Run(folder, only_print=False), name, configs[0], fields)]
-    found = {}
+    trainings = []
     for i, config in enumerate(configs):
-        seed = configs[:i].count(config)
-        member = name_of(config) + (f"_seed{seed}" if seed else "")
-        changed = fields | ({"seed": seed} if seed else {})
+        member, changed = name_of(config), fields
+        if again := configs[:i].count(config):
+            seed = config_of(config, {}).seed + again
+            member, changed = f"{member}_seed{seed}", fields | {"seed": seed}
         run = Run(folder / member, only_print=False)
-        found[member] = Training(run, f"{name} {member}".strip(), config, changed)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / MEMBERS, json.dumps([*found]))
-    return [*found.values()]
+        trainings.append(Training(run, f"{name} {member}".strip(), config, changed))
+    return trainings
+
+
+def list_members(folder: Path, names: list[str]) -> None:
+    """Writes which folders in `folder` hold its models, so that `load` finds them; [] for itself.
+
+    A ValueError says that the folder holds something else.
+    """
+    path = folder / MEMBERS
+    before = json.loads(path.read_text()) if path.exists() else []
+    is_run = (folder / "checkpoints").exists()
+    if (is_run and names) or not {*before} <= {*names}:
+        raise ValueError(f"{folder} holds other models: give another --out, or move it away")
+    if names:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(path, json.dumps(names))
 
 
 def name_of(config: str) -> str:
@@ -76,7 +99,8 @@ def name_of(config: str) -> str:
     return re.sub(r"\W+", "_", config.removeprefix("configs/").replace(".py", ""))
 
 
-def main() -> None:
+def options_of() -> tuple[argparse.Namespace, list[str]]:
+    """The options of the command line, and those that are train.py's; ends if they are wrong."""
     parser = argument_parser(__doc__)
     parser.add_argument(
         "--config", required=True, action="append", help="a file of configs/; may be repeated"
@@ -96,30 +120,49 @@ def main() -> None:
         parser.error(f"--against={options.against} holds no {SCORES}/metrics.csv")
     if options.against and not options.folds:
         parser.error("--against needs --folds")
-    fields = {"data.folds": options.folds, "validation.every": 0} if options.folds else {}
-    fields |= {} if options.minutes is None else {"train.max_minutes": options.minutes}
-    given = {flag: flag.partition("=")[0].removeprefix("--config.") for flag in flags}
-    if fixed := [flag for flag, name in given.items() if name in {*fields, "data.fold"}]:
-        parser.error(f"{' '.join(fixed)}: leave it out, because this command sets it")
-    name = "_".join(map(name_of, options.config))
-    out = options.out or absolute(f"runs/folds_{name}" if options.folds else f"runs/{name}")
-    folders = {out: fields}
-    if options.folds:
-        folds = range(options.folds)
-        folders = {out / f"fold{fold}": fields | {"data.fold": fold} for fold in folds}
-    trainings = []
-    for folder, changed in folders.items():
-        called = f"fold {changed['data.fold']}" if options.folds else ""
-        trainings += trainings_in(folder, options.config, changed, called)
-    places = [flag for flag, name in given.items() if name in OF_SPLITS]
-    scores = ("--split=out_of_fold", f"--out={out / SCORES}") if options.folds else ()
+    fixed = {"data.folds", "data.fold", "validation.every"} if options.folds else set()
+    fixed |= {"train.max_minutes"} if options.minutes is not None else set()
+    fixed |= {"seed"} if len({*options.config}) < len(options.config) else set()
+    if wrong := [flag for flag in flags if _field(flag) in fixed]:
+        parser.error(f"{' '.join(wrong)}: leave it out, because this command sets it")
+    if options.out is None:
+        name = "_".join(map(name_of, options.config))
+        options.out = absolute(f"runs/folds_{name}" if options.folds else f"runs/{name}")
+    return options, flags
+
+
+def plan(options: argparse.Namespace) -> dict[Path, list[Training]]:
+    """The trainings of each folder: of the only one, or of each fold."""
+    fields = {} if options.minutes is None else {"train.max_minutes": options.minutes}
+    if not options.folds:
+        return {options.out: trainings_in(options.out, options.config, fields, "")}
+    fields |= {"data.folds": options.folds, "validation.every": 0}
+    found = {}
+    for fold in range(options.folds):
+        folder, changed = options.out / f"fold{fold}", fields | {"data.fold": fold}
+        found[folder] = trainings_in(folder, options.config, changed, f"fold {fold}")
+    return found
+
+
+def _field(flag: str) -> str:
+    return flag.partition("=")[0].removeprefix("--config.")
+
+
+def main() -> None:
+    options, flags = options_of()
+    folders, scores = plan(options), options.out / SCORES
+    workdirs = [f"--workdir={folder}" for folder in folders]
+    places = [flag for flag in flags if _field(flag) in OF_SPLITS]
+    of_folds = ["--split=out_of_fold", f"--out={scores}"] if options.folds else []
     try:
-        train_side_by_side(trainings, options.side_by_side, flags)
-        workdirs = [f"--workdir={folder}" for folder in folders]
-        command = "sample.py", *workdirs, *scores, *places
-        subprocess.run([sys.executable, *command], check=True)
+        for folder, trainings in folders.items():
+            several = len(trainings) > 1
+            list_members(folder, [t.run.workdir.name for t in trainings] if several else [])
+        train_side_by_side([*chain(*folders.values())], options.side_by_side, flags)
+        command = [sys.executable, "sample.py", *workdirs, *of_folds, *places]
+        subprocess.run(command, check=True)
         if options.against:
-            print(compare(out / SCORES, options.against / SCORES))
+            print(compare(scores, options.against / SCORES))
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)  # Its message stands above.
     except (ChildProcessError, ValueError) as error:

@@ -5,18 +5,41 @@ import csv
 import json
 import os
 import queue
+import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from segdiff_jax.config import flatten
+from segdiff_jax.config import (
+    changes,
+    complete,
+    parse_fields,
+    set_fields,
+    with_absolute_paths,
+)
+from segdiff_jax.schema import PLACES
+
+# Fields that may change when a training resumes, and its scores stay the same.
+NO_MATTER = (
+    *(*PLACES, "data.num_threads", "sampler.max_batch", "sampler.max_memory"),
+    *("train.trackers", "train.log_every", "train.checkpoint_every"),
+)
+
+
+def config_of(file: str, fields: Mapping[str, Any]) -> ConfigDict:
+    """The config of a file such as "configs/compare.py:unet", with these fields."""
+    path, colon, argument = file.partition(":")
+    config = runpy.run_path(path)["get_config"](*[argument] if colon else [])
+    set_fields(config, fields)
+    return with_absolute_paths(config)
 
 
 class Run:
@@ -46,14 +69,16 @@ class Run:
             log: where its output goes.
             prefix: words before the command.
         Raises:
-            ValueError: if the workdir holds a run with other values of `fields`.
+            ValueError: if the workdir holds a run with another config, see `NO_MATTER`.
         """
         path = self.workdir / "config.json"
-        known = flatten(json.loads(path.read_text())) if path.exists() else {}
-        wanted = flatten(json.loads(json.dumps(fields)))
-        other = [name for name in wanted if known.get(name, wanted[name]) != wanted[name]]
-        if other and not self._only_print:
-            raise ValueError(f"{path} has another {', '.join(other)}: move its folder away")
+        if path.exists() and not self._only_print:
+            given = parse_fields([flag for flag in flags if flag.startswith("--config.")])
+            now = config_of(config, fields | given)
+            other = changes(complete(json.loads(path.read_text())), now).keys() - {*NO_MATTER}
+            if other:
+                other = ", ".join(sorted(other))
+                raise ValueError(f"{path} has another {other}: move its folder away")
         fields = [f"--config.{name}={value}" for name, value in fields.items()]
         command = "train.py", f"--workdir={self.workdir}", f"--config={config}", *fields, *flags
         self._script(command, log, prefix)

@@ -131,8 +131,8 @@ def _open(
         builder = builder_cls(**options)
         if rules.folds and not getattr(builder, "FOLDS", True):
             raise UserError(
-                f"{field}={dataset!r} cannot be cut into folds, because near images are alike: "
-                "set data.folds=0"
+                f"{field}={dataset!r} cannot be cut into folds, because neighbouring images are "
+                "almost copies of each other: set data.folds=0"
             )
         if isinstance(builder, PairsBuilder):
             builder.groups = rules.groups

@@ -1,6 +1,7 @@
 """The records of a built data set: of a split, or of a fold of its training images."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from tqdm import tqdm
 
 from segdiff_jax.data.groups import NO_GROUPS, Groups
 from segdiff_jax.data.sources import fingerprint
-from segdiff_jax.data.splits import fold_of, holds_out
+from segdiff_jax.data.splits import fold_of, has_training_images
 from segdiff_jax.runtime.errors import UserError
 
 
@@ -23,6 +24,12 @@ class Records(Sequence):
     members: str  # It differs if other images are in it; "" if a build does not say which.
     statistics: Any  # `Statistics.summary` or None.
     extra: int = 0  # Number of records, the last ones, that are of extra data sets.
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Records) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,14 +73,20 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_
     return Records(records, name, members, metadata.get("statistics"))
 
 
+@functools.lru_cache(maxsize=1)
+def ids_of(records: Records) -> list[str]:
+    """Their ids, for which all images are read; kept for the next split of the same records."""
+    return [record["id"].decode() for record in tqdm(records, "reading ids", leave=False)]
+
+
 def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> Records:
-    """A split of which the images of training and validation are cut into folds anew."""
+    """A split, after the images of training and validation are cut into folds."""
     if split not in ("train", "validation"):
-        if holds_out(split):
+        if has_training_images(split):
             raise UserError(f"split {split!r}: with data.folds, give 'train' or 'validation'")
         return read_split(builder, split)
     both, joined = read_split(builder, "train+validation"), metadata_of(builder).get("joined", {})
-    ids = [record["id"].decode() for record in tqdm(both, "reading ids", leave=False)]
+    ids = ids_of(both)
     folds = [fold_of(joined.get(id, id), rules.folds) for id in ids]
     if empty := {*range(rules.folds)} - {*folds}:
         raise UserError(

@@ -35,8 +35,8 @@ def fold_of(id: str, folds: int) -> int:
     return _hash(id) // 10 % folds
 
 
-def holds_out(split: str) -> bool:
-    """Whether a split, such as "train[:50%]+test", has images that training splits in its way."""
+def has_training_images(split: str) -> bool:
+    """Whether a split, such as "train[:50%]+test", has images of training or validation."""
     return bool(re.search(r"\b(train|validation|all)\b", split))
 
 

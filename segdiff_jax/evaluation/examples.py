@@ -18,7 +18,7 @@ from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
 from segdiff_jax.data.pipeline import record_id, resize_image
 from segdiff_jax.data.prepare import load_source, load_training_source, where
 from segdiff_jax.data.records import Records
-from segdiff_jax.data.splits import holds_out
+from segdiff_jax.data.splits import has_training_images
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
@@ -69,7 +69,7 @@ def open_parts(
     if split == OUT_OF_FOLD:
         _check_folds(members, folds, places)
         split = "validation"
-    elif holds_out(split) and len(set.union(*folds)) > 1:
+    elif has_training_images(split) and len(set.union(*folds)) > 1:
         raise UserError(
             f"--split={split}: some of the models were trained on images of it, because their "
             f"data.fold or data.folds differ; give --split={OUT_OF_FOLD}"

@@ -118,9 +118,9 @@ def format_metrics(metrics: dict[str, Any]) -> str:
     ]
     if "folds" in metrics:
         ious = [of_fold["iou"] for of_fold in metrics["folds"].values()]
-        deviation = f"{np.mean(ious):.4f}, standard deviation {np.std(ious, ddof=1):.4f}"
-        by_fold = ", ".join(f"{iou:.4f}" for iou in ious)
-        lines.append(f"IoU by fold: {by_fold}; their mean is {deviation}")
+        mean, deviation, by_fold = np.mean(ious), np.std(ious, ddof=1), map("{:.4f}".format, ious)
+        summary = f"mean {mean:.4f}, standard deviation {deviation:.4f}"
+        lines.append(f"IoU by fold: {', '.join(by_fold)}; {summary}")
     return "\n".join([*lines, *(f"{a:<14}{b:<8}{c:>6}{d:>9}{e:>9}" for a, b, c, d, e in rows)])
 
 

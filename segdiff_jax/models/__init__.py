@@ -16,7 +16,7 @@ from jax import Array
 
 from segdiff_jax.models.baselines.medt import MedT, freeze_gates
 from segdiff_jax.models.baselines.unet import RonnebergerUNet
-from segdiff_jax.models.efficientnet import VARIANTS
+from segdiff_jax.models.efficientnet import VARIANTS, slow
 from segdiff_jax.models.medsegdiff import MedSegDiff
 from segdiff_jax.models.pretrained import encoder_params
 from segdiff_jax.models.segdiff import SegDiff
@@ -86,17 +86,8 @@ def variables_like(model: nn.Module, image_size: int, mask_channels: int = 1) ->
 
 
 def slow_encoder(model: nn.Module, updates: dict[str, Any], rate: float) -> dict[str, Any]:
-    """The updates, those of a pretrained image encoder times `rate`, and 0 in its frozen blocks.
-
-    Weight decay would change these, too.
-    """
-    frozen = {"stem"} if model.frozen_blocks else set()
-    frozen |= {f"block{i}" for i in range(model.frozen_blocks)}
-    times = lambda factor, of: jax.tree.map(lambda x: factor * x, of)
-    encoder = {
-        name: times(0 if name in frozen else rate, of)
-        for name, of in updates["G"]["encoder"].items()
-    }
+    """The updates, those of a published image encoder as `efficientnet.slow` has them."""
+    encoder = slow(updates["G"]["encoder"], rate, model.frozen_blocks)
     return updates | {"G": updates["G"] | {"encoder": encoder}}
 
 

@@ -7,7 +7,7 @@ stage that do not grow. Batch norm is part of the convolutions, as `pretrained` 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,25 +20,6 @@ from segdiff_jax.models.cpu_gradients import NUMBERS
 from segdiff_jax.runtime.errors import UserError
 
 STEM = 32  # channels
-# Fields of a model that only these encoders read, with what they are if unset.
-ENCODER_FIELDS = {"mask_stride": 1, "frozen_blocks": 0, "stochastic_depth": 0.0, "pyramid": True}
-
-
-def check_encoder_fields(model: nn.Module) -> None:
-    """UserError if a field of `ENCODER_FIELDS` needs an encoder of `VARIANTS`, or more blocks."""
-    encoder, frozen = model.image_encoder, model.frozen_blocks
-    if encoder in VARIANTS:
-        if frozen > (number := len(blocks_of(encoder))):
-            raise UserError(f"model.frozen_blocks={frozen}: {encoder} has {number} blocks")
-        return
-    for field, unset in ENCODER_FIELDS.items():
-        if (value := getattr(model, field, unset)) != unset:
-            raise UserError(needs_weights(f"model.{field}={value}", encoder))
-
-
-def needs_weights(field: str, encoder: str) -> str:
-    """Says that a field needs an encoder of `VARIANTS`."""
-    return f"{field} needs a model.image_encoder that has published weights, not {encoder!r}"
 
 
 class Stage(NamedTuple):
@@ -182,6 +163,16 @@ def block_factors(keys: Array | None, rate: float, number: int) -> Sequence[Arra
     rates = rate * np.arange(1, number + 1, dtype=np.float32) / number
     draw = lambda key: (jax.random.uniform(key, (number,)) >= rates) / (1 - rates)
     return jax.vmap(draw)(keys).T
+
+
+def slow(updates: dict[str, Any], rate: float, frozen_blocks: int) -> dict[str, Any]:
+    """The updates of an `EfficientNetLite` times `rate`, and 0 in its frozen blocks.
+
+    These need the 0: weight decay would move them although their gradient is 0.
+    """
+    frozen = {"stem", *(f"block{i}" for i in range(frozen_blocks))} if frozen_blocks else ()
+    times = lambda factor, of: jax.tree.map(lambda x: factor * x, of)
+    return {name: times(0 if name in frozen else rate, of) for name, of in updates.items()}
 
 
 class ImagePyramid(nn.Module):

@@ -86,17 +86,18 @@ def encoder_params(variant: str, weights: str) -> dict[str, Any]:
 def from_names(variant: str, arrays: Arrays, name: str) -> dict[str, Any]:
     """Arrays by the names of efficientnet_lite_pytorch -> parameters, batch norm folded in.
 
-    A UserError says which arrays are missing, have another shape or hold anything but finite
-    numbers; those of the classifier and others that are left over do not matter.
+    A UserError says which arrays are missing, have another shape or do not hold finite numbers.
+    Those of the classifier and others that are left over do not matter.
     """
     problems: list[str] = []
 
     def take(key: str, shape: tuple[int, ...]) -> np.ndarray:
         found = arrays.get(key)
         if found is None or found.shape != shape:
-            problems.append(f"{key}: {'absent' if found is None else found.shape}, not {shape}")
+            there = "nothing" if found is None else found.shape
+            problems.append(f"{key}: expected shape {shape}, found {there}")
         elif not np.issubdtype(found.dtype, np.floating) or not np.isfinite(found).all():
-            problems.append(f"{key} holds anything but finite numbers")
+            problems.append(f"{key} must hold finite numbers of float16, float32 or float64")
         elif key.endswith("running_var") and (found < 0).any():
             problems.append(f"{key} holds a variance below 0")
         else:

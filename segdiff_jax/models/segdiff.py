@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from segdiff_jax.models.convolution import Conv
-from segdiff_jax.models.efficientnet import ImagePyramid, check_encoder_fields
+from segdiff_jax.models.efficientnet import ImagePyramid
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.models.rrdb import RRDBNet
 from segdiff_jax.models.unet import UNet, add_features
@@ -79,7 +79,6 @@ class SegDiff(nn.Module):
                 f"model.dropout={self.dropout} is drawn for each example alone, which batch norm "
                 "does not allow: set model.norm_groups above 0"
             )
-        check_encoder_fields(self)
         if self.image_mean and self.image_encoder != "rrdb":
             raise UserError(
                 f"model.image_mean={self.image_mean}: model.image_encoder={self.image_encoder!r} "

@@ -165,11 +165,17 @@ def find_checkpoint(path: str | Path) -> Path:
 def find_checkpoints(path: str | Path) -> list[Path]:
     """The step folder that `path` means, or those of the workdirs that its `MEMBERS` lists.
 
-    FileNotFoundError as of `find_checkpoint`; a UserError if the file cannot be read.
+    FileNotFoundError as of `find_checkpoint`; a UserError if the file cannot be read or lies in a
+    workdir.
     """
     members = absolute(path) / MEMBERS
     if not members.is_file():
         return [find_checkpoint(path)]
+    if (members.parent / "checkpoints").is_dir():
+        raise UserError(
+            f"{members.parent} is a workdir, and {MEMBERS} in it lists others: delete that file, "
+            "or give the workdirs that you mean"
+        )
     try:
         names = json.loads(members.read_bytes())
     except ValueError:

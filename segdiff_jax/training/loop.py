@@ -84,8 +84,6 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         tx = make_optimizer(config.train, method.model, len(training) / config.train.batch_size)
         state = restore_or_create(config, shapes, checkpoints, method, tx, encoder)
         clock = Clock(config.train, int(state.step), elapsed)
-        if parallel.is_main():
-            write_file(workdir / "config.json", json.dumps(settings, indent=2))
         print(describe(config, state, len(training), len(validation)), flush=True)
         if meta:
             print(f"resuming {workdir} at step {clock.step}", flush=True)
@@ -101,6 +99,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         if clock.ended() and not owed:
             print(f"already trained: {summary(clock, best, config, workdir)}", flush=True)
             return
+        if parallel.is_main():
+            write_file(workdir / "config.json", json.dumps(settings, indent=2))
         stack.enter_context(advice_for_nan(checkpoints, workdir))
         logs = stack.enter_context(Logs(workdir, config, clock.step, pending))
         stop_signal = stack.enter_context(told_to_stop())

@@ -1,6 +1,7 @@
 """What a run that resumes, or starts from another one's parameters, must have in common with it."""
 
 import operator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,11 @@ from segdiff_jax.config import changes, saved_config, with_absolute_paths
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import NETWORK, RUN
+
+# What decides which images a fold has.
+FOLD_OF = operator.attrgetter(
+    *("dataset", "images", "masks", "group_file", "group_pattern", "folds", "fold")
+)
 
 
 def check_resumable(
@@ -67,19 +73,34 @@ def check_same_network(config: ConfigDict) -> Path:
             f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
             "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
         )
-    data, other = config.data, before.data
-    fold_of = operator.attrgetter("dataset", "images", "masks", "folds", "fold")
-    if data.folds and _shares_images(data, other) and fold_of(data) != fold_of(other):
-        raise UserError(
-            f"train.init_from={path} may have been trained on images of fold {data.fold} of "
-            f"{data.folds}, which scores this run: leave it out, or start from a run of the same "
-            "fold"
-        )
+    data = config.data
+    for other in (run.data for run in _with_its_starts(before)):
+        either = data.folds or other.folds
+        if either and _shares_images(data, other) and FOLD_OF(data) != FOLD_OF(other):
+            raise UserError(
+                f"train.init_from={path} may have been trained on images that score this run "
+                f"(it has data.folds={other.folds}, data.fold={other.fold}; this run "
+                f"{data.folds}, {data.fold}): leave it out, or start from a run of the same fold"
+            )
     changed = changes(before, config, (RUN,))
     changed = {name: pair for name, pair in changed.items() if name.startswith("diffusion.")}
     for line in _lines(changed, "there", "here"):
         print(f"train.init_from: {line}", flush=True)
     return checkpoint
+
+
+def _with_its_starts(config: ConfigDict) -> Iterator[ConfigDict]:
+    """The config of a run, of the run that it started from, and so on, as far as they are there."""
+    paths = set()
+    while True:
+        yield config
+        if (path := config.train.init_from) in ("", *paths):
+            return
+        paths.add(path)
+        try:
+            config = saved_config(load_meta(find_checkpoint(path)))
+        except (FileNotFoundError, UserError):
+            return
 
 
 def _shares_images(data: ConfigDict, other: ConfigDict) -> bool:

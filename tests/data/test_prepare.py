@@ -23,7 +23,7 @@ from segdiff_jax.data.builders.isic import isic_dataset_builder
 from segdiff_jax.data.groups import Groups
 from segdiff_jax.data.prepare import load_source, load_training_source
 from segdiff_jax.data.records import Rules
-from segdiff_jax.data.splits import fold_of, hashed_split, holds_out
+from segdiff_jax.data.splits import fold_of, has_training_images, hashed_split
 from segdiff_jax.runtime.errors import UserError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -387,7 +387,7 @@ def test_a_fold_without_images_and_a_part_of_a_fold_are_refused(tmp_path):
     for split in ("train[50%:]", "all", "test+validation"):
         with pytest.raises(UserError, match=r"split '.*': with data.folds, give 'train' or 'vali"):
             load_fold(tmp_path, 1, split=split)
-    assert not holds_out("official_validation") and not holds_out("test[:2]")
+    assert not has_training_images("official_validation") and not has_training_images("test[:2]")
 
 
 def test_extra_images_leave_out_the_fold(tmp_path):

@@ -114,7 +114,7 @@ def test_the_scores_of_folds(tmp_path):
         "1": {"num_images": 2, "iou": pytest.approx(0.6), "dice": pytest.approx((2 / 3 + 0.8) / 2)},
     }
     said = tables.format_metrics(summary).splitlines()
-    assert "IoU by fold: 1.0000, 0.6000; their mean is 0.8000, standard deviation 0.2828" in said
+    assert "IoU by fold: 1.0000, 0.6000; mean 0.8000, standard deviation 0.2828" in said
     with open(tmp_path / "metrics.csv", newline="") as file:
         assert [(row["id"], row["fold"]) for row in csv.DictReader(file)] == [
             ("a,1", "0"),

@@ -103,6 +103,9 @@ def test_an_ensemble_is_of_models_that_see_alike(workdirs, tmp_path):
         (tmp_path / MEMBERS).write_text(damaged)
         with pytest.raises(UserError, match="members.json is no list of names of folders"):
             load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"is a workdir, and members\.json in it lists others"):
+        load(tmp_path)
     with pytest.raises(UserError, match=r"differ in sampler\.threshold: \[0\.5, 0\.4\]"):
         make_ensemble([load(workdirs["segdiff"]), load(workdirs["unet"], threshold=0.4)])
 

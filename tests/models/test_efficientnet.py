@@ -139,7 +139,8 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
     arrays["_conv_stem.weight"] = np.zeros((8, 3, 3, 3), np.float32)
     np.savez(tmp_path / "a.npz", **arrays)
     message = (
-        r"a.npz does not hold .*_conv_stem.weight: \(8, 3, 3, 3\), not \(32, .*_bn0.bias: absent"
+        r"a.npz does not hold .*_conv_stem.weight: expected shape \(32, 3, 3, 3\), found \(8, 3, "
+        r"3, 3\).*_bn0.bias: expected shape \(32,\), found nothing"
     )
     with pytest.raises(UserError, match=message):
         encoder_params(VARIANT, str(tmp_path / "a.npz"))
@@ -150,8 +151,8 @@ def test_arrays_that_do_not_fit_are_named(tmp_path):
 @pytest.mark.parametrize(
     "key, value, message",
     [
-        ("_conv_stem.weight", np.nan, "holds anything but finite numbers"),
-        ("_conv_stem.weight", "text", "holds anything but finite numbers"),
+        ("_conv_stem.weight", np.nan, "must hold finite numbers of float16, float32 or float64"),
+        ("_conv_stem.weight", "text", "must hold finite numbers of float16, float32 or float64"),
         ("_bn0.running_var", -1.0, "holds a variance below 0"),
     ],
 )
@@ -371,15 +372,6 @@ def test_without_the_pyramid_the_features_reach_the_first_level_alone():
             48,
             "image size 48 x 48 must be divisible by 32: model.image_e",
         ),
-        ({"mask_stride": 2}, 64, "model.mask_stride=2 needs a model.image_encoder that has"),
-        ({"pyramid": False}, 64, "model.pyramid=False needs a .* weights, not 'rrdb'"),
-        (
-            {"image_encoder": VARIANT, "frozen_blocks": 17},
-            64,
-            "model.frozen_blocks=17: efficientnet_lite0 has 16 blocks",
-        ),
-        ({"frozen_blocks": 3}, 64, "model.frozen_blocks=3 needs a .* weights, not 'rrdb'"),
-        ({"stochastic_depth": 0.1}, 64, "model.stochastic_depth=0.1 needs a .*, not 'rrdb'"),
         (
             {"image_encoder": VARIANT, "image_mean": (1, 2, 3), "image_std": (1, 1, 1)},
             64,

@@ -180,7 +180,11 @@ def test_changes_that_are_accepted_are_shown_and_trained_on(six_steps, tmp_path,
 def test_a_finished_run_is_left_alone(six_steps, capsys):
     config, workdir = six_steps
     before = (workdir / "metrics.csv").read_text()
+    written = (workdir / "config.json").read_text()
+    config = config.copy_and_resolve_references()
+    config.augment.hue = 0.5  # Nothing was trained with it.
     train(config, str(workdir))
+    assert (workdir / "config.json").read_text() == written
     assert "already trained: 6 steps" in capsys.readouterr().out
     assert (workdir / "metrics.csv").read_text() == before
 

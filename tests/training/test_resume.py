@@ -1,6 +1,7 @@
 """What a run that resumes, or starts from another's parameters, must have in common with it."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -151,7 +152,7 @@ def test_parameters_that_have_seen_the_fold_are_refused(checkpoints, tmp_path):
     config = config_of()
     config.train.init_from = str(tmp_path)
     config.data.folds, config.data.fold = 5, 2
-    message = "may have been trained on images of fold 2 of 5, which scores this"
+    message = r"may .* score this run \(it has data.folds=0, data.fold=0; this run 5, 2\)"
     for dataset in ("isic/2016", "isic/2017"):  # They share images.
         config.data.dataset = dataset
         with pytest.raises(UserError, match=message):
@@ -168,11 +169,31 @@ def test_parameters_of_the_same_fold_or_another_folder_are_taken(checkpoints, tm
     config.train.init_from = str(tmp_path)
     check_same_network(config)
     config.data.fold = 1
-    with pytest.raises(UserError, match="may have been trained on images of fold 1 of 5"):
+    with pytest.raises(UserError, match="this run 5, 1"):
+        check_same_network(config)
+    config.data.update(folds=0, fold=0)  # Its validation split, too, is cut from all folds.
+    with pytest.raises(UserError, match="this run 0, 0"):
+        check_same_network(config)
+    config.data.update(folds=5, fold=2, group_pattern="(.)")
+    with pytest.raises(UserError, match="may have been trained on images that score this run"):
         check_same_network(config)
     config.data.images = "/c"
     check_same_network(config)
     config.data.update(dataset="ph2", images="", masks="")
+    check_same_network(config)
+
+
+def test_the_run_before_the_run_before_counts(checkpoints, tmp_path):
+    config = config_of()
+    save(checkpoints, json.loads(config.to_json()))
+    config.data.dataset, config.train.init_from = "ph2", str(tmp_path)
+    with Checkpoints(tmp_path / "second") as second:
+        save(second, json.loads(config.to_json()))
+    config.train.init_from = str(tmp_path / "second")
+    config.data.update(dataset="isic/2016", folds=5)
+    with pytest.raises(UserError, match="may have been trained on images that score this run"):
+        check_same_network(config)
+    shutil.rmtree(tmp_path / "checkpoints")  # It cannot be told any more.
     check_same_network(config)
 
 

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from segdiff_jax.models.efficientnet import ImagePyramid, check_encoder_fields
+from segdiff_jax.models.efficientnet import ImagePyramid
 from segdiff_jax.models.norms import make_norm
 from segdiff_jax.runtime.errors import UserError
 
@@ -38,7 +38,6 @@ class RonnebergerUNet(nn.Module):
                 f"model.channels={self.channels}: {odd[0]} is no multiple of its "
                 f"{groups_of(odd[0])} groups; choose another, or model.norm='batch'"
             )
-        check_encoder_fields(self)
         if self.image_encoder != "none" and self.padding == "valid":
             raise UserError(
                 f"model.image_encoder={self.image_encoder!r} needs model.padding='same'"
