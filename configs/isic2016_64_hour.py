@@ -3,8 +3,8 @@
 python train.py --config=configs/isic2016_64_hour.py --workdir=runs/isic2016_64_hour
 
 Machine: one core of an AMD EPYC, Python 3.13, jax 0.12. Time: 60 minutes (train.max_minutes).
-Score: IoU 0.859 on fold 0 of 2, where isic2016_64.py has 0.855 after the same time, and its mean
-with isic2016_128.py 0.865: see docs/encoders.md.
+Score: IoU 0.859 on fold 0 of 2, where isic2016_64.py has 0.855 after the same time; the mean of
+this model and isic2016_128.py has 0.865: see that config and docs/encoders.md.
 """
 
 from configs import isic2016_64

@@ -87,9 +87,9 @@ class Model:
     ) -> np.ndarray:
         """Samples f32[V, B, H, W, C], see `Driver`; each member of an ensemble gives one, 2 p - 1.
 
-        Members see the images, and give their masks, at their own size; an ensemble's samples have
-        the size of `images`. Fu et al. 2023 (MELBA 2023:016) found the mean of a diffusion and a
-        supervised model best.
+        A member of another size sees the images resized once more; its masks are resized to
+        `images`. Fu et al. 2023 (MELBA 2023:016) found the mean of a diffusion and a supervised
+        model best.
         """
         seed = self.config.seed if seed is None else seed
         if not self.members:
