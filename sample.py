@@ -48,8 +48,7 @@ def main(arguments: list[str]) -> int:
     short = [f"--config.{f}={flag.value}" for f, flag in SAMPLING.items() if flag.value is not None]
     given = parse_fields([*short, *arguments])
     places = {k: given.pop(k) for k in OF_SPLITS if k in given and not IMAGES.value}
-    given = sampling_fields(given)
-    by_fold = SPLIT.value == OUT_OF_FOLD and not IMAGES.value
+    given, by_fold = sampling_fields(given), SPLIT.value == OUT_OF_FOLD and not IMAGES.value
     models = [load(path, **given) for path in (paths if by_fold else [paths])]
     model, what = models[0], IMAGES.value
     if unread := sorted(model.unread & given.keys()):
