@@ -43,8 +43,9 @@ def test_the_rows_are_the_configs():
 
 def test_a_run_of_another_row_is_not_taken_for_this_one(tmp_path, monkeypatch):
     (tmp_path / "2-minutes" / "scale-seed0").mkdir(parents=True)
-    before = {"diffusion": {"input_scale": 0.5, "prediction": "x0"}}
-    (tmp_path / "2-minutes" / "scale-seed0" / "config.json").write_text(json.dumps(before))
+    before = runs.config_of("configs/default.py", ablation.overrides("scale"))
+    before.diffusion.input_scale, before.train.max_minutes = 0.5, 2.0
+    (tmp_path / "2-minutes" / "scale-seed0" / "config.json").write_text(before.to_json())
     monkeypatch.setattr("sys.argv", ["", "--minutes=2", f"--out={tmp_path}", "--rows=scale"])
     with pytest.raises(SystemExit, match=r"config.json has another diffusion.input_scale: move"):
         ablation.main()
