@@ -307,7 +307,7 @@ def test_a_build_of_an_older_version_is_not_read(load, tmp_path, capsys):
 
 def test_frames_that_are_alike_are_not_cut_into_folds(load, tmp_path):
     load(CASES[5], "train")
-    with pytest.raises(UserError, match="'cvc_clinicdb' cannot be cut into folds, because near"):
+    with pytest.raises(UserError, match="'cvc_clinicdb' cannot be cut into folds, because neigh"):
         load_source("cvc_clinicdb", "train", tmp_path / "data", rules=Rules(folds=2))
 
 
