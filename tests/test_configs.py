@@ -42,9 +42,10 @@ PARAMETERS = {
     "synthetic": 1_077_097,
     "vaihingen": 159_838_209,
 }
-# test_loop.py trains the first, the next two have the network of isic2016_64, and the last has a
-# test of its own.
-ELSEWHERE = "default", "compare:segdiff", "isic2016_64_hour", "isic2016_128"
+# test_loop.py trains the first, the second has a test of its own, and the others have the network
+# and the recipe of isic2016_64.
+ELSEWHERE = "default", "isic2016_128", "compare:segdiff", "isic2016_64_hour", "folder"
+ELSEWHERE += "cvc_clinicdb", "kvasir_seg", "ph2"
 TRAINED = [name for name in NAMES if name not in ELSEWHERE]
 QUICK = ("compare:unet",)  # to compile
 TRAINED = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TRAINED]
