@@ -207,6 +207,11 @@ SAMPLER = {
 
 PLACES = "data.dir", "data.manual_dir", "data.images", "data.masks"
 PATHS = *PLACES, "data.group_file", "train.init_from", "model.encoder_weights"
+# Fields that change neither what is trained nor what is scored.
+NO_MATTER = (
+    *("data.num_threads", "data.dir", "data.manual_dir", "sampler.max_batch", "sampler.max_memory"),
+    *("train.trackers", "train.log_every", "train.checkpoint_every"),
+)
 # Fields that sample.py takes to open a split: data may have moved.
 OF_SPLITS = *PLACES, "data.allow_empty_splits"
 

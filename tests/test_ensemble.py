@@ -146,6 +146,9 @@ def test_a_folder_keeps_its_models(tmp_path):
         with pytest.raises(ValueError, match="new holds other models: give another --out"):
             ensemble.list_members(tmp_path / "new", names)
     assert json.loads((tmp_path / "new" / "members.json").read_text()) == ["a", "b", "c"]
+    (tmp_path / "new" / "members.json").write_text("5")
+    with pytest.raises(ValueError, match="members.json is no list of names of folders"):
+        ensemble.list_members(tmp_path / "new", ["a"])
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     ensemble.list_members(tmp_path / "run", [])
     with pytest.raises(ValueError, match="run holds other models"):

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from segdiff_jax.evaluation.metrics import bootstrap_interval
-from segdiff_jax.runtime.checkpoint import MEMBERS
+from segdiff_jax.runtime.checkpoint import MEMBERS, read_members
 from segdiff_jax.runtime.command import argument_parser
 from segdiff_jax.runtime.files import absolute, write_file
 from segdiff_jax.schema import OF_SPLITS
@@ -84,14 +84,12 @@ def list_members(folder: Path, names: list[str]) -> None:
 
     A ValueError says that the folder holds something else.
     """
-    path = folder / MEMBERS
-    before = json.loads(path.read_text()) if path.exists() else []
     is_run = (folder / "checkpoints").exists()
-    if (is_run and names) or not {*before} <= {*names}:
+    if (is_run and names) or not {*read_members(folder)} <= {*names}:
         raise ValueError(f"{folder} holds other models: give another --out, or move it away")
     if names:
         folder.mkdir(parents=True, exist_ok=True)
-        write_file(path, json.dumps(names))
+        write_file(folder / MEMBERS, json.dumps(names))
 
 
 def name_of(config: str) -> str:

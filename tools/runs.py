@@ -25,13 +25,7 @@ from segdiff_jax.config import (
     set_fields,
     with_absolute_paths,
 )
-from segdiff_jax.schema import PLACES
-
-# Fields that may change when a training resumes, and its scores stay the same.
-NO_MATTER = (
-    *(*PLACES, "data.num_threads", "sampler.max_batch", "sampler.max_memory"),
-    *("train.trackers", "train.log_every", "train.checkpoint_every"),
-)
+from segdiff_jax.schema import NO_MATTER, PLACES
 
 
 def config_of(file: str, fields: Mapping[str, Any]) -> ConfigDict:
@@ -69,13 +63,15 @@ class Run:
             log: where its output goes.
             prefix: words before the command.
         Raises:
-            ValueError: if the workdir holds a run with another config, see `NO_MATTER`.
+            ValueError: if the workdir holds a run with another config; `NO_MATTER` and places may
+                differ.
         """
         path = self.workdir / "config.json"
         if path.exists() and not self._only_print:
             given = parse_fields([flag for flag in flags if flag.startswith("--config.")])
             now = config_of(config, fields | given)
-            other = changes(complete(json.loads(path.read_text())), now).keys() - {*NO_MATTER}
+            before = complete(json.loads(path.read_text()))
+            other = changes(before, now).keys() - {*NO_MATTER, *PLACES}
             if other:
                 other = ", ".join(sorted(other))
                 raise ValueError(f"{path} has another {other}: move its folder away")

@@ -22,14 +22,11 @@ from segdiff_jax.data.splits import has_training_images
 from segdiff_jax.evaluation.conditions import measure_conditions
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.schema import NO_MATTER
 
 OUT_OF_FOLD = "out_of_fold"  # a name of a split: each model segments the fold it was not trained on
 # Fields in which the models of folds may differ.
-OF_ONE_FOLD = (
-    *("seed", "data.fold", "data.num_threads", "data.dir", "data.manual_dir"),
-    *("train.init_from", "train.trackers", "train.log_every", "train.checkpoint_every"),
-    *("sampler.max_batch", "sampler.max_memory"),
-)
+OF_ONE_FOLD = "seed", "data.fold", "train.init_from", *NO_MATTER
 
 
 def open_split(config: ConfigDict, split: str, places: Mapping[str, str] | None = None) -> Records:

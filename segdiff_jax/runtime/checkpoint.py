@@ -165,24 +165,30 @@ def find_checkpoint(path: str | Path) -> Path:
 def find_checkpoints(path: str | Path) -> list[Path]:
     """The step folder that `path` means, or those of the workdirs that its `MEMBERS` lists.
 
-    FileNotFoundError as of `find_checkpoint`; a UserError if the file cannot be read or lies in a
-    workdir.
+    FileNotFoundError as of `find_checkpoint`; a UserError as of `read_members`, or if the file lies
+    in a workdir.
     """
-    members = absolute(path) / MEMBERS
-    if not members.is_file():
-        return [find_checkpoint(path)]
-    if (members.parent / "checkpoints").is_dir():
+    folder = absolute(path)
+    if (folder / MEMBERS).is_file() and (folder / "checkpoints").is_dir():
         raise UserError(
-            f"{members.parent} is a workdir, and {MEMBERS} in it lists others: delete that file, "
+            f"{folder} is a workdir, and {MEMBERS} in it lists others: delete that file, "
             "or give the workdirs that you mean"
         )
+    return [find_checkpoint(folder / name) for name in read_members(folder) or [""]]
+
+
+def read_members(folder: Path) -> list[str]:
+    """The names that `MEMBERS` in a folder lists, [] without it; a UserError if it lists none."""
+    path = folder / MEMBERS
+    if not path.is_file():
+        return []
     try:
-        names = json.loads(members.read_bytes())
+        names = json.loads(path.read_bytes())
     except ValueError:
         names = None
     if not names or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise UserError(f"{members} is no list of names of folders")
-    return [find_checkpoint(members.parent / name) for name in names]
+        raise UserError(f"{path} is no list of names of folders")
+    return names
 
 
 def load_meta(step_folder: Path) -> dict[str, Any]:
