@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -43,6 +44,12 @@ def forget_programs():
     if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keep_tidy(tmp_path_factory):
+    """Temporary files lie where pytest removes them: each TFDS builder leaves an empty folder."""
+    tempfile.tempdir = os.environ["TMPDIR"] = str(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="session")
