@@ -5,12 +5,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from segdiff_jax.data.artefacts import ARTEFACTS
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_every_artefact_and_the_moved_mask(tiny_isic, tmp_path):
     out = tmp_path / "sheet.png"
     result = subprocess.run(

@@ -61,6 +61,7 @@ def comparison(tmp_path):
     return comparison
 
 
+@pytest.mark.slow
 def test_tables_hold_what_the_runs_left(comparison, tmp_path):
     seconds = {row: 0.01 * (1 + i) for i, row in enumerate(MAIN + MORE)}
     lines = compare.report(comparison, seconds).splitlines()

@@ -92,6 +92,7 @@ def workdir(tiny_isic, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_config_and_the_parameters_of_another(workdir, tmp_path):
     """As a command without --num_processes: reading the config must not start jax."""
     flags = ["--config.train.num_steps=1", "--config.validation.every=0"]

@@ -140,6 +140,7 @@ def test_processes_that_do_not_run_the_same_are_told(command, alone, tmp_path):
         assert "processes 0 and 1 do not run the same: the last checkpoint is 20 there" in err
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_be_joined_get_a_sentence():
     alone = start("sample.py", "--workdir=/nowhere", "--num_processes=1")
     wrong = ["--num_processes=2"], ["--coordinator=localhost:1", "--process_id=0"]

@@ -180,6 +180,7 @@ def test_every_network(model, sampler):
     check_equal(trained_of(model, **sampler), [slice(1, 4)])
 
 
+@pytest.mark.slow
 def test_attention_of_one_platform_alone_is_replaced(monkeypatch):
     """As on a machine with a GPU, where the network would ask for cuDNN's."""
     trained = trained_of({"dtype": "bfloat16", "attention": "cudnn"}, samples=1, steps=1)

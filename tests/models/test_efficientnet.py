@@ -337,7 +337,7 @@ def shapes_of(fields, size=64):
     return [of.shape[1:] for of in features], output.shape, variables
 
 
-@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("stride", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_each_level_gets_the_features_of_its_size(stride):
     seen, output, variables = shapes_of({"image_encoder": VARIANT, "mask_stride": stride})
     side = 64 // stride

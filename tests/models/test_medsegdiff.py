@@ -69,6 +69,7 @@ def test_every_level_and_every_input_reaches_the_output():
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
 
 
+@pytest.mark.slow
 def test_encode_image_is_what_does_not_depend_on_the_mask_or_the_step():
     model = MedSegDiff(**TINY)
     params, rng = random_params(model), np.random.default_rng(0)

@@ -31,7 +31,10 @@ def nhwc(x):
     return jnp.moveaxis(jnp.asarray(x), 1, -1)
 
 
-@pytest.mark.parametrize("name", ["A", "B", pytest.param("C", marks=pytest.mark.slow)])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in "BC"]
+
+
+@pytest.mark.parametrize("name", ["A", *SLOW])
 def test_golden_networks(golden, golden_state_dict, name):
     arrays, state_dict = golden(f"model_{name}"), golden_state_dict(f"model_{name}")
     model = SegDiff(**config_from_torch(state_dict))
@@ -115,26 +118,20 @@ def test_remat_changes_neither_output_nor_gradient(tiny):
     assert float(optax.tree.norm(difference) / optax.tree.norm(plain)) < 1e-5
 
 
-def test_several_masks_of_an_image_share_its_features_and_all_share_one_timestep(tiny):
+@pytest.mark.parametrize("network", [SegDiff, pytest.param(MedSegDiff, marks=pytest.mark.slow)])
+def test_several_masks_of_an_image_share_its_features_and_all_share_one_timestep(tiny, network):
     params, (x_t, image, _), _ = tiny
-    for model in (SegDiff(**TINY), MedSegDiff(**TINY)):
-        if isinstance(model, MedSegDiff):
-            params = random_params(model)
-        masks = jnp.concatenate([x_t, -x_t, 2 * x_t])
-        denoise = jax.jit(
-            lambda *args, model=model, params=params: model.apply(
-                {"params": params}, *args, method="denoise"
-            )
-        )
-        features = jax.jit(
-            lambda model=model, params=params: model.apply(
-                {"params": params}, image, method="encode_image"
-            )
-        )()
-        output = denoise(masks, features, jnp.array([3.0]))
-        repeated = denoise(masks, jnp.repeat(features, 3, axis=0), jnp.full(6, 3.0))
-        np.testing.assert_allclose(output, repeated, rtol=1e-5, atol=1e-5)
-        assert float(jnp.abs(output[0] - output[3]).max()) > 0.1
+    model = network(**TINY)
+    if network is MedSegDiff:
+        params = random_params(model)
+    masks = jnp.concatenate([x_t, -x_t, 2 * x_t])
+    apply_jitted = jax.jit(model.apply, static_argnames="method")
+    features = apply_jitted({"params": params}, image, method="encode_image")
+    denoise = lambda *args: apply_jitted({"params": params}, masks, *args, method="denoise")
+    output = denoise(features, jnp.array([3.0]))
+    repeated = denoise(jnp.repeat(features, 3, axis=0), jnp.full(6, 3.0))
+    np.testing.assert_allclose(output, repeated, rtol=1e-5, atol=1e-5)
+    assert float(jnp.abs(output[0] - output[3]).max()) > 0.1
 
 
 def test_dropout_needs_training_and_a_key(tiny):
@@ -148,6 +145,7 @@ def test_dropout_needs_training_and_a_key(tiny):
     np.testing.assert_allclose(apply(model, params, inputs), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_new_network_predicts_zero():
     model = SegDiff(**TINY)
     params = jax.jit(lambda: init_variables(model, 0, 16)["params"])()

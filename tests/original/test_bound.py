@@ -76,13 +76,14 @@ def losses(process, name, variance, output, x_start, x_t, t, eps):
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-7}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0, 1])
 @pytest.mark.parametrize(
     "name, variance",
     [
         ("A", "fixed_large"),
-        pytest.param("A_small", "fixed_small", marks=pytest.mark.slow),
-        pytest.param("B", "learned_range", marks=pytest.mark.slow),
+        ("A_small", "fixed_small"),
+        ("B", "learned_range"),
     ],
 )
 def test_terms_match_the_original(recorded, outputs, name, variance, clip):
@@ -122,6 +123,7 @@ def test_the_whole_bound_matches_the_original(recorded, networks):
     np.testing.assert_allclose(bound.total, recorded("bpd/total_bpd"), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, loss, prediction",
     [

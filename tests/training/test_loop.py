@@ -597,7 +597,10 @@ def test_a_run_of_the_version_before_resumes(six_steps, tmp_path, capsys):
         train(config, str(tmp_path))
 
 
-@pytest.mark.parametrize("scores, best", [(("hd95", "iou"), 2), (("iou", "hd95"), 3)])
+@pytest.mark.parametrize(
+    "scores, best",
+    [(("hd95", "iou"), 2), pytest.param(("iou", "hd95"), 3, marks=pytest.mark.slow)],
+)
 def test_the_first_score_chooses_the_best_checkpoint(
     tiny_config, tmp_path, monkeypatch, capsys, scores, best
 ):

@@ -27,10 +27,8 @@ def test_all_are_compared():
     assert compare.get_config("segdiff") == isic2016_64.get_config()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("segdiff", "medsegdiff", "medt")]
-
-
-@pytest.mark.parametrize("name", ["unet", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
 def test_overfits_four_images(name):
     config = tiny_overrides(compare.get_config(name))
     config.data.image_size = SIZE
