@@ -42,6 +42,7 @@ def test_the_parts_add_up_and_do_not_depend_on_batches(run, monkeypatch, capsys)
     np.testing.assert_allclose(numbers, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argument, message",
     [("--split=tset", "tset"), ("--batch_size=0", "--batch_size at least 1")],

@@ -116,6 +116,7 @@ def workdir(drawn, tiny_config, tmp_path):
     return save_untrained(config_of(drawn, tiny_config()), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_what_is_of_two_classes_only_says_so(workdir, tmp_path):
     trained = load(workdir)
     with pytest.raises(UserError, match="data.classes=.*two classes can be exported"):
@@ -146,6 +147,7 @@ def test_members_of_an_ensemble_have_the_same_classes(workdir, drawn, tiny_confi
         load([workdir, tmp_path / "other"])
 
 
+@pytest.mark.slow
 def test_other_classes_are_another_run(drawn, tiny_config, tmp_path):
     config = config_of(drawn, tiny_config("unet"))
     config.train.num_steps, config.validation.every = 1, 0

@@ -176,6 +176,7 @@ def test_a_full_disk_ends_sampling_and_with_more_room_it_goes_on(workdir, tmp_pa
     assert 1 <= done < 6 and "6 images, report" in said
 
 
+@pytest.mark.slow
 def test_a_read_only_disk_is_named(workdir, tmp_path, small_disk, tiny_config):
     small_disk("1m")
     disk = small_disk("ro")
@@ -238,6 +239,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(workdir, tmp_path, what, mes
         load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     (file,) = (tmp_path / "run" / "checkpoints" / "best" / "1" / "meta").rglob("metadata")

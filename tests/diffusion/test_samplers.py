@@ -88,7 +88,7 @@ def check_chain(ours, expected, clip):
     np.testing.assert_allclose(ours / scale, expected / scale, atol=1e-4 if clip else 1e-5)
 
 
-QUICK = "ddim10_of_linear100_eta0_clip0", "ddpm_cosine10_clip1"  # to compile; others are alike
+QUICK = ("ddim10_of_linear100_eta0_clip0",)  # to compile; others are alike
 
 
 @pytest.mark.parametrize(

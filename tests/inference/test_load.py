@@ -158,6 +158,7 @@ def test_the_temperature_of_an_ensemble_is_that_of_its_mean(workdirs):
     assert load(paths, temperature=3.0).settings["1. temperature"] == 1
 
 
+@pytest.mark.slow
 def test_predicting_with_other_steps_and_samples(workdirs):
     segdiff, images = load(workdirs["segdiff"], seed=7), images_of((16, 16))
     (one,) = segdiff.predict(images, steps=1, samples=1)

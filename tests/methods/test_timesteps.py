@@ -163,6 +163,7 @@ def test_steps_do_not_depend_on_the_number_of_devices(problem, reference, monkey
     assert_trees_close(several, reference[1])
 
 
+@pytest.mark.slow
 def test_steps_do_not_depend_on_microbatches_or_places(problem, reference):
     make_step, state, batch = problem
     turned = {name: x[::-1] for name, x in batch.items()}

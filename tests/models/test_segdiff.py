@@ -60,6 +60,7 @@ def count(params, name=None):
     return sum(x.size for x in jax.tree.leaves(params if name is None else params[name]))
 
 
+@pytest.mark.slow
 def test_parameter_counts_of_the_papers_networks():
     params = variables_like(SegDiff(), 64)["params"]
     assert count(params) == 159_838_209
@@ -134,6 +135,7 @@ def test_several_masks_of_an_image_share_its_features_and_all_share_one_timestep
     assert float(jnp.abs(output[0] - output[3]).max()) > 0.1
 
 
+@pytest.mark.slow
 def test_dropout_needs_training_and_a_key(tiny):
     params, inputs, expected = tiny
     model = SegDiff(**TINY, dropout=0.5)

@@ -153,6 +153,7 @@ def test_losses_match_the_original(golden, recorded, outputs, name, loss, predic
     np.testing.assert_allclose(total, recorded(f"loss/{name}/loss"), **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_kl_is_rescaled_kl_without_the_number_of_timesteps(outputs):
     *inputs, output = outputs("B")
     x_start, x_t, t, eps = inputs
@@ -163,6 +164,7 @@ def test_kl_is_rescaled_kl_without_the_number_of_timesteps(outputs):
     np.testing.assert_allclose(100 * one["vb"], all_of_them["vb"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss, reaches_mean", [("rescaled_mse", False), ("kl", True)])
 def test_which_channels_the_bound_trains(outputs, loss, reaches_mean):
     x_start, x_t, t, eps, output = outputs("B")
@@ -176,6 +178,7 @@ def test_which_channels_the_bound_trains(outputs, loss, reaches_mean):
     assert ((mean != 0).mean((1, 2)) > 0.9).all() if reaches_mean else (mean == 0).all()
 
 
+@pytest.mark.slow
 def test_the_squared_error_does_not_train_the_variance(outputs):
     x_start, x_t, t, eps, output = outputs("B")
 

@@ -489,6 +489,7 @@ class Halves:
         return jnp.full((*x_t.shape[:-1], 2), 0.5)
 
 
+@pytest.mark.slow
 def test_a_learned_variance_and_its_losses_are_accepted(tiny_config):
     config = tiny_config()
     config.update_from_flattened_dict(LEARNED)
@@ -597,10 +598,8 @@ def test_a_run_of_the_version_before_resumes(six_steps, tmp_path, capsys):
         train(config, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "scores, best",
-    [(("hd95", "iou"), 2), pytest.param(("iou", "hd95"), 3, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scores, best", [(("hd95", "iou"), 2), (("iou", "hd95"), 3)])
 def test_the_first_score_chooses_the_best_checkpoint(
     tiny_config, tmp_path, monkeypatch, capsys, scores, best
 ):

@@ -531,6 +531,7 @@ def test_the_extra_pass_has_no_gradient(example):
     np.testing.assert_allclose(gradient, jax.grad(loss)(0.4, 0.4), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_extra_passes_are_the_same_on_four_devices(problem):
     arguments, state, batch = problem
     process = dataclasses.replace(arguments["process"], self_conditioning=True)
