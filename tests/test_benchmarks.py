@@ -23,6 +23,8 @@ from tests.conftest import tiny_overrides
 from tests.drivers import example_keys
 from tools.flop import gflop_of_passes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def tiny(monkeypatch):
@@ -89,7 +91,6 @@ def test_the_cost_of_a_program_is_counted_by_xla():
     assert timing.matrix_peak(repeats=1) > 0
 
 
-@pytest.mark.slow
 def test_sampling(tiny, monkeypatch, tmp_path):
     options = "--samples=4", "--steps=10", "--repeats=1"
     figures = run(monkeypatch, sampling, tmp_path, *options)
@@ -106,7 +107,6 @@ def test_sampling(tiny, monkeypatch, tmp_path):
     assert figures["command"].startswith(command)
 
 
-@pytest.mark.slow
 def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
     """By the noise of our driver's keys, the masks are ours."""
     tiny.sampler.update(name="ddim", samples=2, steps=4, spacing="uniform", max_batch=2)
@@ -121,7 +121,6 @@ def test_naive_sampling_is_the_same_mathematics(tiny, monkeypatch):
     np.testing.assert_allclose(naive / abs(ours).max(), ours / abs(ours).max(), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_training(tiny, monkeypatch, tmp_path):
     options = "--batches", "1", "--remat", "nothing", "all", "--repeats=1"
     figures = run(monkeypatch, training, tmp_path, *options)
@@ -211,7 +210,6 @@ def test_expected_seconds_and_memory_by_hand():
     ]
 
 
-@pytest.mark.slow
 def test_a_steps_operations_and_bytes():
     config = tiny_overrides(get_config("m1"))
     step = scaling.measure_step(config, compiles=False)

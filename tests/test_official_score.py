@@ -16,6 +16,8 @@ from segdiff_jax.evaluation.tables import write_metrics
 from segdiff_jax.inference.combine import Segmentation
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("isic_challenge_scoring")
 CONDITIONS = {"dark_corners": "no", "contrast": "low", "lesion_size": "small", "hair": "no"}
 

@@ -20,6 +20,8 @@ from segdiff_jax.models.baselines.medt import (
 )
 from segdiff_jax.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 BRANCH = {"channels": 8, "stem": 8, "lowest": True, "axis_name": None}
 
 
@@ -123,7 +125,6 @@ def test_a_block_attends_along_the_height_then_the_width():
     np.testing.assert_allclose(ours[0], np.maximum(h, 0), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
 def test_every_level_reaches_the_output():
     attend = attention(8, positions=True, gated=True)
     branch = medt.AxialUNet(blocks=(1, 1), attention=attend, **BRANCH)
