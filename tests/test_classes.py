@@ -53,7 +53,8 @@ def config_of(drawn, config):
     return config
 
 
-@pytest.mark.parametrize("name", [pytest.param("segdiff", marks=pytest.mark.slow), "unet"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["segdiff", "unet"])
 def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, name):
     config = config_of(drawn, tiny_config(name))
     config.diffusion.update(self_conditioning=True, recycling=True)

@@ -22,6 +22,8 @@ from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_me
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
 
+pytestmark = pytest.mark.slow
+
 # Of the network that the golden files call A.
 ARGS = {
     "image_size": 64,
@@ -54,7 +56,6 @@ def workdir(golden_state_dict, tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeypatch):
     """The recorded chain, from the recorded image and x_T, by the model of sample.py."""
     arrays = golden("chains")
