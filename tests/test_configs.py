@@ -44,8 +44,10 @@ PARAMETERS = {
 }
 # test_loop.py trains the first, the second has a test of its own, and the others have the network
 # and the recipe of isic2016_64.
-ELSEWHERE = "default", "isic2016_128", "compare:segdiff", "isic2016_64_hour", "folder"
-ELSEWHERE += "cvc_clinicdb", "kvasir_seg", "ph2"
+ELSEWHERE = (
+    *("default", "isic2016_128", "compare:segdiff", "isic2016_64_hour", "folder"),
+    *("cvc_clinicdb", "kvasir_seg", "ph2"),
+)
 TRAINED = [name for name in NAMES if name not in ELSEWHERE]
 QUICK = ("compare:unet",)  # to compile
 TRAINED = [pytest.param(n, marks=[] if n in QUICK else [pytest.mark.slow]) for n in TRAINED]
