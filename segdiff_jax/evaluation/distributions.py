@@ -1,0 +1,210 @@
+"""How well a set of sampled masks stands for the masks that experts would draw.
+
+Samples are bool[V, H, W] and truths bool[M, H, W]: what M annotators drew. The distance d of two
+masks is one minus their IoU; two empty masks have distance 0. Means over pairs leave out the pairs
+of a mask with itself, so that they do not depend on how many samples there are.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy import ndimage, optimize, stats
+
+from segdiff_jax.evaluation.metrics import bootstrap_interval, boundary
+from segdiff_jax.evaluation.uncertainty import calibration_error, reliability
+
+LEVELS = np.arange(1, 10) / 10  # of consensus, as in QUBIQ
+CUTOFF = 0.1  # of the image's diagonal, see `boundary_distances`
+SHAPES = "components", "holes", "roughness"
+
+
+def iou_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1 - IoU of each mask of a, bool[V, H, W], and each of b, bool[M, H, W]: f64[V, M]."""
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (a, b))
+    common = np.float64(a @ b.T)
+    union = np.float64(a.sum(axis=1))[:, None] + b.sum(axis=1) - common
+    return np.where(union > 0, 1 - common / np.maximum(union, 1), 0.0)
+
+
+def boundary_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far apart outlines lie, in % of the image's diagonal: shapes as above.
+
+    Baddeley's metric with p = 2 (1992, Nieuw Archief voor Wiskunde 10, "An error metric for binary
+    images"): the root mean square over the pixels of min(D_a, c) - min(D_b, c), where D is a
+    pixel's distance to the outline and c is 10% of the diagonal. A mask without an outline has
+    D = c. It is a Euclidean distance, so the energy score with it is proper too.
+    """
+    diagonal = np.hypot(*a.shape[1:])
+
+    def fields(masks: np.ndarray) -> np.ndarray:
+        found = np.full(masks.shape, CUTOFF * diagonal)
+        for field, edge in zip(found, map(boundary, masks), strict=True):
+            if edge.any():
+                np.minimum(field, ndimage.distance_transform_edt(~edge), out=field)
+        return found.reshape(len(masks), -1)
+
+    a, b = fields(a), fields(b)
+    squares = (a**2).mean(axis=1)[:, None] + (b**2).mean(axis=1) - 2 * a @ b.T / a.shape[1]
+    return 100 * np.sqrt(np.maximum(squares, 0)) / diagonal
+
+
+def mean_of_pairs(distances: np.ndarray) -> float:
+    """Mean of f64[V, V] without the diagonal; 0 if V is 1: a single sample is taken for certain."""
+    count = len(distances)
+    return float((distances.sum() - np.trace(distances)) / max(1, count * (count - 1)))
+
+
+def score_samples(samples: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    """The scores of the samples of one image; with a single truth, only the first six.
+
+    "distance": E d(S, Y), between samples and truths.
+    "diversity": E d(S, S'), between two samples.
+    "energy": E d(S, Y) - E d(S, S') / 2, the energy score, lower is better. No other distribution
+      than the one that the truth is drawn from has a lower mean (Gneiting and Raftery 2007, JASA
+      102, section 4.3).
+    "boundary_distance", "boundary_energy": the same with `boundary_distances`.
+    "best": the largest IoU of a sample with a truth, averaged over the truths.
+    "ged": 2 E d(S, Y) - E d(S, S') - E d(Y, Y'), the squared generalised energy distance; 0 for a
+      perfect model. This is an unbiased estimate, so it may be below 0.
+    "ged_biased": the same with d(S, S) = d(Y, Y) = 0 among the pairs, as Kohl et al. 2018 (arXiv
+      1806.05034, eq. 5) and most papers report it. It depends on the number of samples.
+    "hungarian": mean IoU of samples and truths, each repeated until their numbers are equal, when
+      they are matched as well as possible (Kohl et al. 2019, arXiv 1905.13077, appendix).
+    "consensus_dice": mean Dice of the pixels that over 10, 20, ... 90% of samples and of truths
+      include, as QUBIQ 2020 scores them.
+    "truth_diversity": E d(Y, Y'), between two annotators.
+    """
+    to_truth, between = iou_distances(samples, truths), iou_distances(samples, samples)
+    distance, diversity = float(to_truth.mean()), mean_of_pairs(between)
+    to_outline = float(boundary_distances(samples, truths).mean())
+    of_outlines = mean_of_pairs(boundary_distances(samples, samples))
+    scores = {
+        "distance": distance,
+        "diversity": diversity,
+        "energy": distance - diversity / 2,
+        "boundary_distance": to_outline,
+        "boundary_energy": to_outline - of_outlines / 2,
+        "best": float((1 - to_truth).max(axis=0).mean()),
+    }
+    if len(truths) == 1:
+        return scores
+    of_truths = iou_distances(truths, truths)
+    return scores | {
+        "ged": 2 * distance - diversity - mean_of_pairs(of_truths),
+        "ged_biased": float(2 * distance - between.mean() - of_truths.mean()),
+        "hungarian": 1 - matched_distance(to_truth),
+        "consensus_dice": consensus_dice(samples.mean(axis=0), truths.mean(axis=0)),
+        "truth_diversity": mean_of_pairs(of_truths),
+    }
+
+
+def matched_distance(distances: np.ndarray) -> float:
+    """Least mean of f64[V, M] over the matchings of samples and truths, see "hungarian" above."""
+    count = np.lcm(*distances.shape)
+    rows, columns = (np.arange(count) % length for length in distances.shape)
+    repeated = distances[np.ix_(rows, columns)]
+    return float(repeated[optimize.linear_sum_assignment(repeated)].mean())
+
+
+def consensus_dice(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Mean Dice of two shares f64[H, W] cut at each of `LEVELS`; two empty masks have Dice 1."""
+    dices = []
+    for level in LEVELS - 1e-9:  # 1 of 10 annotators is the level 0.1, whatever the rounding.
+        a, b = ours > level, theirs > level
+        total = a.sum() + b.sum()
+        dices.append(2 * (a & b).sum() / total if total else 1.0)
+    return float(np.mean(dices))
+
+
+def shape_of(mask: np.ndarray) -> dict[str, float]:
+    """`SHAPES` of bool[H, W]: what tells a mask that someone drew from a threshold's crumbs.
+
+    "components" and "holes" are their numbers; pixels are connected by their sides in a component
+    and also by their corners in a hole. "roughness" is the outline's length over the circumference
+    of the disc of the same area: 1 for a disc, more the more ragged the outline is; 0 for an empty
+    mask. The length is pi / 4 times the number of pixel sides, the outline's mean over directions.
+    """
+    background = np.pad(~mask, 1, constant_values=True)
+    sides = sum(np.count_nonzero(np.diff(background, axis=axis)) for axis in (0, 1))
+    area = np.count_nonzero(mask)
+    return {
+        "components": float(ndimage.label(mask)[1]),
+        "holes": float(ndimage.label(background, np.ones((3, 3)))[1] - 1),
+        "roughness": float(np.pi / 4 * sides / (2 * np.sqrt(np.pi * area))) if area else 0.0,
+    }
+
+
+def describe_samples(samples: np.ndarray, truths: np.ndarray) -> dict[str, Any]:
+    """What `summarise_samples` needs of one image, as plain values for JSON.
+
+    {"scores": `score_samples`, "shapes" and "true_shapes": `shape_of` each sample and truth,
+    "shares": f64[2, 256] as of `uncertainty.calibration_levels`: the share of samples that include
+    a pixel, and the share of annotators who do}.
+    """
+    level = np.rint(255 * samples.mean(axis=0)).astype(np.int64).ravel()
+    weights = None, truths.mean(axis=0).ravel()
+    shares = np.stack([np.bincount(level, w, 256) for w in weights]) / level.size
+    return {
+        "scores": score_samples(samples, truths),
+        "shapes": [shape_of(mask) for mask in samples],
+        "true_shapes": [shape_of(mask) for mask in truths],
+        "shares": shares,
+    }
+
+
+def summarise_samples(
+    described: Mapping[str, Mapping[str, Any]], agreement: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Means over the images of `describe_samples`, by id.
+
+    {"num_images", "mean" and "intervals" of each score over the images that have it (95%, see
+    `bootstrap_interval`), "shapes": {name: {"samples" and "truths": means, "difference": the
+    largest difference of their cumulative distributions, from 0 to 1 (Kolmogorov and Smirnov)}},
+    "share_error": the calibration error of the share of samples that include a pixel as an
+    estimate of the share of annotators who do}, and, with `agreement`, "annotators": {"num_images",
+    "correlation", "interval"}: the rank correlation of the samples' diversity with the annotators'
+    disagreement, one minus their agreement.
+    """
+    rows = [row["scores"] for row in described.values()]
+    values = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    summary = {
+        "num_images": len(rows),
+        "mean": {name: float(np.mean(of)) for name, of in values.items()},
+        "intervals": {name: list(bootstrap_interval(of)) for name, of in values.items()},
+        "shapes": {},
+    }
+    for name in SHAPES:
+        found = [
+            [shape[name] for row in described.values() for shape in row[kind]]
+            for kind in ("shapes", "true_shapes")
+        ]
+        summary["shapes"][name] = {
+            "samples": float(np.mean(found[0])),
+            "truths": float(np.mean(found[1])),
+            "difference": float(stats.ks_2samp(*found).statistic),
+        }
+    shares = np.mean([row["shares"] for row in described.values()], axis=0)
+    summary["share_error"] = calibration_error(reliability(shares))
+    known = [id for id in described if id in (agreement or {})]
+    if len(known) > 3:
+        diversities = [described[id]["scores"]["diversity"] for id in known]
+        found = stats.spearmanr(diversities, [-agreement[id] for id in known]).statistic
+        summary["annotators"] = {
+            "num_images": len(known),
+            "correlation": float(found),
+            "interval": correlation_interval(found, len(known)),
+        }
+    return summary
+
+
+def correlation_interval(correlation: float, count: int) -> list[float]:
+    """The 95% interval of a rank correlation of `count` pairs, at least 4: [low, high].
+
+    Bonett and Wright 2000, Psychometrika 65.
+    """
+    error = np.sqrt((1 + correlation**2 / 2) / (count - 3))
+    return np.tanh(np.arctanh(correlation) + 1.96 * error * np.array([-1, 1])).tolist()
