@@ -1,7 +1,7 @@
 """Segments images with a trained model: python sample.py --workdir=runs/isic --images=photos.
 
-Fields of sampling are set as in train.py: --config.sampler.flips=true. --config.data.dir=FOLDER
-says where data lie now. With --split=out_of_fold, each --workdir segments its own fold.
+Fields of sampling are set as in train.py; --config.data.dir=FOLDER says where data lie now.
+With --split=out_of_fold, each --workdir segments its own fold.
 """
 
 import os
@@ -25,6 +25,7 @@ SPLIT = flags.DEFINE_string("split", "validation", "Split of the data set, or ou
 IMAGES = path_flag("images", "Segment a folder, a file or a quoted 'a/*.jpg'.")
 MASKS = path_flag("masks", "Folder of the masks of --images, to score the result.")
 OUT = path_flag("out", "Folder to write to; default: samples_* in the workdir.")
+AGREEMENT = path_flag("agreement", "CSV of id and annotators' agreement, to compare with.")
 RESUME = flags.DEFINE_boolean("resume", True, "Do only what is missing in --out.")
 WORKERS = flags.DEFINE_integer("workers", 2, "Threads that read, and that write.", lower_bound=1)
 ARTEFACT = flags.DEFINE_enum("artefact", None, sorted(ARTEFACTS), "Add this to every image.")
@@ -51,8 +52,8 @@ def main(arguments: list[str]) -> int:
     given, by_fold = sampling_fields(given), SPLIT.value == OUT_OF_FOLD and not IMAGES.value
     models = [load(path, **given) for path in (paths if by_fold else [paths])]
     model, what = models[0], IMAGES.value
-    if unread := sorted(model.unread & given.keys()):
-        print(f"{model.settings['model']} does not read sampler.{', sampler.'.join(unread)}")
+    for field in sorted(model.unread & given.keys()):
+        print(f"{model.settings['model']} does not read sampler.{field}")
     if what:
         parts = [(open_folder(what, MASKS.value, model.config.data.mask_endings), model)]
         name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
@@ -68,10 +69,9 @@ def main(arguments: list[str]) -> int:
     if IMAGES.value and os.path.realpath(out) == os.path.realpath(IMAGES.value):
         raise UserError(f"--out={out} is the folder of images: choose another")
     parts = [NativeExamples(*part, ARTEFACT.value, WORKERS.value) for part in parts]
-    settings = {"data": what} | settings_of(models)
-    title = f"{model.settings['model']} on {what}"
-    result = evaluate(parts, out, settings, title, RESUME.value, WORKERS.value)
-    print(format_result(result, out))
+    settings, title = {"data": what} | settings_of(models), f"{model.settings['model']} on {what}"
+    how = RESUME.value, WORKERS.value, AGREEMENT.value
+    print(format_result(result := evaluate(parts, out, settings, title, *how), out))
     return 2 if result.failures else 0
 
 

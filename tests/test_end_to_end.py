@@ -204,7 +204,8 @@ def probabilities(folder):
 
 @pytest.mark.slow
 def test_a_supervised_model_needs_no_steps_and_joins_an_ensemble(workdir, unet):
-    out, _ = run("sample.py", f"--workdir={unet}", "--split=test", "--samples=9")
+    of_network = ["--config.sampler.samples_from=network"]
+    out, _ = run("sample.py", *of_network, f"--workdir={unet}", "--split=test", "--samples=9")
     assert "unet does not read sampler.samples" in out
     settings = json.loads((unet / "samples_test" / "metrics.json").read_text())["settings"]
     assert settings["model"] == "unet" and settings["flips"] and "steps" not in settings

@@ -15,13 +15,14 @@ import grain
 import numpy as np
 from PIL import Image
 
-from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.classes import TWO, Classes, most_likely
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import replacing
 
 Size = tuple[int, int]  # height and width
+LONG_SIDE = 256  # pixels at which masks are compared and conditions measured
 RESIZE_VERSION = 2  # of how images and masks are resized; a file of another version is not read
 
 
@@ -38,14 +39,22 @@ def resize_image(image: np.ndarray, size: int | Callable[[Size], Size]) -> np.nd
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_labels(labels: np.ndarray, size: int, classes: Classes = TWO) -> np.ndarray:
-    """Labels u8[H, W] -> u8[size, size, C], 255 times each class's share of the pixel's area.
+def resize_labels(labels: np.ndarray, size: Size, classes: Classes = TWO) -> np.ndarray:
+    """Labels u8[H, W] -> u8[*size, C], 255 times each class's share of the pixel's area.
 
     Rounded down, so that it is above 127 where the class fills over half of the area.
     """
     shares = (np.where(labels == k, 255, 0).astype(np.float32) for k in classes.of_channels)
-    areas = [Image.fromarray(x).resize((size, size), Image.Resampling.BOX) for x in shares]
+    areas = [Image.fromarray(x).resize(size[::-1], Image.Resampling.BOX) for x in shares]
     return np.stack([np.asarray(area).astype(np.uint8) for area in areas], axis=-1)
+
+
+def shrink_labels(labels: np.ndarray, classes: Classes = TWO) -> np.ndarray:
+    """Masks u8[V, H, W] of an image, with at most `LONG_SIDE` pixels on the long side."""
+    size = size_within(labels.shape[1:], LONG_SIDE)
+    if size == labels.shape[1:]:
+        return labels
+    return np.stack([most_likely(resize_labels(one, size, classes), 127) for one in labels])
 
 
 class ResizedSource:
@@ -100,7 +109,8 @@ class ResizedSource:
         name = record_id(record)
         image = self._correct(resize_image(decode_image(record["image"], name), self._size))
         labels = decode_labels(record["mask"], name, self._classes)
-        both = np.concatenate([image, resize_labels(labels, self._size, self._classes)], axis=-1)
+        mask = resize_labels(labels, (self._size, self._size), self._classes)
+        both = np.concatenate([image, mask], axis=-1)
         with self._lock:  # Several threads read, and one of them writes the file.
             self._cached[index], self._ready[index] = both, True
             if self._file is None or not self._ready.all():

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from segdiff_jax.data.pipeline import size_within
+from segdiff_jax.data.pipeline import LONG_SIDE, size_within
 from segdiff_jax.evaluation.metrics import average_scores
 
 # Condition -> its values, in the order of the tables.
@@ -18,7 +18,6 @@ CONDITIONS = {
     "lesion_size": ("small", "medium", "large", "none"),
     "hair": ("no", "yes"),
 }
-LONG_SIDE = 256  # pixels; larger images are shrunk to it, so that lengths mean the same in all
 
 _SRGB = np.arange(256) / 255
 _LINEAR = np.float32(np.where(_SRGB <= 0.04045, _SRGB / 12.92, ((_SRGB + 0.055) / 1.055) ** 2.4))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ import numpy as np
 from tqdm import tqdm
 
 from segdiff_jax.data.decode import naming_memory
-from segdiff_jax.data.pipeline import padded_batches
+from segdiff_jax.data.pipeline import padded_batches, shrink_labels
+from segdiff_jax.evaluation.agreement import read_agreement
+from segdiff_jax.evaluation.distributions import describe_samples
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.metrics import class_scores
 from segdiff_jax.evaluation.outputs import BadName, OutputFolder
@@ -49,6 +51,7 @@ def evaluate(
     title: str,
     resume: bool = True,
     workers: int = 2,
+    agreement: str | Path | None = None,
 ) -> Evaluation:
     """Writes masks, probabilities, overlays, scores and the report of every example.
 
@@ -65,8 +68,9 @@ def evaluate(
         settings, title: what the report says about the run; metrics.json has the settings too.
         resume: False makes again what the folder holds.
         workers: threads that combine, score and write; each holds an image with all its samples.
+        agreement: a table of how far annotators agree, see `read_agreement`, to compare with.
     """
-    out = absolute(out)
+    out, agreed = absolute(out), read_agreement(agreement) if agreement else {}
     if (out / "checkpoints").is_dir():
         raise UserError(f"--out={out} is a workdir of train.py, whose metrics.csv would be lost")
     settings = json.loads(json.dumps(settings, default=str))
@@ -88,7 +92,7 @@ def evaluate(
                 before, done, failures = before + len(had), done + had + made, failures | failed
         history = model.history if len(parts) == 1 else ()
         page = Page(title, settings, failures, history, model.classes)
-        metrics = _summarise(folder, sorted(done), page) if main else None
+        metrics = _summarise(folder, sorted(done), page, agreed) if main else None
     return Evaluation(len(done), before, failures, metrics)
 
 
@@ -156,7 +160,7 @@ def _finish(
 ) -> None:
     """Combines the samples of one image at native size, scores it and writes its files."""
     truth, classes, scores = example["truth"], model.classes, None
-    found = model.segment(samples, example["image"].shape[:2])
+    found = model.segment(samples, example["image"].shape[:2], example["id"])
     area = (found.labels > 0).mean()
     row = {"id": example["id"], "area": area, "disagreement": found.uncertainty}
     if fold is not None:
@@ -166,6 +170,9 @@ def _finish(
         scores, of_classes = class_scores(found.labels, truth, len(classes.names))
         levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
         row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
+        if not classes.several:
+            ours, theirs = (shrink_labels(x) > 0 for x in (found.samples, truth[None]))
+            row["samples"] = describe_samples(ours, theirs)
         if classes.several:
             row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
     case = make_case(example, found, scores, classes)
@@ -174,7 +181,9 @@ def _finish(
     folder.write(example, found, result)
 
 
-def _summarise(folder: OutputFolder, done: list[str], page: Page) -> dict[str, Any] | None:
+def _summarise(
+    folder: OutputFolder, done: list[str], page: Page, agreement: Mapping[str, float]
+) -> dict[str, Any] | None:
     """Writes metrics, failures and report of all images; returns the metrics, if there are any."""
     try:
         results = [folder.result(id) for id in done]
@@ -182,7 +191,7 @@ def _summarise(folder: OutputFolder, done: list[str], page: Page) -> dict[str, A
         raise UserError(f"{error}: do all processes see one folder {folder.path}?") from error
     folder.keep_only(done)
     rows, cases, strips = ([one[name] for one in results] for name in ("row", "case", "strip"))
-    metrics = write_metrics(folder.path, rows, page.settings) if rows else None
+    metrics = write_metrics(folder.path, rows, page.settings, agreement) if rows else None
     write_failures(folder.path, page.failures)
     strips = [strip for strip in strips if strip][:STRIPS]
     write_report(folder.path / "report.html", cases, metrics, page, strips)

@@ -24,8 +24,8 @@ from segdiff_jax.runtime.files import absolute, naming, write_file
 MEMORY = "max_batch", "max_memory"
 NAMES = errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG
 MOST_BYTES = 230  # of a name; file systems take it with our endings
-VERSION = 4  # of a result; others are made again, also if there are other scores now
-FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "results"
+VERSION = 5  # of a result; others are made again, also if there are other scores now
+FOLDERS = "masks", "probabilities", "deviations", "entropies", "overlays", "samples", "results"
 
 PREDICTION_COLOUR = (0, 229, 255)
 TRUTH_COLOUR = (255, 214, 10)
@@ -45,6 +45,7 @@ class OutputFolder:
     probabilities/<id>.png: 8-bit, one channel, round(255 p); with several classes, p of the
       predicted one;
     deviations/<id>.png: the same for 510 times the standard deviation of two or more samples;
+    samples/<id>/00.png, 01.png, ...: two or more single masks, with the values of masks/;
     entropies/<id>.png: the same for 255 times `entropy` of the probability;
     overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow; with
       several classes, each has its colour, and the truth is darker;
@@ -110,8 +111,9 @@ class OutputFolder:
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 id = json.loads(path.read_bytes())["id"]
                 if self._result(id) == path:  # Else it is not ours.
-                    for name in FOLDERS[:-1]:
-                        self._file(name, id).unlink(missing_ok=True)
+                    files = [self._file(name, id) for name in FOLDERS if name != "results"]
+                    for file in (*files, *(self.path / "samples" / id).glob("*.png")):
+                        file.unlink(missing_ok=True)
                     path.unlink()
 
     def _file(self, folder: str, id: str) -> Path:
@@ -149,6 +151,9 @@ class OutputFolder:
         if found.deviation is not None:
             pictures["deviations"] = grey(2 * found.deviation)
         files = {self._file(name, id): picture for name, picture in pictures.items()}
+        samples = () if found.samples is None or len(found.samples) < 2 else found.samples
+        for number, labels in enumerate(samples):
+            files[self._file("samples", f"{id}/{number:02d}")] = self._classes.file_values(labels)
         # While the files change, the result has no content.
         write_file(self._result(id), json.dumps({"id": id}))
         for path, picture in files.items():

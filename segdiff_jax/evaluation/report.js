@@ -341,6 +341,13 @@ gallery.addEventListener("keydown", (event) => {
 
 let current = null;
 
+// The single masks, one beside the other.
+function drawSamples(samples) {
+    if (!samples.length) return [];
+    const masks = samples.map((src, i) => element("img", { src, alt: `sample ${i + 1}`, title: `sample ${i + 1}` }));
+    return [element("h3", {}, `${masks.length} masks that experts might draw`), element("div", { className: "samples" }, ...masks)];
+}
+
 function openViewer(one) {
     current = one;
     const place = shown.indexOf(one);
@@ -354,6 +361,7 @@ function openViewer(one) {
     const chips = Object.entries(one.conditions || {}).map(([condition, value]) => element("span", {}, `${words(condition)}: ${value}`));
     byId("viewer-facts").replaceChildren(element("table", {}, element("tbody", {}, ...rows.map(cells))),
         element("div", { className: "chips" }, ...chips));
+    byId("viewer-samples").replaceChildren(...drawSamples(one.samples));
     const strip = stripOf.get(one.id);
     byId("viewer-strip").replaceChildren(...(strip ? [drawStrip(strip, false)] : []));
     if (!viewer.open) {

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import glob
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,29 @@ from segdiff_jax.runtime.files import write_file
 GALLERY = 400  # the most images that the report shows
 MOST_BYTES = 13_000  # of a picture: 4 of each of 400 images, in base64, are 28 MB
 SIDE, FRAME = 192, 128  # pixels a side of the pictures of an image and of a strip, at most
+MASK_SIDE, MOST_MASKS = 96, 16  # of single masks
 MOST_FRAMES = 20  # of a strip
 POINTS = 300  # of a curve, at most
 LAYERS = "image", "truth", "prediction", "uncertainty"
 # Uncertainty from none to most: black, violet, red, orange, pale yellow.
 HEAT = np.array([(8, 6, 24), (84, 22, 112), (190, 50, 84), (245, 140, 40), (252, 246, 180)])
+
+# Scores of single masks -> label, meaning, digits; see `distributions.score_samples`.
+DISTRIBUTION = {
+    "energy": ("Energy score", "distance to the truth less half of the diversity; low is good", 4),
+    "boundary_energy": (
+        "Energy score of outlines",
+        "the same by outlines, in % of the diagonal",
+        2,
+    ),
+    "ged": ("Energy distance", "of samples and annotators; 0 is best", 4),
+    "distance": ("Distance", "1 - IoU of a sample and the truth", 4),
+    "diversity": ("Diversity", "1 - IoU of two samples", 4),
+    "truth_diversity": ("Annotators' diversity", "1 - IoU of two annotators", 4),
+    "best": ("Best of the samples", "IoU of the sample that fits best", 4),
+    "hungarian": ("Matched IoU", "of samples and annotators, paired as well as possible", 4),
+    "consensus_dice": ("Consensus Dice", "of what 10, 20, ... 90% include", 4),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +72,9 @@ def make_case(
 
     {"id", "image": the picture alone, "truth": with the true contours, "prediction": with the
     predicted contours, tinted by probability, "uncertainty": a heat map of the standard deviation
-    or, with a single sample, of the entropy, "disagreement", "scores", "conditions"}. Pictures are
-    JPEG files of at most 192 pixels a side, as data URIs. What needs a truth is None without one.
+    or, with a single sample, of the entropy, "samples": up to 16 single masks, "disagreement",
+    "scores", "conditions"}. Pictures are data URIs of JPEG files of at most 192 pixels a side, or
+    of PNG files of at most 96 of masks. What needs a truth is None without one.
     """
     size = size_within(found.labels.shape, SIDE)[::-1]
     shrink = lambda x: np.asarray(Image.fromarray(x).resize(size, Image.Resampling.BILINEAR))
@@ -80,6 +100,7 @@ def make_case(
         "truth": truth,
         "prediction": _data_uri(outputs.draw_contours(tinted, shrink_labels(found.labels))),
         "uncertainty": _data_uri(_heat(shrink(level))),
+        "samples": _mask_pictures(found.samples, classes),
         "disagreement": found.uncertainty,
         "scores": scores,
         "conditions": example["conditions"],
@@ -145,6 +166,9 @@ def write_report(
         settings={name: shown(value) for name, value in page.settings.items()},
         scores=_score_table(scored, metrics) if metrics else [],
         uncertainty=describe_uncertainty(metrics["uncertainty"]) if metrics else "",
+        distribution=_distribution_table(metrics["samples"])
+        if "samples" in (metrics or {})
+        else [],
         bars=_histogram([scores["iou"] for scores in scored]),
         metrics=metrics,
         disagreement=float(np.mean(disagreements)) if disagreements else None,
@@ -202,6 +226,18 @@ def _score_table(scored: Sequence[dict[str, float]], metrics: dict) -> list[dict
     return rows
 
 
+def _distribution_table(samples: dict[str, Any]) -> list[dict]:
+    """The rows of the scores of single masks, of which there are some."""
+    rows = []
+    for name, (label, meaning, digits) in DISTRIBUTION.items():
+        if name in samples["mean"]:
+            low, high = samples["intervals"][name]
+            interval = f"{low:.{digits}f} to {high:.{digits}f}"
+            mean = f"{samples['mean'][name]:.{digits}f}"
+            rows.append({"label": label, "meaning": meaning, "mean": mean, "interval": interval})
+    return rows
+
+
 def _number(value: float | None, unit: str = "", digits: int = 4) -> str:
     if value is None or not np.isfinite(value):
         return "n/a"
@@ -230,6 +266,24 @@ def _heat(level: np.ndarray) -> np.ndarray:
     """u8[H, W, 3] of f32[H, W] from 0 to 1."""
     places = np.linspace(0, 1, len(HEAT))
     return np.uint8(np.stack([np.interp(level, places, channel) for channel in HEAT.T], axis=-1))
+
+
+def _mask_pictures(samples: np.ndarray | None, classes: Classes) -> list[str]:
+    """PNG files of u8[V, H, W], if there are two masks or more."""
+    if samples is None or len(samples) < 2:
+        return []
+    palette = [(0, 0, 0), (255, 255, 255)]
+    if classes.several:
+        palette[1:] = [class_colour(k) for k in range(1, len(classes.names))]
+    pictures = []
+    for labels in samples[:MOST_MASKS]:
+        image = Image.fromarray(labels)
+        image = image.resize(size_within(labels.shape, MASK_SIDE)[::-1], Image.Resampling.NEAREST)
+        image.putpalette(bytes(np.uint8(palette)))
+        content = io.BytesIO()
+        image.save(content, "PNG", optimize=True)
+        pictures.append("data:image/png;base64," + base64.b64encode(content.getvalue()).decode())
+    return pictures
 
 
 def _data_uri(array: np.ndarray) -> str:

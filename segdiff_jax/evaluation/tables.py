@@ -3,20 +3,24 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segdiff_jax.evaluation.conditions import scores_by_condition
+from segdiff_jax.evaluation.distributions import summarise_samples
 from segdiff_jax.evaluation.metrics import average_scores, bootstrap_interval
 from segdiff_jax.evaluation.uncertainty import summarise
 from segdiff_jax.runtime.files import write_file
 
 
 def write_metrics(
-    folder: Path, rows: Sequence[dict[str, Any]], settings: dict[str, Any]
+    folder: Path,
+    rows: Sequence[dict[str, Any]],
+    settings: dict[str, Any],
+    agreement: Mapping[str, float] | None = None,
 ) -> dict[str, Any] | None:
     """Writes metrics.csv (one line an image, sorted by id) and, with scores, metrics.json (means).
 
@@ -25,17 +29,19 @@ def write_metrics(
         rows: one an image: {"id", "area": the share of the image that is lesion, "disagreement",
             see `combine.disagreement`}, and "fold" if it is of one. Images with a true mask also
             have "foreground": whether the mask has any, "scores", "conditions" and "levels", see
-            `segmentation_scores`, `measure_conditions` and `calibration_levels`. With several
-            classes also "classes": {name: its scores or None}.
+            `segmentation_scores`, `measure_conditions` and `calibration_levels`. With two classes
+            also "samples", see `describe_samples`; with several "classes": {name: its scores or
+            None}.
         settings: what the scores were made with.
+        agreement: see `summarise_samples`.
     Returns:
         The contents of metrics.json, None if no image has scores. All is over the images that have:
         {"num_images", "num_with_foreground", "mean": {score: mean over images}, "intervals":
         {score: [low, high]}, see `bootstrap_interval`, "uncertainty", see `summarise`,
         "conditions", see `scores_by_condition`, "settings"}; but "unscored" is the ids of the
-        others. With several classes also "classes": {name: {"images": how many have it in truth or
-        prediction, score: mean over these}}; with folds also "folds": {fold: {"num_images", score:
-        mean over these}}.
+        others. With two classes also "samples", see `summarise_samples`. With several classes also
+        "classes": {name: {"images": how many have it in truth or prediction, score: mean over
+        these}}; with folds also "folds": {fold: {"num_images", score: mean over these}}.
     """
     if not rows:
         raise ValueError("rows is empty: there are no images")
@@ -60,6 +66,9 @@ def write_metrics(
         "conditions": scores_by_condition(scores, conditions),
         "settings": settings,
     }
+    if "samples" in rows[0]:
+        described = {row["id"]: row["samples"] for row in rows}
+        summary["samples"] = summarise_samples(described, agreement)
     for name in classes:
         there = [row["classes"][name] for row in rows if row["classes"][name]]
         means = {"images": len(there)} | (average_scores(there) if there else {})
@@ -80,6 +89,7 @@ def _line(row: dict[str, Any]) -> dict[str, str]:
     numbers["area"] = row["area"]
     if row["disagreement"] is not None:
         numbers["disagreement"] = row["disagreement"]
+    numbers |= row["samples"]["scores"] if "samples" in row else {}
     texts = {name: "" if x is None else f"{x:.6f}" for name, x in numbers.items()}
     fold = {"fold": str(row["fold"])} if "fold" in row else {}
     return {"id": row["id"]} | fold | texts | row.get("conditions", {})
@@ -115,6 +125,7 @@ def format_metrics(metrics: dict[str, Any]) -> str:
         f"{means} ({metrics['num_images']} images)",
         f"95% interval of the mean IoU: {low:.4f} to {high:.4f}",
         describe_uncertainty(metrics["uncertainty"]),
+        *([describe_distribution(metrics["samples"])] if "samples" in metrics else []),
     ]
     if "folds" in metrics:
         ious = [of_fold["iou"] for of_fold in metrics["folds"].values()]
@@ -139,4 +150,21 @@ def describe_uncertainty(uncertainty: dict[str, Any]) -> str:
         text += f"; the samples disagree by {mean:.4f} (1 - IoU of every two)"
     if uncertainty.get("correlation") is not None:
         text += f", whose rank correlation with 1 - IoU is {uncertainty['correlation']:.2f}"
+    return text
+
+
+def describe_distribution(samples: dict[str, Any]) -> str:
+    """What `summarise_samples` returns, as a sentence."""
+    mean, shapes = samples["mean"], samples["shapes"]
+    low, high = samples["intervals"]["energy"]
+    text = f"single masks: energy score {mean['energy']:.4f} (95%: {low:.4f} to {high:.4f})"
+    text += f", 1 - IoU with the truth {mean['distance']:.4f}, of every two {mean['diversity']:.4f}"
+    if "ged" in mean:
+        text += f", energy distance {mean['ged']:.4f}"
+    there = (f"{row['samples']:.2f} {name} ({row['truths']:.2f})" for name, row in shapes.items())
+    text += f"; {', '.join(there)} where true masks have the numbers in brackets"
+    if "annotators" in samples:
+        found = samples["annotators"]
+        text += f"; rank correlation with annotators' disagreement {found['correlation']:.2f}"
+        text += f" ({found['num_images']} images)"
     return text

@@ -18,12 +18,13 @@ from segdiff_jax.data.classes import most_likely
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
-    """The prediction for one image. With a single sample, the last two are None."""
+    """The prediction for one image. With a single sample, two fields are None."""
 
     labels: np.ndarray  # u8[H, W]; 0 is the background
     probabilities: np.ndarray  # f32[H, W, C]
-    deviation: np.ndarray | None  # f32[H, W], `standard_deviation`
-    uncertainty: float | None = None  # `disagreement` at the network's size, 0 to 1
+    deviation: np.ndarray | None  # f32[H, W], of the samples, from 0 to 0.5
+    uncertainty: float | None = None  # `disagreement` of the single masks, 0 to 1
+    samples: np.ndarray | None = None  # u8[V, H, W], the labels of single masks
 
     @property
     def mask(self) -> np.ndarray:
@@ -98,7 +99,7 @@ def temper(probability: Any, temperature: float) -> Any:
     if temperature == 1:
         return probability
     xp = probability.__array_namespace__()
-    both = _with_background(probability)
+    both = with_background(probability)
     least = 1 / 510 / (both.shape[-1] - 1)
     logs = xp.log(xp.clip(both, least, 509 / 510)) / temperature
     weights = xp.exp(logs - logs.max(axis=-1, keepdims=True))  # Softmax.
@@ -108,7 +109,7 @@ def temper(probability: Any, temperature: float) -> Any:
 
 def entropy(probability: np.ndarray) -> np.ndarray:
     """Entropy of each pixel's label, in bits / log2 K: f32[H, W, C] -> f32[H, W], from 0 to 1."""
-    both = _with_background(probability)
+    both = with_background(probability)
     return (special.entr(both).sum(axis=-1) / np.log(both.shape[-1])).astype(np.float32)
 
 
@@ -120,24 +121,23 @@ def standard_deviation(samples: Any) -> Any:
     return _probabilities(samples).std(axis=0).max(axis=-1)
 
 
-def disagreement(samples: np.ndarray) -> float | None:
-    """One minus the mean IoU of every two samples' masks; None with a single sample.
+def disagreement(labels: np.ndarray, count: int = 2) -> float | None:
+    """One minus the mean IoU of every two masks u8[V, H, W]; None if there is one.
 
-    Two empty masks have IoU 1. With several classes, the IoU of two samples is the mean over the
-    classes that are in either, without the background.
+    Two empty masks have IoU 1. With more than two classes (`count`), the IoU of two masks is the
+    mean over the classes that are in either, without the background.
     """
-    if len(samples) < 2:
+    if len(labels) < 2:
         return None
-    labels = most_likely(samples, 0)
-    ious, present = np.zeros((2, len(samples), len(samples)))
-    for k in range(1, max(2, samples.shape[-1])):
-        masks = (labels == k).reshape(len(samples), -1).astype(np.float64)
+    ious, present = np.zeros((2, len(labels), len(labels)))
+    for k in range(1, count):
+        masks = (labels == k).reshape(len(labels), -1).astype(np.float32)
         areas, common = masks.sum(axis=1), masks @ masks.T
         union = areas[:, None] + areas[None] - common
         ious += common / np.maximum(union, 1)
         present += union > 0
     iou = np.where(present > 0, ious / np.maximum(present, 1), 1.0)
-    return float(1 - iou[np.triu_indices(len(samples), 1)].mean())
+    return float(1 - iou[np.triu_indices(len(labels), 1)].mean())
 
 
 def resize_samples(samples: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -207,7 +207,7 @@ def _probabilities(samples: Any) -> Any:
     return xp.where(total > 0, probabilities / xp.where(total > 0, total, 1), even)
 
 
-def _with_background(probability: Any) -> Any:
+def with_background(probability: Any) -> Any:
     """f32[..., C] -> f32[..., K]: with two classes, the background's probability comes first."""
     if probability.shape[-1] > 1:
         return probability

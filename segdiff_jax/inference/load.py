@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.check import check
 from segdiff_jax.config import saved_config, set_fields, with_absolute_paths
-from segdiff_jax.data.classes import Classes, classes_of
+from segdiff_jax.data.classes import Classes, classes_of, most_likely
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
-from segdiff_jax.data.pipeline import padded_batches, resize_image
+from segdiff_jax.data.pipeline import padded_batches, resize_image, shrink_labels
 from segdiff_jax.inference.combine import (
     Segmentation,
     disagreement,
@@ -20,6 +20,7 @@ from segdiff_jax.inference.combine import (
     resize_samples,
     segment,
 )
+from segdiff_jax.inference.drawn import Drawing, drawn_labels
 from segdiff_jax.inference.driver import Driver, Trace
 from segdiff_jax.inference.windows import Progress, make_windows
 from segdiff_jax.methods import make_method, variables_like
@@ -31,7 +32,7 @@ from segdiff_jax.runtime.files import absolute, complete_rows
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
     "data": ("full_size", "colour_constancy", "classes", "mask_values"),
-    "sampler": ("native", "threshold", "largest_component"),
+    "sampler": ("native", "threshold", "largest_component", "samples_from"),
 }
 
 
@@ -62,8 +63,9 @@ class Model:
 
     @property
     def unread(self) -> set[str]:
-        """The fields of the sampler that no network reads."""
-        return set.intersection(*(set(m.driver.method.unread) for m in self.members or (self,)))
+        """The fields of the sampler that nothing reads."""
+        unread = (set(m.driver.method.unread) for m in self.members or (self,))
+        return set.intersection(*unread) - _read_to_draw(self.config.sampler)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) to which an image of this size is resized before it is segmented.
@@ -99,16 +101,39 @@ class Model:
             so_far = lambda share, k=k: progress((k + share) / len(self.members))
             seen = np.stack([resize_image(image, member.input_size) for image in images])
             samples, size = member.sample(seen, ids, so_far, seed=seed), images.shape[1:3]
-            masks = (member.segment(samples[:, i], size) for i in range(len(images)))
-            means.append([mask.probabilities for mask in masks])
+            resized = (resize_samples(samples[:, i], size) for i in range(len(images)))
+            means.append([segment(of, **member.options).probabilities for of in resized])
         return 2 * np.array(means, np.float32) - 1
 
-    def segment(self, samples: np.ndarray, size: tuple[int, int] | None = None) -> Segmentation:
-        """One image's samples f32[V, h, w, C] as one mask, of this (height, width) if given."""
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of `combine.segment`."""
         options = options_of(self.config.sampler)
-        options |= {"ensemble": "mean"} if self.members else {}
-        found = segment(samples if size is None else resize_samples(samples, size), **options)
-        return dataclasses.replace(found, uncertainty=disagreement(samples))
+        return options | {"ensemble": "mean"} if self.members else options
+
+    def segment(
+        self,
+        samples: np.ndarray,
+        size: tuple[int, int] | None = None,
+        id: str = "0",
+        seed: int | None = None,
+    ) -> Segmentation:
+        """One image's samples f32[V, h, w, C] as one mask and as single ones, see `sampled`.
+
+        They have this (height, width); None: the samples' own. What is drawn follows from `id` and
+        the seed; None: the seed of the run.
+        """
+        pixels, sampler = samples.shape[1:3], self.config.sampler
+        samples = samples if size is None else resize_samples(samples, size)
+        found = segment(samples, **self.options)
+        labels, deviation = most_likely(samples, 0), found.deviation
+        if sampler.samples_from != "network":
+            how = Drawing(sampler.samples_from, sampler.samples, pixels)
+            seed = self.config.seed if seed is None else seed
+            labels = drawn_labels(found.probabilities, how, id, seed)
+            deviation = np.sqrt(found.probabilities * (1 - found.probabilities)).max(axis=-1)
+        alike = disagreement(shrink_labels(labels, self.classes), len(self.classes.names))
+        return dataclasses.replace(found, deviation=deviation, samples=labels, uncertainty=alike)
 
     def with_fields(self, **fields: Any) -> "Model":
         """The same model with other fields of sampling, as `load` takes them; kept for later."""
@@ -158,7 +183,9 @@ class Model:
         for group, valid in padded_batches(examples, count):
             names, resized, sizes = zip(*group, strict=True)
             made = self.sample(np.stack(resized), names, seed=key)
-            found += [self.segment(made[:, i], sizes[i]) for i in np.flatnonzero(valid)]
+            found += [
+                self.segment(made[:, i], sizes[i], names[i], key) for i in np.flatnonzero(valid)
+            ]
         return found
 
 
@@ -204,12 +231,20 @@ def make_model_of(
     if classes.several:
         settings |= {"classes": classes.names, "mask values": classes.values}
     if len(method.timesteps):
-        settings |= {"seed": config.seed, "variance": config.diffusion.variance}
+        settings |= {"variance": config.diffusion.variance}
+    if len(method.timesteps) or sampler.samples_from != "network":
+        settings |= {"seed": config.seed}
     unread = {*method.unread} | (set() if windows else {"native", "overlap"})
+    unread -= _read_to_draw(sampler)
     read = {name: value for name, value in sampler.items() if name not in unread}
     settings |= {{"name": "sampler"}.get(name, name): value for name, value in read.items()}
     driver = Driver(method, sampler.max_batch, sampler.max_memory, windows)
     return Model(config, settings, driver, variables, history=history)
+
+
+def _read_to_draw(sampler: ConfigDict) -> set[str]:
+    """The fields that `segment` reads, though the network may not."""
+    return set() if sampler.samples_from == "network" else {"samples"}
 
 
 def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:

@@ -468,12 +468,12 @@ def test_resizing_labels_gives_the_lesion_share_of_each_area():
             [0, 1, 0, 0],
         ]
     )
-    resized = pipeline.resize_labels(labels, 2)
+    resized = pipeline.resize_labels(labels, (2, 2))
     assert resized.dtype == np.uint8 and resized.shape == (2, 2, 1)
     np.testing.assert_array_equal(resized[..., 0], [[191, 63], [127, 127]])
-    np.testing.assert_array_equal(pipeline.resize_labels(labels, 4)[..., 0], 255 * labels)
+    np.testing.assert_array_equal(pipeline.resize_labels(labels, (4, 4))[..., 0], 255 * labels)
     enlarged = 255 * labels.repeat(2, axis=0).repeat(2, axis=1)
-    np.testing.assert_array_equal(pipeline.resize_labels(labels, 8)[..., 0], enlarged)
+    np.testing.assert_array_equal(pipeline.resize_labels(labels, (8, 8))[..., 0], enlarged)
 
 
 def test_resizing_labels_equals_the_mean_of_each_area():
@@ -481,12 +481,12 @@ def test_resizing_labels_equals_the_mean_of_each_area():
     share = labels.reshape(9, 16, 9, 16).mean(axis=(1, 3))
     assert (share == 0.5).any()
     assert (np.abs(share - 0.5) == 1 / 256).any()
-    resized = pipeline.resize_labels(labels, 9)[..., 0]
+    resized = pipeline.resize_labels(labels, (9, 9))[..., 0]
     np.testing.assert_array_equal(resized, np.floor(255 * share))
     np.testing.assert_array_equal(resized > 127, share > 0.5)
     # As one of several classes, it has the same share; the others have theirs.
     three = Classes(("a", "b", "c"), (0, 1, 2))
-    of_three = pipeline.resize_labels(2 * labels, 9, three)
+    of_three = pipeline.resize_labels(2 * labels, (9, 9), three)
     np.testing.assert_array_equal(of_three[..., 2], resized)
     np.testing.assert_array_equal(of_three[..., 0], np.floor(255 * (1 - share)))
     assert of_three.shape == (9, 9, 3) and not of_three[..., 1].any()

@@ -105,6 +105,7 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
     for id in IOU:
         expected |= {f"masks/{id}_Segmentation.png", f"probabilities/{id}.png"}
         expected |= {f"overlays/{id}.jpg", f"deviations/{id}.png", f"entropies/{id}.png"}
+        expected |= {f"samples/{id}/{number:02d}.png" for number in range(5)}
     written = set(files(tmp_path))
     results = {name for name in written if name.startswith("results/")}
     assert written - results == expected and len(results) == 7
@@ -118,6 +119,20 @@ def test_every_image_is_written_once_at_its_native_size(tmp_path, written):
         assert (probability[:, -1] == 85).all()
         with Image.open(tmp_path / f"overlays/{id}.jpg") as overlay:
             assert overlay.size == size[::-1]
+
+
+def test_single_masks_are_level_sets_of_the_probability(tmp_path):
+    model = model_of(Threshold(), samples=40)
+    run(tmp_path, RECORDS, model)
+    masks = np.stack([pixels(tmp_path / f"samples/a/{i:02d}.png") for i in range(40)])
+    assert (
+        set(np.unique(masks)) == {0, 255}
+        and masks.shape[1:] == pixels(tmp_path / "masks/a_Segmentation.png").shape
+    )
+    left, right = masks[:, 0, 0] > 0, masks[:, 0, -1] > 0  # Their probabilities are 2/3 and 1/3.
+    assert (left >= right).all()
+    assert left.mean() == pytest.approx(2 / 3, abs=0.15)
+    assert right.mean() == pytest.approx(1 / 3, abs=0.15)
 
 
 def test_scores_are_those_worked_out_by_hand(tmp_path):

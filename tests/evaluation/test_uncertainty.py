@@ -13,15 +13,15 @@ from segdiff_jax.evaluation.uncertainty import (
 from segdiff_jax.inference.combine import disagreement, temper
 
 
-def test_disagreement_is_one_minus_the_mean_iou_of_every_two_samples():
-    samples = np.float32([[[1, 1, -1, -1]], [[0.5, -1, -1, -1]], [[1, 1, 0.1, -0.1]]])[..., None]
+def test_disagreement_is_one_minus_the_mean_iou_of_every_two_masks():
+    labels = np.uint8([[[1, 1, 0, 0]], [[1, 0, 0, 0]], [[1, 1, 1, 0]]])
     # IoU of the masks 1100, 1000 and 1110: 1/2, 2/3 and 1/3.
-    assert disagreement(samples) == pytest.approx(1 - (1 / 2 + 2 / 3 + 1 / 3) / 3)
-    assert disagreement(samples[[0, 0]]) == 0
-    empty = -np.ones((2, 1, 4, 1), np.float32)
+    assert disagreement(labels) == pytest.approx(1 - (1 / 2 + 2 / 3 + 1 / 3) / 3)
+    assert disagreement(labels[[0, 0]]) == 0
+    empty = np.zeros((2, 1, 4), np.uint8)
     assert disagreement(empty) == 0
-    assert disagreement(np.stack([samples[0], empty[0]])) == 1
-    assert disagreement(samples[:1]) is None
+    assert disagreement(np.stack([labels[0], empty[0]])) == 1
+    assert disagreement(labels[:1]) is None
 
 
 def test_calibration_by_hand():

@@ -35,7 +35,7 @@ def test_overfits_four_images(name):
     config.sampler.flips = False  # Mirror images are not what it learned.
     drawn = [draw(number, 64)[:2] for number in range(4)]
     images = np.stack([resize_image(image, SIZE) for image, _ in drawn])
-    truth = np.stack([resize_labels(np.uint8(mask > 0), SIZE) for _, mask in drawn]) > 127
+    truth = np.stack([resize_labels(np.uint8(mask > 0), (SIZE, SIZE)) for _, mask in drawn]) > 127
     batch = {"image": images, "mask": 255 * np.uint8(truth), "index": np.arange(4)}
     method, tx = make_method(config), make_optimizer(config.train)
     augment = lambda keys, image, mask: (image.astype("float32"), mask.astype("float32"))
