@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     for field in sorted(model.unread & given.keys()):
         print(f"{model.settings['model']} does not read sampler.{field}")
     if what:
-        parts = [(open_folder(what, MASKS.value, model.config.data.mask_endings), model)]
+        parts = [(open_folder(what, MASKS.value, model.config.data), model)]
         name = "images_" + re.sub(r"[^\w.-]+", "_", os.path.basename(what)).strip("_")
     else:
         parts = open_parts(models, SPLIT.value, places)

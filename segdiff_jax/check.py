@@ -48,6 +48,18 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
             f"data.classes={classes.names} needs data.dataset='paired_folder' and no "
             f"data.extra_datasets, not {data.dataset!r} and {tuple(data.extra_datasets)}"
         )
+    if classes.several and (data.several_annotators or data.annotators):
+        yield (
+            f"data.classes={classes.names} does not go with masks of several annotators: leave out "
+            "data.classes, or data.several_annotators and data.annotators"
+        )
+    if len({*data.annotators}) < len(data.annotators):
+        yield f"data.annotators={tuple(data.annotators)} must be different names"
+    if data.several_annotators and data.dataset != "paired_folder":
+        yield (
+            f"data.several_annotators=True is for data.dataset='paired_folder', not "
+            f"{data.dataset!r}: set False"
+        )
     if classes.several and config.sampler.ensemble == "staple":
         yield (
             "sampler.ensemble='staple' combines masks of two classes: with data.classes, choose "

@@ -72,6 +72,8 @@ DATA = {
     "allow_empty_splits": Field(False, FREE, anything, "take a data set although no mask of a split has any foreground"),
     "classes": Field((), RUN, anything, "paired_folder: names of the classes, the background first; empty: lesion or not"),
     "mask_values": Field((), RUN, anything, "the values of the classes in mask files; empty: 0, 1, 2, ..."),
+    "several_annotators": Field(False, RUN, anything, "paired_folder: each image may have several masks, named IMAGE_ANNOTATOR or ANNOTATOR/IMAGE"),
+    "annotators": Field((), RUN, anything, "names of annotators, skills or tools: the network is told which one drew a mask"),
     "num_threads": Field(2, FREE, at_least(0), "threads that read ahead of the training step"),
 }
 

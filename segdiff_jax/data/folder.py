@@ -8,9 +8,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from segdiff_jax.data.annotations import encode_annotations, masks_of_annotators
 from segdiff_jax.data.classes import TWO, Classes
+from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -24,11 +28,15 @@ class Folder(NamedTuple):
     images: str = ""
     masks: str = ""
     mask_endings: Sequence[str] = MASK_ENDINGS
+    several_annotators: bool = False
     classes: Classes = TWO
 
 
 class FolderSource:
     """Random access to {"id" str, "image" bytes, "mask" bytes or absent}, sorted by id.
+
+    With several annotators, a record with masks has the fields of annotations.py, and `annotators`
+    holds {mask: its annotator}; a UserError names a mask that cannot be decoded.
 
     An id is a file's path from the folder, without its ending, as "2024/photo 1". Names are
     compared in Unicode's composed form (NFC), which not every system writes. `files` holds {id:
@@ -37,14 +45,19 @@ class FolderSource:
     """
 
     def __init__(
-        self, images: str, masks: str | None = None, mask_endings: Sequence[str] = MASK_ENDINGS
+        self,
+        images: str,
+        masks: str | None = None,
+        mask_endings: Sequence[str] = MASK_ENDINGS,
+        several_annotators: bool = False,
     ):
         """Reads names only; a UserError says that there is no image or mask, or both in one folder.
 
         `images` is a folder, with all folders in it; a file; or a pattern such as "photos/*.jpg",
         in which "**" stands for any folders. `masks` is a folder; masks lie in the subfolders of
         their images, or all in none, or anywhere if no other image or mask has the name. Their
-        names end with one of `mask_endings`, in any case.
+        names end with one of `mask_endings`, in any case. With `several_annotators`, an image has
+        all masks that `masks_of_annotators` finds.
         """
         both = masks and os.path.isdir(images) and os.path.isdir(masks)
         if both and os.path.samefile(images, masks):
@@ -52,7 +65,12 @@ class FolderSource:
         found = files_by_name(images, masks)
         found_masks = files_by_name(masks) if masks else Found({}, "")
         self.notes = [*filter(None, (found.others, found_masks.others))]
-        masks_of = _masks_of_images(found.files, found_masks.files, mask_endings)
+        self.annotators: dict[Path, str] = {}
+        find = masks_of_annotators if several_annotators else _masks_of_images
+        masks_of = find(found.files, found_masks.files, mask_endings)
+        if several_annotators:
+            self.annotators = {k: v for own in masks_of.values() for k, v in own.items()}
+        masks_of = {name: sorted(own) for name, own in masks_of.items()}
         some = " or ".join(filter(None, mask_endings))
         endings = some and f", {'with or without' if '' in mask_endings else 'with'} {some}"
         self.failures: dict[str, str] = {}
@@ -67,8 +85,11 @@ class FolderSource:
                 reason = "its name is not Unicode: rename it"
             elif len(paths) > 1:
                 reason = f"{' and '.join(shown)} have the same name: rename one"
-            elif len(own) > 1:
-                reason = "two masks: {} and {}".format(*(os.path.relpath(p, masks) for p in own))
+            elif len(own) > 1 and not several_annotators:
+                reason = "two masks: {} and {}: remove one or, if annotators drew them, ".format(
+                    *(os.path.relpath(p, masks) for p in own[:2])
+                )
+                reason += "set data.several_annotators=True and name the masks IMAGE_ANNOTATOR"
             elif own and images_of[own[0]] > 1:
                 reason = (
                     f"{own[0].name} is the mask of {images_of[own[0]]} images: sort masks into "
@@ -95,13 +116,24 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, str | bytes]:
         id = self.ids[index]
-        files = zip(("image", "mask"), self.files[id], strict=False)
-        return {"id": id} | {kind: read_file(path) for kind, path in files}
+        image, *masks = self.files[id]
+        record = {"id": id, "image": read_file(image)}
+        if masks and self.annotators:
+            read = lambda path: decode_labels(read_file(path), str(path), any_value=True)
+            labels = [read(path) for path in masks]
+            if len({of_mask.shape for of_mask in labels}) > 1:
+                raise UserError(f"{id}: its masks differ in size: {', '.join(map(str, masks))}")
+            annotators = [self.annotators[path] for path in masks]
+            return record | encode_annotations(np.stack(labels), annotators)
+        return record | ({"mask": read_file(masks[0])} if masks else {})
 
 
-def open_folder(images: str, masks: str | None, mask_endings: Sequence[str]) -> FolderSource:
-    """The images of a folder and their masks, see `FolderSource`; prints its notes."""
-    source = FolderSource(images, masks, mask_endings)
+def open_folder(images: str, masks: str | None, named: Any) -> FolderSource:
+    """The images of a folder and their masks, see `FolderSource`; prints its notes.
+
+    `named` says how masks are named: a `Folder`, or the section `data` of a config.
+    """
+    source = FolderSource(images, masks, named.mask_endings, named.several_annotators)
     for note in source.notes:
         print(note, flush=True)
     return source

@@ -1,21 +1,19 @@
-"""What the builders share: how images and masks become pairs, are checked, split and stored."""
+"""What the builders share: how pairs of images and masks are checked, split and stored."""
 
 import contextlib
 import functools
 import inspect
-import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
+from segdiff_jax.data.annotations import encode_annotations, encode_png, majority
 from segdiff_jax.data.decode import decode_image, decode_labels, doubt
-from segdiff_jax.data.folder import open_folder, read_file
 from segdiff_jax.data.groups import (
     NO_GROUPS,
     Keys,
@@ -25,6 +23,7 @@ from segdiff_jax.data.groups import (
     leave_out_copies,
     split_by_group,
 )
+from segdiff_jax.data.matching import Pair, Pairs
 from segdiff_jax.data.sources import digest, fingerprint, sources
 from segdiff_jax.data.statistics import Statistics
 from segdiff_jax.runtime.errors import UserError, some
@@ -32,29 +31,12 @@ from segdiff_jax.runtime.errors import UserError, some
 _LISTED = 20  # files that a message names for each kind of problem
 
 
-class File(NamedTuple):
-    """What messages call a file, and a function that reads its encoded bytes when needed."""
-
-    name: str
-    read: Callable[[], bytes]
-
-
-class Pair(NamedTuple):
-    """An image and its mask, as their files hold them."""
-
-    image: File
-    mask: File
-
-
 class Checked(NamedTuple):
     """What is known of a good pair: its size, a hash of its image's bytes, whether it is empty."""
 
     size: tuple[int, int]  # height and width
     digest: str
-    foreground: bool  # Some pixel of the mask is.
-
-
-Pairs = dict[str, Pair]  # by id
+    foreground: bool  # Some pixel of a mask is.
 
 
 class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -67,6 +49,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     HOMEPAGE: ClassVar[str | None] = None
     IMAGE_FORMAT: ClassVar[str | None] = None  # "jpeg" or "png" if all images have this format
     class_names: Sequence[str] = ()  # of several classes
+    several_annotators = False  # Records have the fields of annotations.py.
     groups = NO_GROUPS  # Set it before a build.
 
     def _find(self, manual_dir: Path) -> Any:
@@ -116,6 +99,9 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
         features = {"id": tfds.features.Text(), "image": image, "mask": mask}
         features |= {"height": np.int32, "width": np.int32}
+        if self.several_annotators:
+            texts = tfds.features.Sequence(tfds.features.Text())
+            features |= {"annotations": mask, "annotators": texts}
         features, metadata = tfds.features.FeaturesDict(features), tfds.core.MetadataDict()
         return self.dataset_info_from_configs(
             features=features, homepage=self.HOMEPAGE, metadata=metadata
@@ -156,20 +142,28 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         first = first_of_each({id: of for of_part in keys.values() for id, of in of_part.items()})
         # Of images that belong together, all but the first by name: {id: the first's id}.
         metadata["joined"] = {id: other for id, other in first.items() if id != other}
-        for part, splits in self._split_parts(keys).items():
-            for split, ids in splits.items():
-                if not ids:
-                    total = sum(map(len, parts.values()))
-                    problems["empty split"].append(
-                        f"{split} (there are {total} images; copies and groups share a split)"
-                    )
-                if not any(checked[part][id].foreground for id in ids):
-                    empty.append(split)
-                metadata["members"][split] = fingerprint(sorted(ids))
-                pairs = {id: (parts[part][id], checked[part][id].size) for id in ids}
-                examples[split] = self._generate_examples(pairs)
+        splits, names = defaultdict(dict), {}
+        for part, of_part in self._split_parts(keys).items():
+            for split, ids in of_part.items():
+                splits[split] |= {id: (parts[part][id], checked[part][id]) for id in ids}
+        for split, pairs in splits.items():
+            if not pairs:
+                total = sum(map(len, parts.values()))
+                problems["empty split"].append(
+                    f"{split} (there are {total} images; copies and groups share a split)"
+                )
+            if not any(known.foreground for _, known in pairs.values()):
+                empty.append(split)
+            metadata["members"][split] = fingerprint(sorted(pairs))
+            texts = {mask.annotator for pair, _ in pairs.values() for mask in pair.masks}
+            names[split] = sorted({*" ".join(texts).split()})
+            examples[split] = self._generate_examples(pairs)
         self._raise(problems)
         metadata["statistics"] = statistics.summary() | {"empty_splits": empty}
+        if self.several_annotators:  # {name: number of masks}, and {split: names}.
+            metadata["annotators"] = metadata["statistics"]["annotators"]
+            metadata["most_masks"] = metadata["statistics"]["masks"][1]
+            metadata["split_annotators"] = names
         return examples
 
     def _compare(self, checked: Mapping[str, Mapping[str, Checked]], problems: defaultdict) -> None:
@@ -203,13 +197,14 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ) -> dict[str, Checked]:
         """Decodes every image and mask -> what is known of the good pairs, by id.
 
-        In a good pair both can be read and have one size. Others are added to `problems`, and what
-        cannot be decided to `doubts`, {kind: files}.
+        In a good pair all files can be read and have one size. Others are added to `problems`, and
+        what cannot be decided to `doubts`, {kind: files}.
         """
         found, name = {}, f"{self.name}, {part}"
         for id, pair in tqdm(pairs.items(), desc=f"Checking {name}", unit=" images", leave=False):
             encoded, decoded = [], []
-            for file, decode in (pair.image, decode_image), (pair.mask, self._labels):
+            masks = ((mask, self._labels) for mask in pair.masks)
+            for file, decode in ((pair.image, decode_image), *masks):
                 try:
                     encoded.append(file.read())
                     decoded.append(decode(encoded[-1], file.name))
@@ -218,17 +213,26 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 except Exception as error:  # zipfile raises RuntimeError, zlib.error and others.
                     reason = str(error).removeprefix(f"{file.name}: ")
                     problems["unreadable file"].append(f"{file.name}: {reason}")
-            if len(decoded) < 2:
+            if len(decoded) < 1 + len(pair.masks):
                 continue
-            image, labels = decoded
-            if image.shape[:2] != labels.shape:
-                sides = "image {} x {}, mask {} x {}".format(*image.shape[:2], *labels.shape)
-                problems["image and mask of different sizes"].append(f"{pair.image.name}: {sides}")
+            (image, *labels), size = decoded, decoded[0].shape[:2]
+            for mask, of_mask in zip(pair.masks, labels, strict=True):
+                if of_mask.shape != size:
+                    name = "mask" if len(labels) == 1 else mask.name
+                    sides = "image {} x {}, {} {} x {}".format(*size, name, *of_mask.shape)
+                    kind = "image and mask of different sizes"
+                    problems[kind].append(f"{pair.image.name}: {sides}")
+            if any(of_mask.shape != size for of_mask in labels):
                 continue
-            if kind := doubt(*encoded):
-                doubts[kind].append(pair.mask.name)
-            statistics.add(id, image, labels)
-            found[id] = Checked(labels.shape, digest(encoded[0]), bool(labels.any()))
+            for mask, data in zip(pair.masks, encoded[1:], strict=True):
+                if kind := doubt(encoded[0], data):
+                    doubts[kind].append(mask.name)
+            names = [mask.annotator for mask in pair.masks] if self.several_annotators else ()
+            # The majority of one mask of several classes is that mask.
+            main = labels[0] if len(labels) == 1 else majority(np.stack(labels))
+            statistics.add(id, image, main, names)
+            foreground = any(of_mask.any() for of_mask in labels)
+            found[id] = Checked(size, digest(encoded[0]), foreground)
         return found
 
     def _raise(self, problems: Mapping[str, list[str]]) -> None:
@@ -242,49 +246,14 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError("\n".join([f"{self.info.full_name} cannot be built.", *lines]))
 
     def _generate_examples(
-        self, pairs: Mapping[str, tuple[Pair, tuple[int, int]]]
+        self, pairs: Mapping[str, tuple[Pair, Checked]]
     ) -> Iterator[tuple[str, dict]]:
-        for id, ((image, mask), (height, width)) in pairs.items():
-            example = {
-                "id": id,
-                "image": image.read(),
-                "mask": self._stored(mask.read(), mask.name),
-            }
-            yield id, example | {"height": height, "width": width}
-
-
-def match(images: dict[str, File], masks: dict[str, File], problems: dict) -> Pairs:
-    """{id: image} and {id: mask} -> {id: pair}, sorted; a file without a partner is a problem."""
-    for id in sorted(images.keys() - masks.keys()):
-        problems["image without mask"].append(images[id].name)
-    for id in sorted(masks.keys() - images.keys()):
-        problems["mask without image"].append(masks[id].name)
-    return {id: Pair(images[id], masks[id]) for id in sorted(images.keys() & masks.keys())}
-
-
-def match_folders(
-    images: str, masks: str, mask_endings: Sequence[str], problems: defaultdict
-) -> Pairs:
-    """The pairs of a `FolderSource`, whose faults are added to `problems`; prints its notes."""
-    try:
-        source = open_folder(images, masks, mask_endings)
-    except (UserError, OSError) as error:
-        problems["no pairs"].append(str(error))
-        return {}
-    for file, reason in (source.failures | source.unmasked).items():
-        problems["image without a mask of its own"].append(f"{images}/{file}: {reason}")
-    for mask in source.unused:
-        problems["mask without image"].append(str(mask))
-    whole = {id: paths for id, paths in source.files.items() if len(paths) == 2}
-    return {id: Pair(*map(file_of, paths)) for id, paths in whole.items()}
-
-
-def file_of(path: Path) -> File:
-    return File(str(path), functools.partial(read_file, path))
-
-
-def encode_png(array: np.ndarray) -> bytes:
-    """u8[H, W] or u8[H, W, 3] -> PNG. TFDS needs no TensorFlow for bytes, but for arrays."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
+        for id, ((image, masks), known) in pairs.items():
+            if self.several_annotators:
+                labels = np.stack([self._labels(mask.read(), mask.name) for mask in masks])
+                fields = encode_annotations(labels, [mask.annotator for mask in masks])
+            else:
+                fields = {"mask": self._stored(masks[0].read(), masks[0].name)}
+            height, width = known.size
+            sizes = {"height": height, "width": width}
+            yield id, {"id": id, "image": image.read(), **fields, **sizes}

@@ -24,7 +24,8 @@ from segdiff_jax.runtime.files import locked
 
 def where(data: ConfigDict) -> tuple[str, str, Folder, Rules]:
     """The last four arguments of `load_source`, from the section `data` of a config."""
-    folder = Folder(data.images, data.masks, data.mask_endings, classes_of(data))
+    own = data.images, data.masks, data.mask_endings, data.several_annotators
+    folder = Folder(*own, classes_of(data))
     groups = Groups(data.group_file, data.group_pattern)
     rules = Rules(groups, data.allow_empty_splits, data.folds, data.fold)
     return data.dir, data.manual_dir, folder, rules
@@ -43,7 +44,8 @@ def load_source(
     `data_dir` holds the builds, `manual_dir` the official files, if there are any, and `folder` the
     images and masks of "paired_folder". The data set is built if there is no build, or if the build
     was made of other files. A record is {id: bytes, image: bytes, mask: bytes, height: int, width:
-    int}; image and mask are encoded, as in their original files or as PNG. With folds, "validation"
+    int}; image and mask are encoded, as in their original files or as PNG. If several annotators
+    drew masks, it has the fields of annotations.py, too. With folds, "validation"
     is the fold, and "train" all other images of the two. A UserError says that there is no such
     data set, split or folder, or that the data is faulty.
     """
@@ -83,6 +85,7 @@ def load_training_source(
     held = {*groups_of(ids, rules.groups).values()}
     records, parts = [(source, i) for i in range(len(source))], [source.fingerprint]
     added, without_groups = [source.members], rules._replace(groups=NO_GROUPS, folds=0)
+    most_masks, annotators = source.most_masks, {*source.annotators}
     for name in extra:
         opened = _open("data.extra_datasets", name, data_dir, manual_dir, folder, without_groups)
         more = read_split(opened, "train+validation")
@@ -96,9 +99,18 @@ def load_training_source(
         records += [(more, i) for i in new]
         parts += [more.fingerprint, new]
         added += [more_keys[i] for i in new]
+        most_masks = max(most_masks, more.most_masks)
+        annotators |= {*more.annotators}
     members = fingerprint(added) if source.members else ""
-    number = len(records) - len(source)
-    return Records(records, fingerprint(tuple(parts)), members, source.statistics, number)
+    return Records(
+        records,
+        fingerprint(tuple(parts)),
+        members,
+        source.statistics,
+        extra=len(records) - len(source),
+        most_masks=most_masks,
+        annotators=annotators,
+    )
 
 
 def _keys(records: Records) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,8 @@ class Records(Sequence):
     members: str  # It differs if other images are in it; "" if a build does not say which.
     statistics: Any  # `Statistics.summary` or None.
     extra: int = 0  # Number of records, the last ones, that are of extra data sets.
+    most_masks: int = 0  # of an image, if several annotators drew masks, see annotations.py
+    annotators: Collection[str] = ()  # Names of them, their skills and tools.
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Records) and self.fingerprint == other.fingerprint
@@ -60,9 +63,10 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_
     """A split of a built data set; names and errors as of `prepare.load_source`."""
     if rules.folds:
         return _read_fold(builder, split, rules)
-    skip = tfds.decode.SkipDecoding()
+    encoded = {"image", "mask", "annotations"} & builder.info.features.keys()
+    skip = dict.fromkeys(encoded, tfds.decode.SkipDecoding())
     try:
-        source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+        source = builder.as_data_source(split, decoders=skip)
     except (ValueError, AssertionError) as error:  # TFDS: there is no such split or slice.
         raise UserError(f"split {split!r} of {builder.info.full_name}: {error}") from error
     stats = [(path.name, path.stat()) for path in sorted(Path(builder.data_path).iterdir())]
@@ -70,7 +74,15 @@ def read_split(builder: tfds.core.DatasetBuilder, split: str, rules: Rules = NO_
     metadata, records = metadata_of(builder), [(source, i) for i in range(len(source))]
     members = metadata.get("members", {}).get(split, "")
     name = fingerprint((builder.info.full_name, split, files))
-    return Records(records, name, members, metadata.get("statistics"))
+    names = metadata.get("split_annotators", {})
+    return Records(
+        records,
+        name,
+        members,
+        metadata.get("statistics"),
+        most_masks=metadata.get("most_masks", 0),
+        annotators={one for part in re.findall(r"\w+", split) for one in names.get(part, ())},
+    )
 
 
 @functools.lru_cache(maxsize=1)
@@ -95,9 +107,9 @@ def _read_fold(builder: tfds.core.DatasetBuilder, split: str, rules: Rules) -> R
         )
     held = split == "validation"
     chosen = [i for i, fold in enumerate(folds) if (fold == rules.fold) == held]
-    return Records(
-        [both.records[i] for i in chosen],
-        fingerprint((both.fingerprint, split, rules.folds, rules.fold)),
-        fingerprint(sorted(ids[i] for i in chosen)),
-        both.statistics,
+    return dataclasses.replace(
+        both,
+        records=[both.records[i] for i in chosen],
+        fingerprint=fingerprint((both.fingerprint, split, rules.folds, rules.fold)),
+        members=fingerprint(sorted(ids[i] for i in chosen)),
     )

@@ -1,5 +1,7 @@
 """What a data set looks like in numbers, to be read before training."""
 
+import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +16,14 @@ class Statistics:
     def __init__(self, classes: Sequence[str] = ()):
         self._sizes, self._ids, self._shares = [], [], []
         self._classes, self._class_shares = classes, []
+        self._annotators = []  # Of each image, the texts of its masks, see annotations.py.
         self._colours = np.zeros((3, 256), np.int64)  # How many pixels have each value.
 
-    def add(self, id: str, image: np.ndarray, mask: np.ndarray) -> None:
-        """Counts one image u8[H, W, 3] with its labels u8[H, W]."""
+    def add(
+        self, id: str, image: np.ndarray, mask: np.ndarray, annotators: Sequence[str] = ()
+    ) -> None:
+        """Counts one image u8[H, W, 3] with its labels u8[H, W]: of the majority, if several."""
+        self._annotators.append(annotators)
         self._sizes.append(mask.shape)
         self._ids.append(id)
         self._shares.append(float((mask > 0).mean()))
@@ -33,7 +39,9 @@ class Statistics:
         "pairs": their number; "height", "width": [least, median, greatest] in pixels; "foreground":
         the same for its share of a mask, "mean_foreground": the mean; "without_foreground": ids;
         "colour_mean", "colour_std": of all pixels, R, G and B, 0 to 255; with several classes,
-        "classes": {name: {"share": of a mask, on average, "images": how many have it}}.
+        "classes": {name: {"share": of a mask, on average, "images": how many have it}}; with
+        several annotators, "masks": [least, greatest number of an image], "annotators": {name:
+        number of masks} and "people": the number of names that are those of annotators.
         """
         heights, widths = zip(*self._sizes, strict=True)
         shares, values, pixels = self._shares, np.arange(256), self._colours.sum(axis=1)
@@ -43,6 +51,14 @@ class Statistics:
         classes = {
             name: {"share": float(row.mean()), "images": int(np.count_nonzero(row))}
             for name, row in zip(self._classes, by_class, strict=True)
+        }
+        texts = list(itertools.chain(*self._annotators))
+        numbers = [len(of_image) for of_image in self._annotators]
+        names = Counter(name for text in texts for name in {*text.split()})
+        several = {
+            "masks": [min(numbers), max(numbers)],
+            "annotators": dict(sorted(names.items())),
+            "people": len({text.split()[0] for text in texts if text}),
         }
         return {
             "pairs": len(shares),
@@ -56,6 +72,7 @@ class Statistics:
             "colour_mean": mean.tolist(),
             "colour_std": std.tolist(),
             **({"classes": classes} if classes else {}),
+            **(several if texts else {}),
         }
 
 
@@ -73,8 +90,13 @@ def format_statistics(summary: dict[str, Any]) -> str:
         f"  {name}: {row['share']:.1%} of the mask on average, in {row['images']} of them"
         for name, row in summary.get("classes", {}).items()
     ]
+    pairs = f"{summary['pairs']} pairs of image and mask"
+    if "masks" in summary:
+        number = " to ".join(map(str, sorted({*summary["masks"]})))
+        people = f" of {summary['people']} annotators" if summary["people"] else ""
+        pairs = f"{summary['pairs']} images with {number} masks{people}"
     lines = [
-        f"{summary['pairs']} pairs of image and mask (least / median / greatest)",
+        f"{pairs} (least / median / greatest)",
         f"  height {three('height', '{:.0f}')}, width {three('width', '{:.0f}')} pixels",
         f"  foreground {three('foreground', '{:.1%}')} of the mask, "
         f"{summary['mean_foreground']:.1%} on average",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segdiff_jax.data import pairs, sources
+from segdiff_jax.data import matching, pairs, sources
 
 CLASSES = ("bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck")
 _SPLITS = {"train": "train", "validation": "train_val", "test": "val"}
@@ -44,7 +44,7 @@ class Builder(pairs.PairsBuilder):
     def _files(self, root: Path) -> list[Path]:
         return [root / _IMAGES, *(root / part / _FILE for part in _SPLITS.values())]
 
-    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
+    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, matching.Pairs]:
         h5py = sources.imported("h5py", self.info.full_name)
         sources.imported("pycocotools.mask", self.info.full_name)  # For `mask_of`.
         label = self.builder_config.name.partition("_")[0]
@@ -110,8 +110,8 @@ def mask_of(segmentation: list | dict, height: int, width: int) -> np.ndarray:
         return np.where(mask.decode(runs), 255, 0).astype(np.uint8)
 
 
-def _pair(name: str, image: Any, mask: Callable[[], np.ndarray], box: tuple) -> pairs.Pair:
-    return pairs.Pair(
-        pairs.File(name, lambda: pairs.encode_png(image[box])),
-        pairs.File(f"mask of {name}", lambda: pairs.encode_png(mask()[box])),
+def _pair(name: str, image: Any, mask: Callable[[], np.ndarray], box: tuple) -> matching.Pair:
+    return matching.Pair(
+        matching.File(name, lambda: pairs.encode_png(image[box])),
+        [matching.File(f"mask of {name}", lambda: pairs.encode_png(mask()[box]))],
     )

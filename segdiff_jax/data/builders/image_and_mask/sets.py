@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from segdiff_jax.data import pairs, sources
+from segdiff_jax.data import matching, pairs, sources
 from segdiff_jax.data.decode import decode_blurred_mask, decode_labels, decode_mask
-from segdiff_jax.data.folder import all_files, is_foreign
+from segdiff_jax.data.folder import Folder, all_files, is_foreign
 from segdiff_jax.data.splits import hashed_split, hold_out
 
 
@@ -137,7 +137,7 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
         def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
             return plain.split(ids) if part == "all" else super()._split(part, ids)
 
-        def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
+        def _pairs(self, root: Path, problems: defaultdict) -> dict[str, matching.Pairs]:
             found = _match(root, plain.images, plain.masks, problems)
             parts, splits = {"all": found}, plain.split(found)
             for id in found:
@@ -154,14 +154,15 @@ def builder_of(dataset: str) -> type[pairs.PairsBuilder]:
     return Builder
 
 
-def _match(root: Path, images: str, masks: str, problems: defaultdict) -> pairs.Pairs:
+def _match(root: Path, images: str, masks: str, problems: defaultdict) -> matching.Pairs:
     """{id: pair}, sorted, of images and masks that lie as `PlainSet` says."""
     if "{id}" not in images:
-        return pairs.match_folders(str(root / images), str(root / masks), [""], problems)
+        return matching.match_folders(Folder(str(root / images), str(root / masks), [""]), problems)
     names = (path.name for path in (root / images.partition("/{id}")[0]).glob("*/"))
     ids = sorted(name for name in names if not is_foreign(name))
     found = {id: [root / where.format(id=id) for where in (images, masks)] for id in ids}
     for path in itertools.chain(*found.values()):
         if not (path.is_file() or path.is_symlink()):
             problems["missing file"].append(str(path))
-    return {id: pairs.Pair(*map(pairs.file_of, paths)) for id, paths in found.items()}
+    files = {id: [*map(matching.file_of, paths)] for id, paths in found.items()}
+    return {id: matching.Pair(image, [mask]) for id, (image, mask) in files.items()}

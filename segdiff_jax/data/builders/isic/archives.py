@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from segdiff_jax.data.folder import all_files, is_foreign, read_file
-from segdiff_jax.data.pairs import File
+from segdiff_jax.data.matching import File
 from segdiff_jax.runtime.errors import UserError
 
 MOST_BYTES = 2**30  # of an unpacked file

@@ -12,7 +12,7 @@ import requests
 import tensorflow_datasets as tfds
 from absl import logging
 
-from segdiff_jax.data import pairs, sources
+from segdiff_jax.data import matching, pairs, sources
 from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import all_files
@@ -144,7 +144,7 @@ class Builder(pairs.PairsBuilder):
         held = [id for id in ids if is_validation(id)]
         return {"train": [id for id in ids if id not in held], "validation": held}
 
-    def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> dict[str, pairs.Pairs]:
+    def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> dict[str, matching.Pairs]:
         parts = {}
         for name, part in parts_of(self.builder_config.name).items():
             absent = [archive for archive in part[:2] if archive not in archives]
@@ -159,7 +159,7 @@ class Builder(pairs.PairsBuilder):
             masks = files_of(part.masks, archives[part.masks], MASK, problems)
             if not (images and masks):
                 continue
-            found = pairs.match(images, masks, problems)
+            found = matching.match(images, masks, problems)
             if len(found) < part.official:
                 subset = "%s: %s: %d of %d images (a subset of the official archive)"
                 logging.warning(subset, self.info.full_name, name, len(found), part.official)

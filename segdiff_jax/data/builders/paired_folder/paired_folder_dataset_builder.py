@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from segdiff_jax.data import pairs, sources
+from segdiff_jax.data import matching, pairs, sources
 from segdiff_jax.data.decode import decode_labels, decode_mask, of_two_values
 from segdiff_jax.data.folder import Folder, files_by_name
 from segdiff_jax.data.groups import NO_GROUPS, Groups
@@ -44,12 +44,14 @@ class Builder(pairs.PairsBuilder):
             masks,
             endings,
             *([classes] if classes.several else []),
+            *(["several annotators"] if folder.several_annotators else []),
             *filter(None, groups),
         )
         digest = sources.fingerprint(what)[:8]
         words = re.sub("[^A-Za-z0-9]+", "_", Path(images).parent.name)
         name = f"{words.strip('_')}_{digest}".strip("_")
-        config = FolderConfig(name=name, folder=Folder(images, masks, endings, classes))
+        folder = folder._replace(images=images, masks=masks, mask_endings=endings)
+        config = FolderConfig(name=name, folder=folder)
         cls.builder_configs.setdefault(name, config)  # TFDS warns of configs it does not know.
         return name
 
@@ -57,6 +59,10 @@ class Builder(pairs.PairsBuilder):
     def class_names(self) -> Sequence[str]:
         classes = self.builder_config.folder.classes
         return classes.names if classes.several else ()
+
+    @property
+    def several_annotators(self) -> bool:
+        return self.builder_config.folder.several_annotators
 
     def _find(self, manual_dir: Path | None) -> dict[str, Path]:
         """Both folders, which the config names; `manual_dir` is not read."""
@@ -74,9 +80,9 @@ class Builder(pairs.PairsBuilder):
             for name, some in found.items()
         }
 
-    def _pairs(self, folders: dict[str, Path], problems: defaultdict) -> dict[str, pairs.Pairs]:
+    def _pairs(self, folders: dict[str, Path], problems: defaultdict) -> dict[str, matching.Pairs]:
         self._foreground: dict[str, int] = {}  # The value of each mask of two classes.
-        return {"all": pairs.match_folders(*self.builder_config.folder[:3], problems)}
+        return {"all": matching.match_folders(self.builder_config.folder, problems)}
 
     def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
         return hold_out(ids)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from segdiff_jax.data import pairs, sources
+from segdiff_jax.data import matching, pairs, sources
 from segdiff_jax.data.decode import decode_mask
 from segdiff_jax.data.splits import hold_out
 
@@ -43,14 +43,14 @@ class Builder(pairs.PairsBuilder):
     def _labels(self, data: bytes, name: str) -> np.ndarray:
         return np.uint8(decode_mask(data, name) > 0)
 
-    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, pairs.Pairs]:
+    def _pairs(self, root: Path, problems: defaultdict) -> dict[str, matching.Pairs]:
         files = {part: root / name for part, name in _HDF5.items() if (root / name).is_file()}
         if "training" in files:
             parts = {part: _hdf5_pairs(path, problems) for part, path in files.items()}
         else:
-            images = {path.stem: pairs.file_of(path) for path in root.glob(_RAW)}
-            masks = {_id(path.stem): pairs.file_of(path) for path in root.glob(_RAW_MASKS)}
-            found = pairs.match(images, masks, problems)
+            images = {path.stem: matching.file_of(path) for path in root.glob(_RAW)}
+            masks = {_id(path.stem): matching.file_of(path) for path in root.glob(_RAW_MASKS)}
+            found = matching.match(images, masks, problems)
             ids = sorted(found, key="{}.tif".format)
             ids = {"training": ids[:_TRAINING], "test": ids[_TRAINING:]}
             parts = {part: {id: found[id] for id in of_part} for part, of_part in ids.items()}
@@ -65,7 +65,7 @@ def _id(name: str) -> str:
     return name.replace("_mask_", "_")
 
 
-def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
+def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, matching.Pair]:
     """{id: pair} of an HDF5 file."""
     h5py = sources.imported("h5py", str(path))
     try:
@@ -75,13 +75,13 @@ def _hdf5_pairs(path: Path, problems: defaultdict) -> dict[str, pairs.Pair]:
     except (OSError, KeyError) as error:
         problems["no HDF5 file of the expected groups"].append(f"{path}: {error}")
         return {}
-    return pairs.match(images, masks, problems)
+    return matching.match(images, masks, problems)
 
 
 def _mask(array: np.ndarray) -> bytes:
     return pairs.encode_png(np.where(array > 0, 255, 0).astype(np.uint8))
 
 
-def _file(data: Any, encode: Callable[[np.ndarray], bytes]) -> pairs.File:
+def _file(data: Any, encode: Callable[[np.ndarray], bytes]) -> matching.File:
     """A dataset of an HDF5 file, as a file of its own."""
-    return pairs.File(f"{data.file.filename}{data.name}", lambda: encode(data[()]))
+    return matching.File(f"{data.file.filename}{data.name}", lambda: encode(data[()]))
