@@ -1,7 +1,8 @@
 """From encoded records to fixed batches of uint8: decode, resize, cache, shuffle, batch.
 
-Records are dicts with `id` (bytes or str), `image` and `mask` (encoded bytes); the mask may be
-absent where there is no truth. Reading is Grain's, so its position can be saved and restored.
+Records are dicts with `id` (bytes or str), `image` and `mask` (encoded bytes) and, if several
+annotators drew masks, the fields of annotations.py. Masks may be absent where there is no truth.
+Reading is Grain's, so its position can be saved and restored.
 """
 
 import contextlib
@@ -15,9 +16,11 @@ import grain
 import numpy as np
 from PIL import Image
 
+from segdiff_jax.data.annotations import annotators_of, decode_annotations, numbers_of
 from segdiff_jax.data.classes import TWO, Classes, most_likely
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
-from segdiff_jax.data.decode import decode_image, decode_labels
+from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
+from segdiff_jax.data.sources import fingerprint
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import replacing
 
@@ -60,6 +63,10 @@ def shrink_labels(labels: np.ndarray, classes: Classes = TWO) -> np.ndarray:
 class ResizedSource:
     """Random access to {"image" u8[S, S, 3], "mask" u8[S, S, C]}, see `resize_labels`.
 
+    If the records have masks of several annotators, "mask" is their majority or, with
+    `annotators`, u8[S, S, A] holds each of them. A is the most masks of an image, and "annotators"
+    i32[A] says of each one who drew it, see `annotations.numbers_of`; -1 if there is no such mask.
+
     After their first use they are kept in memory and, once all are there, in a file for later runs.
     """
 
@@ -71,10 +78,12 @@ class ResizedSource:
         colour_constancy: str = "none",
         data_dir: str | Path | None = None,
         classes: Classes = TWO,
+        annotators: Sequence[str] | None = None,
     ):
         """Reads no record yet; S is `image_size`, and only the first `limit` records count.
 
-        `colour_constancy` is applied to resized images. The file lies in `resized` of `data_dir`,
+        `colour_constancy` is applied to resized images. `annotators` are names that get numbers of
+        their own; None: the majority is read. The file lies in `resized` of `data_dir`,
         the folder of built data sets; there is none if that is None or the records have no
         `fingerprint`, see `records.Records`.
         """
@@ -83,16 +92,22 @@ class ResizedSource:
         self.extra = getattr(records, "extra", 0)
         self._records, self._size, self._classes = records, image_size, classes
         length = len(records) if limit is None else min(limit, len(records))
-        shape = length, image_size, image_size, 3 + classes.channels
-        self._cached, self._ready = np.zeros(shape, np.uint8), np.zeros(length, bool)
-        self._file, self._lock, fingerprint = None, Lock(), getattr(records, "fingerprint", None)
-        if data_dir is not None and fingerprint:
+        most_masks = 0 if annotators is None else getattr(records, "most_masks", 0)
+        self._annotators = annotators if most_masks else None
+        square, numbers = (image_size, image_size), [("annotators", np.int32, (most_masks,))]
+        masks = "mask", np.uint8, (*square, most_masks or classes.channels)
+        kind = np.dtype([("image", np.uint8, (*square, 3)), masks, *numbers[: most_masks > 0]])
+        self._cached, self._ready = np.zeros(length, kind), np.zeros(length, bool)
+        self._file, self._lock, of_records = None, Lock(), getattr(records, "fingerprint", None)
+        if data_dir is not None and of_records:
             # The fingerprint belongs to a build, whose name tells classes from others.
-            name = f"{fingerprint}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}.npy"
-            self._file = Path(data_dir) / "resized" / name
+            name = f"{of_records}-{length}-{image_size}-{colour_constancy}-v{RESIZE_VERSION}"
+            if most_masks:
+                name += f"-annotators-{fingerprint(tuple(annotators))}"
+            self._file = Path(data_dir) / "resized" / f"{name}.npy"
             with contextlib.suppress(OSError, ValueError, EOFError):  # It is absent or broken.
                 kept = np.load(self._file, mmap_mode="r")
-                if (kept.shape, kept.dtype) == (shape, np.uint8):
+                if (kept.shape, kept.dtype) == ((length,), kind):
                     self._cached, self._ready[:] = kept, True
 
     def __len__(self) -> int:
@@ -101,18 +116,29 @@ class ResizedSource:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         if not self._ready[index]:
             self._fill(index)
-        both = self._cached[index]
-        return {"image": both[..., :3], "mask": both[..., 3:]}
+        example = self._cached[index]
+        return {name: example[name] for name in example.dtype.names}
 
     def _fill(self, index: int) -> None:
         record = self._records[index]
         name = record_id(record)
         image = self._correct(resize_image(decode_image(record["image"], name), self._size))
-        labels = decode_labels(record["mask"], name, self._classes)
-        mask = resize_labels(labels, (self._size, self._size), self._classes)
-        both = np.concatenate([image, mask], axis=-1)
+        several = self._annotators is not None
+        if several and "annotations" in record:
+            with naming_memory(name):
+                labels = decode_annotations(record)
+        else:
+            labels = [decode_labels(record["mask"], name, self._classes)]
+        square = self._size, self._size
+        masks = [resize_labels(one, square, self._classes) for one in labels]
+        example = self._cached[index]
+        example["image"] = image
+        example["mask"][..., : len(masks) * self._classes.channels] = np.concatenate(masks, -1)
+        if several:
+            numbers = numbers_of(annotators_of(record), self._annotators)
+            example["annotators"] = numbers + [-1] * (len(example["annotators"]) - len(numbers))
         with self._lock:  # Several threads read, and one of them writes the file.
-            self._cached[index], self._ready[index] = both, True
+            self._ready[index] = True
             if self._file is None or not self._ready.all():
                 return
             path, self._file = self._file, None
@@ -141,7 +167,8 @@ def train_iterator(
 
     `batch_size` is over all processes, of which each takes every process_count-th example. A batch
     is {"image" u8[b, S, S, 3], "mask" u8[b, S, S, C], "index" i32[b]} with b = batch_size /
-    process_count and each example's place in the global batch. `num_threads` threads decode ahead.
+    process_count and each example's place in the global batch, and with what else examples have.
+    `num_threads` threads decode ahead.
     With `extra_share`, this share of the examples are among the last `source.extra` ones.
     A UserError says that there are no examples, or none to mix, or that the batch does not divide.
     """

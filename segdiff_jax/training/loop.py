@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.check import check
 from segdiff_jax.config import VERSION, with_absolute_paths
+from segdiff_jax.data.annotations import check_annotators
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
@@ -190,7 +191,7 @@ def network_shapes(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource, ResizedSource]:
-    """The training and the validation images.
+    """The training and the validation images; the latter with the majority of several masks.
 
     If the data set has statistics, some images are drawn with their masks in the file `overview`.
     """
@@ -203,9 +204,10 @@ def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource,
         classes=classes,
     )
     records = load_training_source(data.dataset, data.extra_datasets, *where(data))
+    check_annotators(data.annotators, records.annotators)
     if overview and records.statistics and parallel.is_main():
         show_overview(records, overview, classes)
-    training = prepare(records)
+    training = prepare(records, annotators=tuple(data.annotators))
     records = load_source(data.dataset, "validation", *where(data))
     validation = prepare(records, limit=config.validation.num_images)
     lengths = [len(training), len(validation)]

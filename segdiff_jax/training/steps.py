@@ -21,6 +21,7 @@ from segdiff_jax.training.optimizer import Optimizer, nonfinite_in_a_row, stacks
 from segdiff_jax.training.state import TrainState, apply_gradients, warm_decay
 
 Batch = dict[str, Array]
+POOL = 0.2  # share of the masks whose annotator the network is not told
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -35,6 +36,7 @@ class TrainStep:
     soft_masks: bool = False
     microbatches: int = 1  # batch norm takes the statistics of each part, which are averaged too
     half_size: bool = False  # train on the means of 2 x 2 augmented pixels: 4 times as fast
+    annotators: bool = False  # the network is told who drew each mask
     patch_size: int = 0  # side of the square that is cut from each image at random; 0: all of it
     axis_name: str | None = None  # of the devices to average over, if any
 
@@ -44,9 +46,10 @@ class TrainStep:
         """The new state; f32[] "loss", its terms and "grad_norm"; and i32[] "nonfinite".
 
         `batch` has "image" u8[B, H, W, 3], "mask" u8[B, H, W, C] (255 times each class's share of
-        the pixel) and "index" i32[B], each example's place in the global batch. The noise of an
-        example follows from its index, the step and the run's `key`: the number of devices does not
-        change it. `rate` is the learning rate.
+        the pixel) and "index" i32[B], each example's place in the global batch. With "annotators"
+        i32[B, A], "mask" u8[B, H, W, A] has masks of several annotators, see `ResizedSource`. The
+        noise of an example follows from its index, the step and the run's `key`: the number of
+        devices does not change it. `rate` is the learning rate.
         """
         step_key = jax.random.fold_in(key, state.step)
         grad_fn = jax.value_and_grad(self._loss, has_aux=True)
@@ -74,7 +77,9 @@ class TrainStep:
         """The mean loss of a part of the batch, its terms, batch statistics and what was seen."""
         split = lambda i: jax.random.split(jax.random.fold_in(key, i), 4)
         keys = jax.vmap(split)(part["index"])
-        image, mask = part["image"], part["mask"]
+        image, mask, annotator = part["image"], part["mask"], None
+        if "annotators" in part:
+            mask, annotator = draw_mask(keys[:, 0], mask, part["annotators"])
         if self.patch_size:
             image, mask = random_patch(keys[:, 0], image, mask, self.patch_size)
         image, mask = self.augment(keys[:, 0], image, mask)
@@ -84,6 +89,8 @@ class TrainStep:
         mask = normalise_mask(mask, self.classes, self.soft_masks)
         variables = {"params": params, "batch_stats": state.batch_stats, "history": state.history}
         inputs = {"image": normalise_image(image), "mask": mask}
+        if self.annotators:
+            inputs["annotator"] = annotator
         losses = self.method.losses(variables, inputs, keys[:, 1:])
         terms = jax.tree.map(jnp.mean, losses.terms)
         return sum(terms.values()), (terms, losses.batch_stats, (part["index"], *losses.seen))
@@ -105,6 +112,23 @@ class TrainStep:
         return means, jax.tree.map(lambda x: x.reshape(-1), seen)
 
 
+def draw_mask(keys: Array, masks: Array, annotators: Array) -> tuple[Array, Array]:
+    """One of each image's masks u8[B, H, W, A], and its annotator: u8[B, H, W, 1], i32[B].
+
+    All masks whose `annotators` i32[B, A] are not -1 are equally likely. With probability `POOL`
+    the annotator becomes 0. `augment` and `random_patch` may take the same key[B], because their
+    draws differ.
+    """
+
+    def one(key, masks, annotators):
+        among, pooled = (jax.random.fold_in(key, number) for number in (2, 3))
+        place = jax.random.categorical(among, jnp.where(annotators < 0, -jnp.inf, 0.0))
+        annotator = jnp.where(jax.random.bernoulli(pooled, POOL), 0, annotators[place])
+        return jax.lax.dynamic_slice_in_dim(masks, place, 1, axis=-1), annotator
+
+    return jax.vmap(one)(keys, masks, annotators)
+
+
 def smaller(x: Array, factor: int) -> Array:
     """f32[B, H, W, C] -> f32[B, H / factor, W / factor, C], means of factor x factor pixels."""
     return x if factor == 1 else nn.avg_pool(x, (factor, factor), (factor, factor))
@@ -122,6 +146,7 @@ def make_train_step(
         classes=classes_of(config.data),
         soft_masks=config.data.soft_masks,
         microbatches=config.train.microbatches,
+        annotators=bool(config.data.annotators),
         patch_size=config.data.image_size if config.data.full_size else 0,
         axis_name=axis_name,
     )
