@@ -1,5 +1,6 @@
 """Images as they are segmented and scored: at their own size, and as the network sees them."""
 
+import functools
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import changes, set_fields
+from segdiff_jax.data.annotations import decode_annotations
 from segdiff_jax.data.artefacts import ARTEFACTS, add_artefact
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.decode import decode_image, decode_labels, naming_memory
@@ -120,7 +122,8 @@ class NativeExamples(Sequence):
     """Decoded records for `model` to segment; `failures` is file -> why there is no record of it.
 
     An example is {"id" str, "image" u8[H, W, 3], "input" u8[S, S, 3], what the network sees,
-    "truth", labels u8[H, W] or None, and "conditions", see `measure_conditions`, or None}.
+    "truth", labels u8[H, W] or None, "truths", the labels u8[M, H, W] of several annotators or
+    None, and "conditions", see `measure_conditions`, or None}. "truth" is the majority of "truths".
     Conditions are measured before an artefact is added. An example that cannot be read raises a
     UserError or OSError that names it.
     """
@@ -130,7 +133,8 @@ class NativeExamples(Sequence):
     ):
         """Reads nothing yet.
 
-        Records have "id", "image" and, where the truth is known, "mask" (encoded bytes). The model
+        Records have "id", "image" and, where the truth is known, "mask" (encoded bytes) and perhaps
+        the fields of annotations.py. The model
         says how images are prepared, and which classes masks have. An artefact, one of `ARTEFACTS`
         or a UserError, is added to every image; the image's id decides how. The workers are
         threads that read and decode.
@@ -167,10 +171,11 @@ class NativeExamples(Sequence):
             try:
                 with naming_memory(f"image {ids[index]}"):
                     record = self._records[index]
-            except OSError as error:  # Of a file in a folder.
+            except (OSError, UserError) as error:  # Of a file in a folder.
                 return {"id": ids[index], "failure": str(error)}
             id = record_id(record)
-            content = zlib.crc32(record.get("mask", b"none"), zlib.crc32(record["image"]))
+            files = record["image"], record.get("mask", b"none"), record.get("annotations", b"")
+            content = functools.reduce(lambda crc, file: zlib.crc32(file, crc), files, 0)
             if is_done(id, content):
                 return {"id": id, "done": True}
             try:
@@ -185,7 +190,7 @@ class NativeExamples(Sequence):
         return iter(grain.MapDataset.source(list(indices)).map(read).to_iter_dataset(options))
 
     def _decode(self, record: dict[str, Any]) -> dict[str, Any]:
-        id, truth, conditions = record_id(record), None, None
+        id, truth, truths, conditions = record_id(record), None, None, None
         image = decode_image(record["image"], id)
         if "mask" in record:
             truth = decode_labels(record["mask"], f"mask of {id}", self.model.classes, True)
@@ -193,9 +198,12 @@ class NativeExamples(Sequence):
                 size = image.shape[:2]
                 raise UserError(f"{id}: the image is {size} but its mask {truth.shape} pixels")
             conditions = measure_conditions(image, truth > 0)
+        if "annotations" in record:
+            truths = decode_annotations(record)
         if self._artefact:
             key = jax.random.key(zlib.crc32(id.encode()))
             changed = add_artefact(self._artefact, key, np.float32(image) / 255)
             image = np.rint(255 * np.asarray(changed)).astype(np.uint8)
         seen = self._correct(resize_image(image, self.model.input_size))
-        return {"id": id, "image": image, "input": seen, "truth": truth, "conditions": conditions}
+        example = {"id": id, "image": image, "input": seen, "truth": truth, "truths": truths}
+        return example | {"conditions": conditions}
