@@ -15,6 +15,15 @@ def hashed_split(id: str) -> str:
     return {0: "validation", 1: "test", 2: "test"}.get(_hash(id) % 10, "train")
 
 
+def by_hash(ids: Iterable[str]) -> dict[str, list[str]]:
+    """{"train": ids, "validation": ids, "test": ids}, see `hashed_split`."""
+    splits = {id: hashed_split(id) for id in ids}
+    return {
+        split: [id for id in splits if splits[id] == split]
+        for split in ("train", "validation", "test")
+    }
+
+
 def hold_out(ids: Iterable[str]) -> dict[str, list[str]]:
     """{"train": ids, "validation": ids}, neither of them empty if there are two ids or more.
 

@@ -16,7 +16,7 @@ from absl import logging
 from segdiff_jax.data import matching, pairs, sources
 from segdiff_jax.data.decode import decode_blurred_mask, decode_labels, decode_mask
 from segdiff_jax.data.folder import Folder, all_files, is_foreign
-from segdiff_jax.data.splits import hashed_split, hold_out
+from segdiff_jax.data.splits import by_hash, hold_out
 
 
 class PlainSet(NamedTuple):
@@ -36,11 +36,6 @@ class PlainSet(NamedTuple):
     test: tuple[str, str] | tuple[()] = ()  # The same for a test split, which may be absent.
     folds: bool = True  # Images may be split at random.
     outside: str = "file of no split"  # The kind of problem if `split` leaves an id out.
-
-
-def _by_hash(ids: Collection[str]) -> dict[str, list[str]]:
-    splits = ("train", "validation", "test")
-    return {split: [id for id in ids if hashed_split(id) == split] for split in splits}
 
 
 def _by_frame(ids: Collection[str]) -> dict[str, list[str]]:
@@ -76,7 +71,7 @@ SETS = {
         """,
         images="images",
         masks="masks",
-        split=_by_hash,
+        split=by_hash,
         decode=decode_blurred_mask,
     ),
     "monuseg": PlainSet(
@@ -105,7 +100,7 @@ SETS = {
         """,
         images="PH2 Dataset images/{id}/{id}_Dermoscopic_Image/{id}.bmp",
         masks="PH2 Dataset images/{id}/{id}_lesion/{id}_lesion.bmp",
-        split=_by_hash,
+        split=by_hash,
     ),
 }
 

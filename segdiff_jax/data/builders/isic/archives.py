@@ -15,11 +15,18 @@ IMAGE = re.compile(r"(.+)\.jpe?g", re.IGNORECASE)
 MASK = re.compile(r"(.+)_segmentation\.png", re.IGNORECASE)
 
 
-def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) -> dict[str, File]:
+def files_of(
+    name: str,
+    path: Path,
+    pattern: re.Pattern,
+    problems: defaultdict,
+    may_be_empty: bool = False,
+) -> dict[str, File]:
     """{id: file} of the images or masks of one archive; nothing is ever unpacked to disk.
 
     `path` is the zip file, or the folder into which it was unpacked, and `name` its official name,
-    without `.zip`. `pattern` is IMAGE or MASK; files of other names are ignored. What is wrong is
+    without `.zip`. The first group of `pattern`, such as IMAGE or MASK, is the id; files of other
+    names are ignored. What is wrong is
     added to `problems`, {kind: files}. To read a file of more than `MOST_BYTES` is a UserError.
     """
     files = {}
@@ -38,7 +45,7 @@ def files_of(name: str, path: Path, pattern: re.Pattern, problems: defaultdict) 
             if match[1] in files:
                 problems["duplicate id"].append(f"{name}: {match[1]}")
             files[match[1]] = File(f"{name}/{file.name}", functools.partial(_read, archive, member))
-    if not files:
+    if not (files or may_be_empty):
         problems["no file of the expected name"].append(name)
     return files
 

@@ -1,4 +1,4 @@
-"""ISIC 2016, 2017 and 2018 lesion segmentation, from official archives."""
+"""ISIC 2016, 2017 and 2018 lesion segmentation, and MultiAnnot++, from official archives."""
 
 import shutil
 import zipfile
@@ -13,10 +13,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from segdiff_jax.data import matching, pairs, sources
+from segdiff_jax.data.builders.isic import multiannot
 from segdiff_jax.data.builders.isic.archives import IMAGE, MASK, files_of
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.folder import all_files
-from segdiff_jax.data.splits import is_validation
+from segdiff_jax.data.splits import by_hash, is_validation
 from segdiff_jax.runtime.errors import UserError
 
 HOSTS = (  # They are tried in this order. An archive is at HOST/YEAR/NAME.zip.
@@ -62,12 +63,22 @@ class Builder(pairs.PairsBuilder):
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=year, description=f"ISIC {year} segmentation.")
         for year in _NAMES
-    ]
+    ] + [tfds.core.BuilderConfig(name="multiannot", description="ISIC MultiAnnot++ (IMA++).")]
     MANUAL_DOWNLOAD_INSTRUCTIONS = """\
-    Optional: manual_dir, or a folder in it, may hold the official archives of the challenge from
-    https://challenge.isic-archive.com/data, or the folders into which they were unpacked, under
-    their official names. If there are none, they are downloaded.
+    multiannot: get segs.zip from https://doi.org/10.5281/zenodo.14201692 and the images from
+    https://www.isic-archive.com (collection 482) or of the challenges. Set data.manual_dir to the
+    folder that holds
+      segs.zip or segs/  (ISIC_0000004_A04_T1_S2_545d08aabae47821f8802550.png, ...)
+      zip files or folders of images, of any name  (ISIC_0000004.JPG, ...)
+
+    2016, 2017 and 2018 need no folder. If manual_dir, or a folder in it, holds the official
+    archives of https://challenge.isic-archive.com/data, or the folders into which they were
+    unpacked, under their official names, these are read. If there are none, they are downloaded.
     """
+
+    @property
+    def several_annotators(self) -> bool:
+        return self.builder_config.name == "multiannot"
 
     @property
     def _names(self) -> list[str]:
@@ -75,6 +86,8 @@ class Builder(pairs.PairsBuilder):
 
     def _find(self, manual_dir: Path) -> dict[str, Path]:
         """{name: path} of the archives in a folder, or else in its folders; zip files go first."""
+        if self.several_annotators:
+            return multiannot.find(manual_dir)
         return {name: paths[0] for name, paths in self._all(manual_dir).items()}
 
     def _all(self, manual_dir: Path) -> dict[str, list[Path]]:
@@ -89,6 +102,8 @@ class Builder(pairs.PairsBuilder):
 
     def notes(self, manual_dir: str | Path) -> list[str]:
         """A line for each archive whose folder is there, too."""
+        if self.several_annotators:
+            return []
         both = [paths for paths in self._all(Path(manual_dir)).values() if len(paths) > 1]
         return [
             f"{archive} is read, and not the folder {folder}: remove the one that you do not want"
@@ -96,6 +111,8 @@ class Builder(pairs.PairsBuilder):
         ]
 
     def _get(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Path]:
+        if self.several_annotators:
+            return super()._get(dl_manager)
         logging.warning("%s: no archive in manual_dir; downloading.", self.info.full_name)
         return {name: self._download(dl_manager, name) for name in self._names}
 
@@ -133,18 +150,22 @@ class Builder(pairs.PairsBuilder):
         }
 
     def _labels(self, data: bytes, name: str) -> np.ndarray:
-        return decode_labels(data, name)
+        return decode_labels(data, name, any_value=self.several_annotators)
 
     def _stored(self, data: bytes, name: str) -> bytes:
         return data
 
     def _split(self, part: str, ids: Sequence[str]) -> dict[str, list[str]]:
+        if part == "all":
+            return by_hash(ids)
         if part != "training":
             return super()._split(part, ids)
         held = [id for id in ids if is_validation(id)]
         return {"train": [id for id in ids if id not in held], "validation": held}
 
     def _pairs(self, archives: dict[str, Path], problems: defaultdict) -> dict[str, matching.Pairs]:
+        if self.several_annotators:
+            return multiannot.pairs_of(archives, problems)
         parts = {}
         for name, part in parts_of(self.builder_config.name).items():
             absent = [archive for archive in part[:2] if archive not in archives]
