@@ -397,8 +397,7 @@ def test_builder_describes_itself(tmp_path):
     assert "ISIC challenges" in builder.info.description
     assert "gutman2016skin" in builder.info.citation
     official = {
-        year: {name: part.official for name, part in parts_of(year).items()}
-        for year in YEARS
+        year: {name: part.official for name, part in parts_of(year).items()} for year in YEARS
     }
     assert official == {
         "2016": {"training": 900, "test": 379},
