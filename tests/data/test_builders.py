@@ -335,7 +335,7 @@ def test_an_absent_data_set_says_where_to_get_it(name, tmp_path):
 
 def test_every_data_set_is_known(tmp_path):
     names = {case.name.partition("/")[0] for case in CASES}
-    names = sorted(names | {"isic", "lidc", "synthetic_lesions", "paired_folder"})
+    names = sorted(names | {"isic", "lidc", "qubiq", "synthetic_lesions", "paired_folder"})
     for name in ("nothing", "image_and_mask"):
         with pytest.raises(UserError, match=f"'{name}' is unknown; there are {', '.join(names)}$"):
             load_source(name, "train", tmp_path)
