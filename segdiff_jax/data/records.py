@@ -26,7 +26,8 @@ class Records(Sequence):
     statistics: Any  # `Statistics.summary` or None.
     extra: int = 0  # Number of records, the last ones, that are of extra data sets.
     most_masks: int = 0  # of an image, if several annotators drew masks, see annotations.py
-    annotators: Collection[str] = ()  # Names of them, their skills and tools.
+    # Names of them, their skills and tools; with folds, those of training and validation.
+    annotators: Collection[str] = ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Records) and self.fingerprint == other.fingerprint
