@@ -15,18 +15,17 @@ from ml_collections import ConfigDict
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import Prediction, Process, at, make_process, q_sample
-from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, field_noise, gaussian_noise
+from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, gaussian_noise
 from segdiff_jax.diffusion.samplers import sample as sample_chain
 from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
 from segdiff_jax.methods.interface import Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import Noised, find_loss, mse
+from segdiff_jax.methods.noise import sample_noise
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
 from segdiff_jax.models import depth_keys, make_model, mask_stride
 from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
-
-ROW = 2**16  # between the numbers of two pixels of a column
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -210,17 +209,4 @@ class Diffusion:
         return from_views(masks, self.views, draw.views, stride)
 
     def _noise(self, draw: Draw, size: tuple[int, int]) -> Callable[[Array], Array]:
-        """i32[] -> f32[B * V, S, S, C]; see `samplers.gaussian_noise` and `field_noise`."""
-        keys, channels = draw.keys.reshape(-1), self.process.mask_channels
-        if draw.corners is None:
-            return gaussian_noise(keys, (*size, channels))
-        corner = (draw.corners[:, 0] * ROW + draw.corners[:, 1])[:, None, None, None]
-        pixels = jnp.asarray(pixel_numbers(size[0], self.views))[draw.views] + corner
-        return field_noise(keys, pixels.reshape(-1, *size), channels)
-
-
-def pixel_numbers(size: int, views: tuple[View, ...]) -> np.ndarray:
-    """u32[F, S, S], row * ROW + column of each pixel, as each view shows them."""
-    rows, columns = np.mgrid[:size, :size].astype(np.uint32)
-    pixels = rows * ROW + columns
-    return np.stack([np.flip(np.rot90(pixels, k), axes) for k, axes in views])
+        return sample_noise(draw, self.views, size, self.process.mask_channels)

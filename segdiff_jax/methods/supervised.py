@@ -47,23 +47,12 @@ class Supervised:
 
     def losses(self, variables: dict[str, Any], batch: Batch, keys: Array) -> Losses:
         """BCE + Dice of the logits."""
-        batch_stats = variables.get("batch_stats", {})
-        variables = {"params": variables["params"], "batch_stats": batch_stats}
-        logits, updates = self.model.apply(
-            variables,
-            batch["image"],
-            train=True,
-            mutable=["batch_stats"],
-            **depth_keys(self.model, keys[:, 0]),
-        )
-        terms = bce_dice(logits, (batch["mask"] + 1) / 2)
-        return Losses(terms, updates.get("batch_stats", batch_stats))
+        logits, batch_stats = output_in_training(self.model, variables, batch["image"], keys[:, 0])
+        return Losses(bce_dice(logits, (batch["mask"] + 1) / 2), batch_stats)
 
     def encode(self, variables: Any, images: Array) -> Array:
         """The mask in each view, 2 p - 1 = tanh(logits / 2): f32[B, F, s, s, C]."""
-        seen = normalise_image(to_views(images, self.views))
-        masks = jnp.tanh(self.model.apply(variables, seen) / 2)
-        return masks.reshape(len(images), -1, *masks.shape[1:])
+        return jnp.tanh(output_of_views(self.model, variables, images, self.views) / 2)
 
     def begin(self, features: Array, draw: Draw) -> State:
         """The mask that each sample sees."""
@@ -73,3 +62,25 @@ class Supervised:
     def finish(self, state: State, draw: Draw) -> Array:
         """The masks as their images lie: f32[B, V, S, S, C]."""
         return from_views(state.x_t, self.views, draw.views, mask_stride(self.model))
+
+
+def output_in_training(
+    model: nn.Module, variables: dict[str, Any], image: Array, keys: Array
+) -> tuple[Array, Any]:
+    """What `model(image)` makes of f32[B, S, S, 3], normalised, and the statistics of this batch.
+
+    f32[B, s, s, out_channels]. `keys`, key[B], are for blocks that the model skips at random.
+    """
+    batch_stats = variables.get("batch_stats", {})
+    variables = {"params": variables["params"], "batch_stats": batch_stats}
+    options = {"train": True, "mutable": ["batch_stats"], **depth_keys(model, keys)}
+    output, updates = model.apply(variables, image, **options)
+    return output, updates.get("batch_stats", batch_stats)
+
+
+def output_of_views(
+    model: nn.Module, variables: Any, images: Array, views: tuple[View, ...]
+) -> Array:
+    """What `model(image)` makes of each view of u8[B, S, S, 3]: f32[B, F, s, s, out_channels]."""
+    output = model.apply(variables, normalise_image(to_views(images, views)))
+    return output.reshape(len(images), -1, *output.shape[1:])

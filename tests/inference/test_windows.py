@@ -18,7 +18,7 @@ from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
 from segdiff_jax.inference.windows import window_starts, window_weight
-from segdiff_jax.methods.diffusion import ROW, pixel_numbers
+from segdiff_jax.methods.noise import ROW, pixel_numbers
 from segdiff_jax.methods.views import make_views
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
