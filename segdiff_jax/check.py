@@ -69,23 +69,25 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         yield "sampler.largest_component=True is for two classes: with data.classes, set False"
     if config.sampler.ensemble == "staple" and config.sampler.samples > 64:
         yield f"sampler.samples={config.sampler.samples}: 'staple' combines at most 64 samples"
-    supervised = config.model.name not in DENOISERS
-    if supervised != (config.method == "supervised"):
-        fits = "supervised" if supervised else "diffusion"
+    denoises, method = config.model.name in DENOISERS, config.method
+    needed, rank = classes.channels, ""
+    if method == "ssn":
+        needed, rank = needed * (2 + config.ssn.rank), f" and ssn.rank={config.ssn.rank}"
+    if denoises != (method == "diffusion"):
+        fits = "'diffusion'" if denoises else "'supervised' or 'ssn'"
+        yield f"method={method!r} does not fit model.name={config.model.name!r}: set {fits}"
+    elif (not denoises or classes.several) and channels != needed:
         yield (
-            f"method={config.method!r} does not fit model.name={config.model.name!r}: set {fits!r}"
+            f"model.out_channels={channels} does not fit data.classes={tuple(data.classes)}{rank}: "
+            f"set {needed}"
         )
-    elif (supervised or classes.several) and channels != classes.channels:
-        yield (
-            f"model.out_channels={channels} does not fit data.classes={tuple(data.classes)}: "
-            f"set {classes.channels}"
-        )
-    if supervised:
-        return
     windows = {"sampler.native": config.sampler.native, "data.full_size": data.full_size}
+    stride = config.model.get("mask_stride", 1)
     for name, value in windows.items():
-        if value and config.model.mask_stride > 1:
-            yield f"{name}={value} needs model.mask_stride=1, not {config.model.mask_stride}"
+        if value and stride > 1 and method != "supervised":
+            yield f"{name}={value} needs model.mask_stride=1, not {stride}"
+    if not denoises:
+        return
     yield from _wrong_variance(config, channels, classes.several)
     needs_x0 = {
         "diffusion.loss='bce_dice' scores masks": diffusion.loss == "bce_dice",

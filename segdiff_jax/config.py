@@ -161,8 +161,8 @@ def changes(
     """Field -> (value before, value now), for the fields of these kinds that differ."""
     old, new = (flatten(config.to_dict()) for config in (before, now))
     known = fields(before.model.name) | fields(now.model.name)
-    if now.method == "supervised":  # Nothing reads the fields of the diffusion.
-        known = {k: v._replace(fixed=FREE) if "diffusion." in k else v for k, v in known.items()}
+    unread = tuple({"diffusion.", "ssn."} - {f"{now.method}."})  # Fields of other methods.
+    known = {k: v._replace(fixed=FREE) if k.startswith(unread) else v for k, v in known.items()}
     return {
         name: (old.get(name), new.get(name))
         for name, field in known.items()

@@ -49,7 +49,7 @@ some_of = lambda *choices: must(lambda x: {*x} <= {*choices}, f"must be some of 
 # fmt: off
 TOP = {
     "seed": Field(0, RUN, at_least(0), "draws the first parameters, the data order, noise and samples"),
-    "method": Field("diffusion", RUN, one_of("diffusion", "supervised"), "what the network learns: to denoise masks, or to make them from the image alone"),
+    "method": Field("diffusion", RUN, one_of("diffusion", "supervised", "ssn"), "what the network learns: to denoise masks, to make them from the image alone, or to make their distribution"),
 }
 
 DATA = {
@@ -119,7 +119,7 @@ _SEGDIFF = {
     "image_std": Field((), NETWORK, anything, "colours from 0 to 255 that G sees as 1"),
     "dtype": Field("float32", RUN, one_of("float32", "bfloat16"), "the computation has this type; parameters stay float32"),
 }
-_MASKS = {"out_channels": Field(1, NETWORK, at_least(1), "1, or the number of data.classes")}
+_MASKS = {"out_channels": Field(1, NETWORK, at_least(1), "1, or the number of data.classes; for method='ssn', 2 + ssn.rank times as many")}
 MODELS = {
     "segdiff": _SEGDIFF,
     "medsegdiff": _SEGDIFF,
@@ -156,6 +156,11 @@ DIFFUSION = {
     "self_conditioning": Field(False, RUN, anything, "the network sees its estimate of the step before"),
     "input_scale": Field(0.3, RUN, above(0), "b; clean masks are -b or +b"),
     "normalise_input": Field(True, RUN, anything, "the network sees x_t at unit variance"),
+}
+
+SSN = {
+    "rank": Field(10, NETWORK, at_least(0), "of the covariance of the logits; 0: pixels are independent"),
+    "train_samples": Field(20, RUN, at_least(1), "samples of each image's logits in the loss"),
 }
 
 TRAIN = {
@@ -230,6 +235,7 @@ def sections(model: str) -> dict[str, dict[str, Field]]:
         "augment": AUGMENT,
         "model": {"name": name} | MODELS[model],
         "diffusion": DIFFUSION,
+        "ssn": SSN,
         "train": TRAIN,
         "validation": VALIDATION,
         "sampler": SAMPLER,

@@ -230,6 +230,8 @@ def make_model_of(
     settings["colour constancy"] = data.colour_constancy
     if classes.several:
         settings |= {"classes": classes.names, "mask values": classes.values}
+    if config.method == "ssn":  # Else the model's name tells the method.
+        settings |= {"method": config.method, "seed": config.seed}
     if len(method.timesteps):
         settings |= {"variance": config.diffusion.variance}
     if len(method.timesteps) or sampler.samples_from != "network":

@@ -6,10 +6,11 @@ from ml_collections import ConfigDict
 
 from segdiff_jax import models
 from segdiff_jax.methods.diffusion import Diffusion
+from segdiff_jax.methods.ssn import SSN
 from segdiff_jax.methods.supervised import Supervised
 
-METHODS = {"diffusion": Diffusion, "supervised": Supervised}
-Method = Diffusion | Supervised
+METHODS = {"diffusion": Diffusion, "supervised": Supervised, "ssn": SSN}
+Method = Diffusion | Supervised | SSN
 
 
 def make_method(config: ConfigDict, axis_name: str | None = None) -> Method:

@@ -48,7 +48,7 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
 
 
 LOSSES = {"mse": mse, "bce_dice": bce_dice_of_mask}
-TERMS = "mse", "vb", "bce", "dice"  # of all losses: columns of metrics.csv
+TERMS = "mse", "vb", "bce", "dice", "nll"  # of all losses: columns of metrics.csv
 
 
 def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], dict[str, Array]]:

@@ -1,7 +1,8 @@
 """The networks, by the name that `config.model.name` gives them.
 
 There are two kinds. A diffusion model denoises masks: it has `encode_image(image)` and
-`denoise(x_t, features, t)`. A supervised model makes logits of an image: `model(image)`.
+`denoise(x_t, features, t)`. A supervised model makes logits of an image, or their
+distribution: `model(image)`.
 """
 
 import math
