@@ -2,10 +2,10 @@
 
 python train.py --config=configs/compare.py:unet --workdir=runs/unet
 
-MODEL is segdiff, medsegdiff, unet or medt. RECIPE is isic2016_64, or isic2016_128 for a segdiff
-or unet with that image encoder. All else is as in that config: the data, the augmentation, the
-optimiser, the time and the choice of the best checkpoint. To train and score all models:
-`make compare ISIC=FOLDER`.
+MODEL is segdiff, medsegdiff, unet, ssn (a stochastic segmentation network, whose network is that
+U-Net) or medt. RECIPE is isic2016_64, or isic2016_128 for a segdiff or unet with that image
+encoder. All else is as in that config: the data, the augmentation, the optimiser, the time and the
+choice of the best checkpoint. To train and score all models: `make compare ISIC=FOLDER`.
 Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 minutes each, which
 `make compare` sets.
 Score: see docs/results.md.
@@ -17,7 +17,7 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import ENCODER
 
 RECIPES = {
-    "isic2016_64": (isic2016_64, ("segdiff", "medsegdiff", "unet", "medt")),
+    "isic2016_64": (isic2016_64, ("segdiff", "medsegdiff", "unet", "ssn", "medt")),
     "isic2016_128": (isic2016_128, ("segdiff", "unet")),
 }
 
@@ -32,7 +32,7 @@ def get_config(model: str):
     recipe = module.get_config()
     if model == "segdiff":
         return recipe
-    config = default_config(model)
+    config = default_config("unet" if model == "ssn" else model)
     for section, fields in recipe.items():
         if section == "model":
             if model == "medsegdiff":
@@ -42,4 +42,8 @@ def get_config(model: str):
                 config.model.update({name: fields[name] for name in ("image_encoder", *ENCODER)})
         elif section not in ("method", "seed"):
             config[section].update(fields)
+    if model == "ssn":
+        config.method, config.model.out_channels = "ssn", 2 + config.ssn.rank
+        # The network runs once for each view, so that more samples cost little.
+        config.validation.samples = config.sampler.samples = 16
     return config

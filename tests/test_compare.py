@@ -192,7 +192,7 @@ def test_trainings_side_by_side_have_cores_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(runs.subprocess, "run", lambda command, **_: commands.append(command))
     comparison = Comparison(tmp_path, 3)
     comparison.train(30, 2, ["--config.data.dir=somewhere"])
-    assert len(commands) == 3 + 3 + 1 + 1
+    assert len(commands) == 3 + 3 + 1 + 1 + 1
     assert {tuple(command[:3]) for command in commands} == {
         ("taskset", "-c", "4,5"),
         ("taskset", "-c", "6,7"),

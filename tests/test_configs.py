@@ -21,12 +21,13 @@ NAMES = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 NAMES.remove("compare")
 NAMES.remove("saved")  # Needs a workdir: see training/test_loop.py.
 NAMES[NAMES.index("cityscapes_instances")] += ":car_expanded"
-NAMES += [f"compare:{model}" for model in MODELS]
+NAMES += [f"compare:{model}" for model in (*MODELS, "ssn")]
 PARAMETERS = {
     "cityscapes_instances:car_expanded": 162_766_017,
     "compare:medsegdiff": 1_397_801,
     "compare:medt": 1_522_505,
     "compare:segdiff": 1_077_097,
+    "compare:ssn": 1_942_764,
     "compare:unet": 1_942_577,
     "cvc_clinicdb": 1_077_097,
     "default": 3_405_345,

@@ -68,6 +68,8 @@ MORE = (
     Row("SegDiff, 5 steps", ("segdiff",), {**MIRRORED, "steps": 5}),
     Row("SegDiff, 9 samples, not mirrored", ("segdiff",), {**ONCE, "samples": 9}),
     Row("U-Net + U-Net", ("unet", "unet"), FLIPPED),
+    Row("SSN, 16 samples", ("ssn",), {**PLAIN, "samples": 16}),
+    Row("SSN, 16 samples, mirrored", ("ssn",), {**FLIPPED, "samples": 16}),
 )
 BASELINE, DIFFUSION, ENSEMBLE = MAIN[1], MAIN[5], MAIN[8]
 

@@ -42,6 +42,7 @@ RUNS = {
     "segdiff": ("compare.py:segdiff", {}),
     "medsegdiff": ("compare.py:medsegdiff", {}),
     "unet": ("compare.py:unet", {}),
+    "ssn": ("compare.py:ssn", {}),
     "medt": ("compare.py:medt", {}),
     "medt_gated": ("compare.py:medt", {"model.variant": "gated"}),
     "paper": ("isic2016_64_paper.py", PAPER),

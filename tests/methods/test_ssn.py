@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 from numpy.polynomial.hermite_e import hermegauss
 
+from configs import compare
 from segdiff_jax.check import check
 from segdiff_jax.config import changes, default_config
 from segdiff_jax.inference.driver import Driver, image_names
@@ -329,6 +330,13 @@ def test_a_run_keeps_its_rank():
     assert [*changes(before, now, (RUN, NETWORK))] == ["ssn.rank", "ssn.train_samples"]
     before.method = now.method = "supervised"  # It reads neither section.
     assert not changes(before, now, (RUN, NETWORK))
+
+
+def test_the_ssn_of_the_comparison_is_its_unet():
+    ssn, unet = (compare.get_config(name) for name in ("ssn", "unet"))
+    check(ssn)
+    free = "method", "model.out_channels", "sampler.samples", "validation.samples"
+    assert sorted(changes(unet, ssn)) == sorted(free)
 
 
 def test_a_run_is_trained_sampled_and_exported(tiny_config, tmp_path):
