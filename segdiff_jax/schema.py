@@ -160,7 +160,7 @@ DIFFUSION = {
 
 SSN = {
     "rank": Field(10, NETWORK, at_least(0), "of the covariance of the logits; 0: pixels are independent"),
-    "train_samples": Field(20, RUN, at_least(1), "samples of each image's logits in the loss"),
+    "train_samples": Field(20, RUN, at_least(1), "samples of each image's logits in the loss; if there are few, rare answers are sampled too often"),
 }
 
 TRAIN = {
