@@ -63,7 +63,7 @@ def draw(seed, size, conditions=None):
     conditions = _choose_conditions(choice, conditions)
     mask, depth = draw_shape(shape, size)
     absorbance = draw_pigment(pigment, depth, faint="faint" in conditions)
-    image = _draw_skin(skin, size) * np.exp(-absorbance)
+    image = draw_skin(skin, size) * np.exp(-absorbance)
     if bubbles.random() < 0.15:
         image = occluders.add_bubbles(bubbles, image)
     if "hair" in conditions:
@@ -91,7 +91,7 @@ def _choose_conditions(rng, conditions):
     return tuple(sorted(set(conditions)))
 
 
-def _draw_skin(rng, size):
+def draw_skin(rng, size):
     """Draws bare skin -> f32[size, size, 3], sRGB in about [0, 255]."""
     colour = rng.choice(_TONES, p=_TONE_PROBABILITIES) * np.exp(0.07 * rng.standard_normal())
     colour = colour * np.exp(rng.uniform(-0.04, 0.04, 3))

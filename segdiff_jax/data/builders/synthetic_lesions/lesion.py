@@ -17,15 +17,18 @@ _RED = (0.15, 0.72, 0.68)
 _BLUE_GREY = (0.88, 0.76, 0.60)
 
 
-def draw_shape(rng, size):
+def draw_shape(rng, size, area=None, centre=None):
     """Draws one irregular closed shape without holes -> (mask, depth).
 
     A Fourier series gives the radius, and smooth noise frays the outline. A quantile of the field
-    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. `mask` bool and
-    `depth` f32 are [size, size]; depth is the distance to the outline in frame sides, > 0 inside.
+    then sets the area, which is drawn: 2% to 70% of the frame, 27% on average. `area`, the share of
+    the frame, and `centre`, (y, x) from 0 to 1, are drawn if they are None. `mask` bool and `depth`
+    f32 are [size, size]; depth is the distance to the outline in frame sides, > 0 inside.
     """
-    area = 0.022 + 0.678 * rng.beta(1.15, 2.0)
-    centre_y, centre_x = 0.5 + np.clip(0.05 * rng.standard_normal(2), -0.12, 0.12)
+    drawn_area = 0.022 + 0.678 * rng.beta(1.15, 2.0)
+    drawn_centre = 0.5 + np.clip(0.05 * rng.standard_normal(2), -0.12, 0.12)
+    area = drawn_area if area is None else area
+    centre_y, centre_x = drawn_centre if centre is None else centre
     angle = rng.uniform(0, np.pi)
     stretch = np.exp(0.2 * rng.standard_normal())
     y, x = fields.frame(size)
@@ -70,14 +73,14 @@ def draw_presence(rng, depth):
     return fields.sigmoid(2 * depth / np.maximum(width, 0.5 / size))
 
 
-def draw_pigment(rng, depth, faint):
+def draw_pigment(rng, depth, faint, presence=None):
     """Draws the absorbance f32[H, W, 3] of a lesion: the image is skin * exp(-absorbance).
 
     What varies inside (network, globules, blotches, regression, blue-grey areas) multiplies the
     presence of pigment. `depth` is from `draw_shape`. A `faint` lesion has a colour close to the
-    skin's; the draws from `rng` are the same for both.
+    skin's; the draws from `rng` are the same for both. `presence` is from `draw_presence` if None.
     """
-    size, presence = len(depth), draw_presence(rng, depth)
+    size, presence = len(depth), draw_presence(rng, depth) if presence is None else presence
     density = np.clip(0.78 * np.exp(0.45 * rng.standard_normal()), 0.35, 2.0)
     faint_density = rng.uniform(0.13, 0.22)
     relative = np.clip(depth / depth.max(), 0, 1)

@@ -8,7 +8,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from segdiff_jax.data import pairs
-from segdiff_jax.data.builders.synthetic_lesions import drawing
+from segdiff_jax.data.annotations import encode_annotations, majority
+from segdiff_jax.data.builders.synthetic_lesions import annotators, drawing
 from segdiff_jax.data.statistics import Statistics
 
 _SPLITS = ("train", "validation", "test")
@@ -23,6 +24,9 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
     num_validation: int = 60
     num_test: int = 60
     seed: int = 0  # at least 0
+    # Masks that each of the four known annotators draws of a picture in training, and of the
+    # others; 0: one exact mask, and no annotators.
+    masks_each: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
         smallest = {"size": 16, "num_train": 1, "num_validation": 1, "num_test": 1, "seed": 0}
@@ -50,6 +54,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             num_validation=30,
             num_test=30,
         ),
+        SyntheticLesionsConfig(
+            name="annotators",
+            description="64 pixels a side, 600 to train on; four annotators differ in known ways.",
+            size=64,
+            num_train=600,
+            num_validation=30,
+            num_test=60,
+            masks_each=(1, 4),
+        ),
     ]
 
     def _info(self):
@@ -64,6 +77,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 tfds.features.Text(), doc="Sorted nuisances; see drawing.CONDITIONS."
             ),
         }
+        if self.builder_config.masks_each[0]:
+            masks = png(shape=(None, None, 1), doc="See segdiff_jax/data/annotations.py.")
+            annotators = tfds.features.Sequence(tfds.features.Text())
+            features |= {"annotations": masks, "annotators": annotators}
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "mask"),
@@ -75,13 +92,25 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, statistics) for split in _SPLITS}
 
     def _generate_examples(self, split, statistics):
-        config = self.builder_config
+        config, several = self.builder_config, self.builder_config.masks_each[0] > 0
         for index in range(getattr(config, f"num_{split}")):
-            seed = (config.seed, _SPLITS.index(split), index)
-            image, mask, conditions = drawing.draw(seed, config.size)
+            seed, names = (config.seed, _SPLITS.index(split), index), ()
             id = f"synthetic_{split}_{index:05d}"
-            statistics.add(id, image, mask)
-            example = {"id": id, "image": pairs.encode_png(image), "mask": pairs.encode_png(mask)}
+            if several:
+                names = [*annotators.ANNOTATORS] * config.masks_each[split != "train"]
+                image, masks, scene, _ = annotators.draw_annotated(seed, config.size, names)
+                labels, conditions = np.uint8(masks > 0), (scene,)
+                mask, fields = majority(labels), encode_annotations(labels, names)
+            else:
+                image, mask, conditions = drawing.draw(seed, config.size)
+                fields = {"mask": pairs.encode_png(mask)}
+            statistics.add(id, image, mask, names)
+            example = {"id": id, "image": pairs.encode_png(image), **fields}
             size = {"height": config.size, "width": config.size}
             yield id, example | size | {"conditions": list(conditions)}
-        self.info.metadata["statistics"] = statistics.summary()  # After the last split, of all.
+        # After the last split, of all.
+        self.info.metadata["statistics"] = summary = statistics.summary()
+        if several:
+            known = sorted(summary["annotators"])
+            self.info.metadata["most_masks"] = summary["masks"][0]  # Training has fewer.
+            self.info.metadata["split_annotators"] = dict.fromkeys(_SPLITS, known)
