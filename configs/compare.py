@@ -46,4 +46,5 @@ def get_config(model: str):
         config.method, config.model.out_channels = "ssn", 2 + config.ssn.rank
         # The network runs once for each view, so that more samples cost little.
         config.validation.samples = config.sampler.samples = 16
+        config.sampler.samples_from = "network"
     return config

@@ -69,7 +69,17 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         yield "sampler.largest_component=True is for two classes: with data.classes, set False"
     if config.sampler.ensemble == "staple" and config.sampler.samples > 64:
         yield f"sampler.samples={config.sampler.samples}: 'staple' combines at most 64 samples"
+    if config.sampler.annotator not in ("", *data.annotators):
+        yield (
+            f"sampler.annotator={config.sampler.annotator!r} is none of "
+            f"data.annotators={tuple(data.annotators)}"
+        )
     denoises, method = config.model.name in DENOISERS, config.method
+    if data.annotators and not denoises:
+        yield (
+            f"data.annotators={tuple(data.annotators)} needs a diffusion model, not "
+            f"model.name={config.model.name!r}"
+        )
     needed, rank = classes.channels, ""
     if method == "ssn":
         needed, rank = needed * (2 + config.ssn.rank), f" and ssn.rank={config.ssn.rank}"
@@ -90,12 +100,20 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         return
     yield from _wrong_variance(config, channels, classes.several)
     needs_x0 = {
-        "diffusion.loss='bce_dice' scores masks": diffusion.loss == "bce_dice",
+        f"diffusion.loss={diffusion.loss!r} scores masks": diffusion.loss in ("bce_dice", "energy"),
         "diffusion.recycling adds noise to the network's own mask": diffusion.recycling,
     }
     for reason, holds in needs_x0.items():
         if holds and diffusion.prediction != "x0":
             yield f"{reason}: it needs diffusion.prediction='x0', not {diffusion.prediction!r}"
+    for name in ("recycling", "self_conditioning"):
+        if diffusion.loss == "energy" and diffusion[name]:
+            yield f"diffusion.{name}=True does not go with diffusion.loss='energy': set False"
+    if diffusion.loss == "energy" and config.sampler.name != "ddim":
+        yield (
+            f"sampler.name={config.sampler.name!r} is for predictions of the mean: with "
+            "diffusion.loss='energy', each is a sample, so set 'ddim'"
+        )
     if diffusion.timestep_sampler != "uniform" and diffusion.timestep_power != 1:
         yield (
             f"diffusion.timestep_power={diffusion.timestep_power} and "
@@ -161,7 +179,7 @@ def _wrong_variance(config: ConfigDict, channels: int, several: bool) -> Iterato
             f"{loss} rescales the bound that trains a variance: set 'mse', or model.out_channels=2 "
             "and diffusion.variance='learned_range'"
         )
-    if learned and diffusion.loss == "bce_dice":
+    if learned and diffusion.loss in ("bce_dice", "energy"):
         yield f"{loss} trains no variance: set 'mse', 'rescaled_mse', 'kl' or 'rescaled_kl'"
     bound = learned or diffusion.loss in ("kl", "rescaled_kl")
     for field, needed in (("recycling", False), ("weight", "simple")):

@@ -73,7 +73,7 @@ DATA = {
     "classes": Field((), RUN, anything, "paired_folder: names of the classes, the background first; empty: lesion or not"),
     "mask_values": Field((), RUN, anything, "the values of the classes in mask files; empty: 0, 1, 2, ..."),
     "several_annotators": Field(False, RUN, anything, "paired_folder: each image may have several masks, named IMAGE_ANNOTATOR or ANNOTATOR/IMAGE"),
-    "annotators": Field((), RUN, anything, "names of annotators, skills or tools: the network is told which one drew a mask"),
+    "annotators": Field((), NETWORK, anything, "annotators, skills or tools that the network is told, such as ('A04', 'A06') or ('S1', 'S2'): it learns to draw like each"),
     "num_threads": Field(2, FREE, at_least(0), "threads that read ahead of the training step"),
 }
 
@@ -147,7 +147,9 @@ DIFFUSION = {
     "schedule": Field("linear", RUN, one_of("linear", "cosine"), "how the noise grows with t"),
     "num_timesteps": Field(100, RUN, at_least(1), "T, the length of the chain"),
     "prediction": Field("x0", RUN, one_of("eps", "x0", "v"), "what the network predicts"),
-    "loss": Field("bce_dice", RUN, one_of("mse", "bce_dice", "rescaled_mse", "kl", "rescaled_kl"), "bce_dice is on the logits of x0"),
+    "loss": Field("bce_dice", RUN, one_of("mse", "bce_dice", "energy", "rescaled_mse", "kl", "rescaled_kl"), "bce_dice is on the logits of x0; energy makes each prediction a sample, see docs/distributions.md"),
+    "train_samples": Field(2, FREE, at_least(2), "energy: masks of each training image that are compared"),
+    "bce_dice_share": Field(0.0, FREE, within(0, 1), "energy: share of the training, at its start, with the loss bce_dice, by which a network learns faster"),
     "variance": Field("fixed_large", RUN, one_of("fixed_large", "fixed_small", "learned_range"), "the variance of DDPM's steps and in the losses kl and rescaled_kl"),
     "weight": Field("simple", RUN, one_of("simple", "min_snr"), "how the loss is weighted at each timestep"),
     "timestep_power": Field(1.0, RUN, above(0), "draws t = T u^this, u uniform; below 1 trains more at the noisy end"),
@@ -200,6 +202,7 @@ SAMPLER = {
     "clip": Field(True, FREE, anything, "keep the predicted clean mask in its range"),
     "samples": Field(5, FREE, at_least(1), "samples of each image: of the network, and single masks"),
     "samples_from": Field("levels", FREE, one_of("levels", "pixels", "network"), "what single masks are: level sets of the probability at random thresholds, independent pixels, or the samples of the network"),
+    "annotator": Field("", FREE, anything, "draw like this one of data.annotators; empty: like anyone"),
     "flips": Field(False, FREE, anything, "the samples see the image mirrored in turn: not, left-right, up-down, both"),
     "rotations": Field(False, FREE, anything, "the samples see the image turned by right angles in turn"),
     "ensemble": Field("mean", FREE, one_of("mean", "vote", "staple"), "how samples are combined: mean probability, majority, STAPLE"),

@@ -91,7 +91,7 @@ def test_trackers_and_artefacts_are_what_the_code_has():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fields_of_a_model_are_its_networks(name):
-    inherited = {"axis_name", "parent", "name"}
+    inherited = {"axis_name", "num_annotators", "num_latents", "parent", "name"}
     network = {field.name for field in dataclasses.fields(MODELS[name])} - inherited
     assert schema.MODELS[name].keys() == network
 
@@ -145,7 +145,7 @@ def test_a_wrong_field_of_a_network_is_named(model, field, value, message):
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("field", ["depth", "axis_name", "parent"])
+@pytest.mark.parametrize("field", ["depth", "axis_name", "num_annotators", "parent"])
 def test_a_network_has_no_other_fields(model, field):
     saved = {"model": {"name": model, field: 3}}
     with pytest.raises(UserError, match=f"model.{field}=3: there is no such field"):
@@ -326,7 +326,7 @@ def test_fields_are_set_by_name():
     assert (config.seed, config.sampler.steps, config.model.channel_mult) == (4, 3, (1, 1))
     for field, value, message in (
         ("nosuch", 1, "nosuch=1: there is no such field; there are augment, data, diff"),
-        ("sampler.vote", 3, "sampler.vote=3: there is no such field; there are clip, ensemble"),
+        ("sampler.vote", 3, "sampler.vote=3: there is no such field; there are annotator, clip"),
         ("nosuch.steps", 3, "nosuch.steps=3: there is no such field"),
         ("sampler.steps", "many", "sampler.steps='many' must be of type int"),
     ):

@@ -41,6 +41,7 @@ PARAMETERS = {
     "monuseg": 164_154_753,
     "ph2": 1_077_097,
     "synthetic": 1_077_097,
+    "synthetic_annotators": 1_082_153,
     "vaihingen": 159_838_209,
 }
 # test_loop.py trains the first, the second has a test of its own, and the others have the network

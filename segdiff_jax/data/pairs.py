@@ -160,8 +160,7 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             examples[split] = self._generate_examples(pairs)
         self._raise(problems)
         metadata["statistics"] = statistics.summary() | {"empty_splits": empty}
-        if self.several_annotators:  # {name: number of masks}, and {split: names}.
-            metadata["annotators"] = metadata["statistics"]["annotators"]
+        if self.several_annotators:  # The latter is {split: names}.
             metadata["most_masks"] = metadata["statistics"]["masks"][1]
             metadata["split_annotators"] = names
         return examples
@@ -218,8 +217,8 @@ class PairsBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             (image, *labels), size = decoded, decoded[0].shape[:2]
             for mask, of_mask in zip(pair.masks, labels, strict=True):
                 if of_mask.shape != size:
-                    name = "mask" if len(labels) == 1 else mask.name
-                    sides = "image {} x {}, {} {} x {}".format(*size, name, *of_mask.shape)
+                    what = "mask" if len(labels) == 1 else mask.name
+                    sides = "image {} x {}, {} {} x {}".format(*size, what, *of_mask.shape)
                     kind = "image and mask of different sizes"
                     problems[kind].append(f"{pair.image.name}: {sides}")
             if any(of_mask.shape != size for of_mask in labels):

@@ -86,7 +86,9 @@ class Process:
     2301.10972). b = 1 without `normalise_input` is the original. With `clip`, x_start stays within
     +-b, and eps is recomputed from it: near t = T, x_start from eps amplifies the network's errors
     200 times. With `self_conditioning`, the network also sees its estimate of the clean mask from
-    the step before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2).
+    the step before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2). With `latent`,
+    what the network predicts is a sample of x_0 given x_t, not the mean (De Bortoli et al. 2025,
+    arXiv 2502.02483).
     """
 
     schedule: Schedule  # the chain of noise levels; replaced to sample with fewer steps
@@ -96,6 +98,7 @@ class Process:
     normalise_input: bool = False  # divide x_t by its deviation, sqrt(abar_t b^2 + 1 - abar_t)
     clip: bool = False
     self_conditioning: bool = False
+    latent: bool = False
     mask_channels: int = 1  # C; with several classes, +b where the class is, -b elsewhere
 
     def __post_init__(self):
@@ -182,7 +185,8 @@ def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Proces
     return Process(
         schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
         prediction=diffusion["prediction"],
-        logits=diffusion["loss"] == "bce_dice",
+        logits=diffusion["loss"] in ("bce_dice", "energy"),
+        latent=diffusion["loss"] == "energy",
         input_scale=diffusion["input_scale"],
         normalise_input=diffusion["normalise_input"],
         self_conditioning=diffusion["self_conditioning"],

@@ -19,7 +19,7 @@ from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, gaussian_noi
 from segdiff_jax.diffusion.samplers import sample as sample_chain
 from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
 from segdiff_jax.methods.interface import Batch, Draw, Losses, State
-from segdiff_jax.methods.losses import Noised, find_loss, mse
+from segdiff_jax.methods.losses import LOSSES, Noised, find_loss, mse
 from segdiff_jax.methods.noise import sample_noise
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
@@ -27,13 +27,17 @@ from segdiff_jax.models import depth_keys, make_model, mask_stride
 from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
+LATENTS = 8  # numbers of the noise z that a network sees whose predictions are samples
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
     """See `interface`.
 
-    With `recycling`, x_t is made of the mask that the network itself predicts from pure noise (Fu
-    et al. 2023, MELBA 2023:016, section 3.3), which takes one more forward pass.
+    Where the process is `latent`, a prediction is a sample: then `train_samples` of them are drawn
+    for each example, at one x_t. With `recycling`, x_t is made of the mask that the network itself
+    predicts from pure noise (Fu et al. 2023, MELBA 2023:016, section 3.3), which takes one more
+    forward pass.
     """
 
     model: nn.Module  # has `encode_image` and `denoise`
@@ -43,11 +47,14 @@ class Diffusion:
     loss: Callable[[Process, Array, Noised], dict[str, Array]] = mse  # see `losses`
     weights: np.ndarray | None = None  # f64[T], see `Process.loss_weights`; None: 1
     timestep_sampler: Any = None  # which timesteps are trained; None: uniform
+    train_samples: int = 1  # 2 or more for a loss that compares them
     recycling: bool = False
     image_size: int = 64
     samples: int = 1
     views: tuple[View, ...] = ((0, ()),)
+    annotator: int = 0  # whose masks are sampled, see `SegDiff.denoise`
     unread = ()
+    draws = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, axis_name: str | None = None) -> "Diffusion":
@@ -58,11 +65,14 @@ class Diffusion:
         if diffusion.timestep_sampler == "loss_second_moment":
             timesteps = LossAwareTimesteps(diffusion.num_timesteps)
         method = cls(
-            model=make_model(config.model, axis_name),
+            model=make_model(
+                config.model, axis_name, LATENTS * process.latent, len(config.data.annotators)
+            ),
             process=process,
             loss=find_loss(diffusion.loss, diffusion.variance),
             weights=process.loss_weights(diffusion.weight),
             timestep_sampler=timesteps,
+            train_samples=diffusion.train_samples if process.latent else 1,
             recycling=diffusion.recycling,
             image_size=config.data.image_size,
         )
@@ -80,8 +90,14 @@ class Diffusion:
             chain=dataclasses.replace(self.process, schedule=schedule, clip=sampler.clip),
             solver=functools.partial(STEPS[sampler.name], **options.get(sampler.name, {})),
             samples=sampler.samples,
+            annotator=("", *config.data.annotators).index(sampler.annotator),
             views=make_views(sampler.flips, sampler.rotations)[: sampler.samples],
         )
+
+    @property
+    def with_first_loss(self) -> "Diffusion":
+        """The method of the first `diffusion.bce_dice_share` of the training."""
+        return dataclasses.replace(self, loss=LOSSES["bce_dice"], train_samples=1)
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -114,51 +130,71 @@ class Diffusion:
         `keys`, key[B], are for dropout, skipped blocks, recycling and self-conditioning; None if
         there are none. {term: f32[B]} and the statistics of this batch.
         """
-        process, T = self.process, len(self.process.schedule)
+        process, T, count = self.process, len(self.process.schedule), self.train_samples
         frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
+        repeat = lambda x: jnp.repeat(x, count, axis=0)
 
         def own_estimate(x_t, t):
-            inputs = process.network_input(x_t, t)
-            output, _ = self._denoise(frozen, batch["image"], inputs, t, keys)
+            output, _ = self._denoise(frozen, batch, process.network_input(x_t, t), t, keys)
             return process.predict(output, x_t, t).x_start
 
         noisy = x_start = process.input_scale * batch["mask"]
         if self.recycling:
-            x_T = gaussian_noise(keys, x_start.shape[1:])(1)  # 1, and 2 below, tell draws apart.
+            x_T = gaussian_noise(keys, x_start.shape[1:])(
+                1
+            )  # Numbers tell draws of `keys` apart; `depth_keys` has 3.
             noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
             noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
-        x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
+        x_t, estimate, z = q_sample(process.schedule, noisy, t, eps), None, None
         if process.self_conditioning:  # Half of the examples see their estimate.
             known = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 2)))(keys)
             estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
-        inputs = process.network_input(x_t, t, estimate)
-        output, batch_stats = self._denoise(variables, batch["image"], inputs, t, keys)
+        if process.latent:
+            z = gaussian_noise(keys, (count, LATENTS))(4).reshape(-1, LATENTS)
+        inputs = process.network_input(repeat(x_t), repeat(t), estimate)
+        output, batch_stats = self._denoise(variables, batch, inputs, repeat(t), keys, z)
         return self.loss(process, output, Noised(batch["mask"], x_start, t, eps, x_t)), batch_stats
 
     def _denoise(
-        self, variables: Any, image: Array, x_t: Array, t: Array, keys: Array | None
+        self,
+        variables: Any,
+        batch: Batch,
+        x_t: Array,
+        t: Array,
+        keys: Array | None,
+        z: Array | None = None,
     ) -> tuple[Array, Any]:
-        """The network's output in training, and the statistics of the batch."""
+        """The network's output in training, and the statistics of the batch.
+
+        Each image's features are for one x_t or, in a row, for several.
+        """
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        depth = depth_keys(self.model, keys)
+        image, depth = batch["image"], depth_keys(self.model, keys)
+        options = {} if z is None else {"z": z}
+        count = len(x_t) // len(image)
+        if "annotator" in batch:
+            options["annotator"] = jnp.repeat(batch["annotator"], count)
         if batch_stats:
             variables = {"params": params, "batch_stats": batch_stats}
-            output, updates = self.model.apply(
-                variables, x_t, image, t, train=True, mutable=["batch_stats"], **depth
-            )
+            options |= {"train": True, "mutable": ["batch_stats"]} | depth
+            output, updates = self.model.apply(variables, x_t, image, t, **options)
             return output, updates["batch_stats"]
         variables = {"params": params}
         if not getattr(self.model, "dropout", 0.0):
-            return self.model.apply(variables, x_t, image, t, train=False, **depth), batch_stats
+            options |= {"train": False} | depth
+            return self.model.apply(variables, x_t, image, t, **options), batch_stats
         features = self.model.apply(variables, image, method="encode_image", **depth)
 
-        def denoise_one(key, *inputs):
-            inputs = jax.tree.map(lambda x: x[None], inputs)
-            options = {"train": True, "rngs": {"dropout": key}, "method": "denoise"}
-            return self.model.apply(variables, *inputs, **options)[0]
+        def denoise(key, x_t, features, t, options):
+            features = jax.tree.map(lambda x: x[None], features)
+            options |= {"train": True, "rngs": {"dropout": key}, "method": "denoise"}
+            return self.model.apply(variables, x_t, features, t, **options)
 
         # Only `denoise` is vmapped: under vmap, a custom gradient is taken image by image.
-        return jax.vmap(denoise_one)(keys, x_t, features, t), batch_stats
+        of_images = lambda x: x.reshape(-1, count, *x.shape[1:])
+        x_t, t, options = jax.tree.map(of_images, (x_t, t, options))
+        output = jax.vmap(denoise)(keys, x_t, features, t, options)
+        return output.reshape(-1, *output.shape[2:]), batch_stats
 
     def encode(self, variables: Any, images: Array) -> Features:
         """The features of each view of u8[B, S, S, 3], such as [B, F, S, S, channels]."""
@@ -186,10 +222,16 @@ class Diffusion:
         seen = lambda x: x.squeeze(1) if one_view else of_samples(x, draw.views)
         features = jax.tree.map(seen, features)
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
+        size, options = state.x_t.shape[1:3], {"method": "denoise"}
+        latents = gaussian_noise(draw.keys.reshape(-1), (LATENTS,))
+        if self.annotator:
+            options["annotator"] = jnp.full(1, self.annotator, jnp.int32)
 
         def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
+            # The numbers below N are the noise of the steps.
+            z = {"z": latents(len(timesteps) + t)} if self.chain.latent else {}
             inputs = self.chain.network_input(x_t, t, previous), features, timesteps[t][None]
-            output = self.model.apply(variables, *inputs, method="denoise")
+            output = self.model.apply(variables, *inputs, **z, **options)
             return self.chain.predict(output, x_t, t)
 
         x_t, x_start = sample_chain(
@@ -197,7 +239,7 @@ class Diffusion:
             state.x_t,
             self.chain.schedule,
             self.solver,
-            self._noise(draw, state.x_t.shape[1:3]),
+            self._noise(draw, size),
             timesteps=first - jnp.arange(count, dtype=jnp.int32),
             previous=state.x_start,
         )

@@ -26,6 +26,7 @@ Variables are {"params"} and, with batch norm, {"batch_stats"}: trees of f32. Th
     timesteps: i64[N], ascending, what the steps of the chain are; empty if there is no chain.
     process: of the chain; its `input_scale` is the value of clean masks in `State`.
     views: how samples see the image, see `views.make_views`.
+    draws: whether there is noise in its samples.
     unread: the fields of `config.sampler` that it does not read.
     timestep_sampler: its `init`, `draw` and `update` keep the "history", see `timesteps`.
 """

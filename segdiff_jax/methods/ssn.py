@@ -45,7 +45,8 @@ class SSN:
     input_channels = 0
     timesteps = np.zeros(0, np.int64)
     timestep_sampler = PowerTimesteps(1)
-    unread = "name", "steps", "spacing", "eta", "clip"
+    unread = "name", "steps", "spacing", "eta", "clip", "annotator"
+    draws = True
 
     @classmethod
     def from_config(cls, config: ConfigDict, axis_name: str | None = None) -> "SSN":

@@ -27,7 +27,8 @@ class Supervised:
     input_channels = 0
     timesteps = np.zeros(0, np.int64)
     timestep_sampler = PowerTimesteps(1)
-    unread = "name", "steps", "spacing", "eta", "clip", "samples", "max_memory"
+    draws = False
+    unread = "name", "steps", "spacing", "eta", "clip", "samples", "annotator", "max_memory"
 
     @classmethod
     def from_config(cls, config: ConfigDict, axis_name: str | None = None) -> "Supervised":

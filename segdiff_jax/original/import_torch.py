@@ -23,6 +23,7 @@ from segdiff_jax.runtime.files import absolute, replacing, write_file
 
 # Our fields of which the original has one value.
 FIXED = {
+    "data.annotators": (),
     "model.name": "segdiff",
     "model.image_encoder": "rrdb",
     "model.norm_groups": 32,

@@ -36,7 +36,7 @@ class TrainStep:
     soft_masks: bool = False
     microbatches: int = 1  # batch norm takes the statistics of each part, which are averaged too
     half_size: bool = False  # train on the means of 2 x 2 augmented pixels: 4 times as fast
-    annotators: bool = False  # the network is told who drew each mask
+    tells_annotator: bool = False  # the network is told who drew each mask
     patch_size: int = 0  # side of the square that is cut from each image at random; 0: all of it
     axis_name: str | None = None  # of the devices to average over, if any
 
@@ -89,7 +89,7 @@ class TrainStep:
         mask = normalise_mask(mask, self.classes, self.soft_masks)
         variables = {"params": params, "batch_stats": state.batch_stats, "history": state.history}
         inputs = {"image": normalise_image(image), "mask": mask}
-        if self.annotators:
+        if self.tells_annotator:
             inputs["annotator"] = annotator
         losses = self.method.losses(variables, inputs, keys[:, 1:])
         terms = jax.tree.map(jnp.mean, losses.terms)
@@ -146,7 +146,27 @@ def make_train_step(
         classes=classes_of(config.data),
         soft_masks=config.data.soft_masks,
         microbatches=config.train.microbatches,
-        annotators=bool(config.data.annotators),
+        tells_annotator=bool(config.data.annotators),
         patch_size=config.data.image_size if config.data.full_size else 0,
         axis_name=axis_name,
     )
+
+
+def stage_of(config: ConfigDict, done: float) -> tuple[bool, bool]:
+    """Whether training is at half size, and whether it has its first loss, at a share of it."""
+    diffusion = config.diffusion
+    two_losses = config.method == "diffusion" and diffusion.loss == "energy"
+    first = diffusion.bce_dice_share if two_losses else 0
+    return done < config.train.half_size_share, done < first
+
+
+def stages(step: TrainStep, config: ConfigDict) -> dict[tuple[bool, bool], TrainStep]:
+    """What `stage_of` says -> the step of this stage; none is compiled before it is used."""
+    losses = {False: step.method}
+    if stage_of(config, 0.0)[1]:
+        losses[True] = step.method.with_first_loss
+    return {
+        (half, first): dataclasses.replace(step, half_size=half, method=method)
+        for half in (False, True)
+        for first, method in losses.items()
+    }

@@ -187,6 +187,7 @@ def test_samples_do_not_depend_on_the_batch_they_are_in():
     assert len(np.unique(every[:, :2].reshape(12, -1), axis=0)) == 12  # Two ids of one image.
 
 
+@pytest.mark.slow
 def test_without_variance_samples_are_those_of_the_supervised_method():
     """In every view."""
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
@@ -335,10 +336,12 @@ def test_a_run_keeps_its_rank():
 def test_the_ssn_of_the_comparison_is_its_unet():
     ssn, unet = (compare.get_config(name) for name in ("ssn", "unet"))
     check(ssn)
-    free = "method", "model.out_channels", "sampler.samples", "validation.samples"
+    free = ["method", "model.out_channels", "sampler.samples", "sampler.samples_from"]
+    free += ["validation.samples"]
     assert sorted(changes(unet, ssn)) == sorted(free)
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_sampled_and_exported(tiny_config, tmp_path):
     config = ssn_config(tiny_config("unet"))
     config.sampler.update(samples=3, flips=True)

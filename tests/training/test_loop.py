@@ -315,17 +315,24 @@ def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
+def test_training_starts_at_half_the_size_and_with_the_first_loss(
+    tiny_config, tmp_path, monkeypatch
+):
     config, calls, pmap = tiny_config(), [], loop.parallel.pmap_train_step
-    config.train.update(num_steps=4, half_size_share=0.5)
+    config.train.update(num_steps=4, half_size_share=0.5, log_every=4)
+    config.diffusion.update(loss="energy", bce_dice_share=0.25)
 
     def recorded(step):
-        pmapped = pmap(step)
-        return lambda *args: calls.append(step.half_size) or pmapped(*args)
+        pmapped, stage = pmap(step), (step.half_size, step.method.train_samples)
+        return lambda *args: calls.append(stage) or pmapped(*args)
 
     monkeypatch.setattr(loop.parallel, "pmap_train_step", recorded)
     train(config, str(tmp_path))
-    assert calls == [True, True, False, False]
+    assert calls == [(True, 1), (True, 2), (False, 2), (False, 2)]
+    last = list(csv.DictReader((tmp_path / "metrics.csv").open()))[-1]
+    assert float(last["bce"]) > 0 and float(last["distance"]) > 0 > float(
+        last["less_half_diversity"]
+    )
 
 
 @pytest.mark.slow

@@ -92,14 +92,14 @@ def run(batch, step=0, **fields):
 
 def test_the_method_gets_one_mask_and_its_annotator_and_other_steps_draw_others():
     batch = batch_of(ANNOTATORS[:64])
-    given = run(batch, annotators=True)
+    given = run(batch, tells_annotator=True)
     assert given["mask"].shape == (64, 4, 4, 1) and given["image"].shape == (64, 4, 4, 3)
     columns = np.asarray(given["mask"] > 0)[:, 0, :, 0].sum(-1)
     assert {*columns.tolist()} == {1, 2, 3}
     numbers = np.int32([2, 0, 1])[columns - 1]
     told = np.asarray(given["annotator"])
     assert ((told == numbers) | (told == 0)).all() and 0 < (told != numbers).sum() < 30
-    later = run(batch, step=1, annotators=True)
+    later = run(batch, step=1, tells_annotator=True)
     assert (np.asarray(later["mask"]) != np.asarray(given["mask"])).any()
     assert "annotator" not in run(batch)
     plain = {name: x for name, x in batch.items() if name != "annotators"}
@@ -119,9 +119,9 @@ def test_parts_and_devices_change_nothing():
     state = create_state({"params": {"w": jnp.ones(())}}, optax.identity())
     key, rate, losses = jax.random.key(0), np.float32(1), []
     for parts in (1, 2):
-        step = jax.jit(step_of(Keeping([]), annotators=True, microbatches=parts))
+        step = jax.jit(step_of(Keeping([]), tells_annotator=True, microbatches=parts))
         losses.append(step(state, batch, key, rate)[1]["loss"])
-    step = step_of(Keeping([]), annotators=True, axis_name=parallel.AXIS)
+    step = step_of(Keeping([]), tells_annotator=True, axis_name=parallel.AXIS)
     copies = parallel.replicate(jax.tree.map(jnp.copy, state))
     metrics = parallel.pmap_train_step(step)(copies, parallel.shard(batch), key, rate)[1]
     losses.append(np.ravel(metrics["loss"])[0])
