@@ -5,7 +5,9 @@ import os
 
 import pytest
 
+from segdiff_jax.runtime.errors import UserError
 from tools import ensemble, runs
+from tools.difference import difference
 
 
 def scores_of(folder, **ious):
@@ -18,13 +20,15 @@ def scores_of(folder, **ious):
 def test_two_cross_validations_are_compared_image_by_image(tmp_path):
     ours = scores_of(tmp_path / "ours", a=0.9, b=0.8, c=0.7)
     theirs = scores_of(tmp_path / "theirs", c=0.6, b=0.7, a=0.8)
-    said = ensemble.compare(ours, theirs)
+    said = difference(ours, theirs)
     expected = "+0.1000 ± 0.0000 (standard error; 95% interval +0.1000 to +0.1000, 3 images)"
     assert said == f"IoU minus that of {tmp_path}/theirs: {expected}"
     wider = scores_of(tmp_path / "wider", a=0.9, b=0.7, c=0.5)  # 0, 0.1 and 0.2 less.
-    assert "+0.1000 ± 0.0577 (standard error" in ensemble.compare(ours, wider)
-    with pytest.raises(ValueError, match="hold the scores of different images"):
-        ensemble.compare(ours, scores_of(tmp_path / "less", a=0.9))
+    assert "+0.1000 ± 0.0577 (standard error" in difference(ours, wider)
+    with pytest.raises(UserError, match="hold the scores of different images"):
+        difference(ours, scores_of(tmp_path / "less", a=0.9))
+    with pytest.raises(UserError, match="has no column energy: sample again"):
+        difference(ours, theirs, "energy")
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from segdiff_jax.data.prepare import load_source, where
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.load import Model, load
-from tools.runs import Run, Training, ious_of, train_side_by_side
+from tools.runs import Run, Training, column_of, train_side_by_side
 
 SEEDS = {"segdiff": 3, "unet": 3}  # of other models 1
 SPLITS = {"validation": "validation", "test": "stand-in test"}
@@ -157,7 +157,7 @@ class Comparison:
         rows = []
         for seed in self.seeds(row):
             self.metrics(row, split, seed)
-            rows.append(list(ious_of(self.folder(row, split, seed)).values()))
+            rows.append(list(column_of(self.folder(row, split, seed), "iou").values()))
         return np.array(rows)
 
     def training(self, model: str) -> tuple[list[float], list[float]]:

@@ -24,40 +24,21 @@ import sys
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
-
-from segdiff_jax.evaluation.metrics import bootstrap_interval
 from segdiff_jax.runtime.checkpoint import MEMBERS, read_members
 from segdiff_jax.runtime.command import argument_parser
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute, write_file
 from segdiff_jax.schema import OF_SPLITS
+from tools.difference import difference
 from tools.runs import (
     Run,
     Training,
     check_side_by_side,
     config_of,
-    ious_of,
     train_side_by_side,
 )
 
 SCORES = "samples_out_of_fold"  # the folder in --out that sample.py writes to
-
-
-def compare(ours: Path, theirs: Path) -> str:
-    """The mean difference of the IoU of two folders of scores, its standard error and interval.
-
-    A ValueError says that they are of other images.
-    """
-    mine, other = ious_of(ours), ious_of(theirs)
-    if mine.keys() != other.keys():
-        raise ValueError(f"{ours} and {theirs} hold the scores of different images")
-    differences = np.array([mine[id] - other[id] for id in mine])
-    low, high = bootstrap_interval(differences)
-    error = differences.std(ddof=1) / len(differences) ** 0.5
-    return (
-        f"IoU minus that of {theirs}: {differences.mean():+.4f} ± {error:.4f} (standard error; 95% "
-        f"interval {low:+.4f} to {high:+.4f}, {len(differences)} images)"
-    )
 
 
 def trainings_in(folder: Path, configs: list[str], fields: dict, name: str) -> list[Training]:
@@ -160,10 +141,10 @@ def main() -> None:
         command = [sys.executable, "sample.py", *workdirs, *of_folds, *places]
         subprocess.run(command, check=True)
         if options.against:
-            print(compare(scores, options.against / SCORES))
+            print(difference(scores, options.against / SCORES))
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)  # Its message stands above.
-    except (ChildProcessError, ValueError) as error:
+    except (ChildProcessError, ValueError, UserError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -1,7 +1,7 @@
 """Draws how images are segmented: python -m tools.picture --workdir=runs/isic --images=photos.
 
-A row for each image: itself with the predicted contour, four of its samples, the probability of
-lesion, and where the samples disagree.
+A row for each image: itself with the predicted contour, four single masks, the probability of
+lesion, and where single masks differ.
 """
 
 from pathlib import Path
@@ -13,7 +13,6 @@ import segdiff_jax
 from segdiff_jax.data.folder import FolderSource
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.evaluation.outputs import PREDICTION_COLOUR, draw_contour
-from segdiff_jax.inference.combine import resize_samples
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute
@@ -36,11 +35,10 @@ def draw(workdir: Path, images: Path, samples: int, out: Path) -> None:
     for row, example in zip(axes, examples, strict=True):
         inputs = np.stack([example["input"]] * model.batch_size)
         made = model.sample(inputs, [example["id"]] * len(inputs))[:, 0]
-        native = resize_samples(made, example["image"].shape[:2])
-        found = model.segment(native)
+        found = model.segment(made, example["image"].shape[:2], example["id"])
         row[0].imshow(draw_contour(example["image"], found.mask, PREDICTION_COLOUR))
-        for axis, sample in zip(row[1:], native[:SAMPLES], strict=False):
-            axis.imshow(sample[..., 0], cmap="gray", vmin=-1, vmax=1)
+        for axis, mask in zip(row[1:], found.samples[:SAMPLES], strict=False):
+            axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
         row[-2].imshow(found.probability, cmap="gray", vmin=0, vmax=1)
         row[-1].imshow(found.deviation, cmap="inferno", vmin=0, vmax=0.5)
     for axis in axes.flat:

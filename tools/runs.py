@@ -25,6 +25,7 @@ from segdiff_jax.config import (
     set_fields,
     with_absolute_paths,
 )
+from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import NO_MATTER, PLACES
 
 
@@ -164,10 +165,13 @@ def train_side_by_side(trainings: Sequence[Training], number: int, flags: list[s
             pool.shutdown(cancel_futures=True)
 
 
-def ious_of(folder: Path) -> dict[str, float]:
-    """{id: IoU}, sorted by id, of an output folder of sample.py."""
+def column_of(folder: Path, name: str) -> dict[str, float]:
+    """{id: score}, sorted by id, of an output folder of sample.py; UserError if it lacks it."""
     with open(folder / "metrics.csv", newline="") as file:
-        return {row["id"]: float(row["iou"]) for row in csv.DictReader(file) if row["iou"]}
+        rows = [*csv.DictReader(file)]
+    if rows and name not in rows[0]:
+        raise UserError(f"{folder}/metrics.csv has no column {name}: sample again")
+    return {row["id"]: float(row[name]) for row in rows if row[name]}
 
 
 def cell(values: list[float], digits: int = 3) -> str:

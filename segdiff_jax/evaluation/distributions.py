@@ -5,7 +5,7 @@ masks is one minus their IoU; two empty masks have distance 0. Means over pairs 
 of a mask with itself, so that they do not depend on how many samples there are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from segdiff_jax.evaluation.metrics import bootstrap_interval, boundary
 from segdiff_jax.evaluation.uncertainty import calibration_error, reliability
 
 LEVELS = np.arange(1, 10) / 10  # of consensus, as in QUBIQ
-CUTOFF = 0.1  # of the image's diagonal, see `boundary_distances`
+CUTOFF = 0.1  # of the image's diagonal, see `boundary_fields`
 SHAPES = "components", "holes", "roughness"
 
 
@@ -27,43 +27,52 @@ def iou_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(union > 0, 1 - common / np.maximum(union, 1), 0.0)
 
 
-def boundary_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far apart outlines lie, in % of the image's diagonal: shapes as above.
+def boundary_fields(masks: np.ndarray) -> np.ndarray:
+    """Fields f64[V, H W] of bool[V, H, W], whose distances are those of the outlines.
 
-    Baddeley's metric with p = 2 (1992, Nieuw Archief voor Wiskunde 10, "An error metric for binary
-    images"): the root mean square over the pixels of min(D_a, c) - min(D_b, c), where D is a
-    pixel's distance to the outline and c is 10% of the diagonal. A mask without an outline has
-    D = c. It is a Euclidean distance, so the energy score with it is proper too.
+    Baddeley's metric with p = 2 (1992, Nieuw Archief voor Wiskunde 10, "Errors in binary images and
+    an L^p version of the Hausdorff metric") is the root mean square over the pixels of min(D_a, c)
+    - min(D_b, c), where D is a pixel's distance to the outline and c is 10% of the diagonal. A mask
+    without an outline has D = c. It is a Euclidean distance, so the energy score with it is proper
+    too.
     """
-    diagonal = np.hypot(*a.shape[1:])
+    most = CUTOFF * np.hypot(*masks.shape[1:])
+    found = np.full(masks.shape, most)
+    for field, edge in zip(found, map(boundary, masks), strict=True):
+        if edge.any():
+            np.minimum(field, ndimage.distance_transform_edt(~edge), out=field)
+    return found.reshape(len(masks), -1) * (100 * CUTOFF / most)
 
-    def fields(masks: np.ndarray) -> np.ndarray:
-        found = np.full(masks.shape, CUTOFF * diagonal)
-        for field, edge in zip(found, map(boundary, masks), strict=True):
-            if edge.any():
-                np.minimum(field, ndimage.distance_transform_edt(~edge), out=field)
-        return found.reshape(len(masks), -1)
 
-    a, b = fields(a), fields(b)
+def field_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How far apart outlines lie, in % of the image's diagonal, of `boundary_fields`: f64[V, M]."""
     squares = (a**2).mean(axis=1)[:, None] + (b**2).mean(axis=1) - 2 * a @ b.T / a.shape[1]
-    return 100 * np.sqrt(np.maximum(squares, 0)) / diagonal
+    return np.sqrt(np.maximum(squares, 0))
 
 
-def mean_of_pairs(distances: np.ndarray) -> float:
-    """Mean of f64[V, V] without the diagonal; 0 if V is 1: a single sample is taken for certain."""
+def mean_of_pairs(distances: np.ndarray, draws: bool = True) -> float:
+    """Mean of f64[V, V], without the diagonal if the masks are drawn from a distribution.
+
+    Otherwise they are all that it has. A single mask has 0: it is taken for certain.
+    """
     count = len(distances)
-    return float((distances.sum() - np.trace(distances)) / max(1, count * (count - 1)))
+    if not draws or count == 1:
+        return float(distances.mean())
+    return float((distances.sum() - np.trace(distances)) / (count * (count - 1)))
 
 
-def score_samples(samples: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    """The scores of the samples of one image; with a single truth, only the first six.
+def score_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> dict[str, float]:
+    """The scores of the samples of one image; those from "ged" on need several truths.
+
+    `draws` says that samples are independent draws. If they are all masks that a model has, such as
+    its mirror views, a mask's distance to itself counts in E d(S, S').
 
     "distance": E d(S, Y), between samples and truths.
     "diversity": E d(S, S'), between two samples.
     "energy": E d(S, Y) - E d(S, S') / 2, the energy score, lower is better. No other distribution
       than the one that the truth is drawn from has a lower mean (Gneiting and Raftery 2007, JASA
       102, section 4.3).
-    "boundary_distance", "boundary_energy": the same with `boundary_distances`.
+    "boundary_distance", "boundary_energy": the same with `field_distances`.
     "best": the largest IoU of a sample with a truth, averaged over the truths.
     "ged": 2 E d(S, Y) - E d(S, S') - E d(Y, Y'), the squared generalised energy distance; 0 for a
       perfect model. This is an unbiased estimate, so it may be below 0.
@@ -71,20 +80,20 @@ def score_samples(samples: np.ndarray, truths: np.ndarray) -> dict[str, float]:
       1806.05034, eq. 5) and most papers report it. It depends on the number of samples.
     "hungarian": mean IoU of samples and truths, each repeated until their numbers are equal, when
       they are matched as well as possible (Kohl et al. 2019, arXiv 1905.13077, appendix).
-    "consensus_dice": mean Dice of the pixels that over 10, 20, ... 90% of samples and of truths
+    "consensus_dice": mean Dice of the pixels that at least 10, 20, ... 90% of samples and of truths
       include, as QUBIQ 2020 scores them.
     "truth_diversity": E d(Y, Y'), between two annotators.
     """
     to_truth, between = iou_distances(samples, truths), iou_distances(samples, samples)
-    distance, diversity = float(to_truth.mean()), mean_of_pairs(between)
-    to_outline = float(boundary_distances(samples, truths).mean())
-    of_outlines = mean_of_pairs(boundary_distances(samples, samples))
+    distance, diversity = float(to_truth.mean()), mean_of_pairs(between, draws)
+    ours, theirs = boundary_fields(samples), boundary_fields(truths)
+    to_outline = float(field_distances(ours, theirs).mean())
     scores = {
         "distance": distance,
         "diversity": diversity,
         "energy": distance - diversity / 2,
         "boundary_distance": to_outline,
-        "boundary_energy": to_outline - of_outlines / 2,
+        "boundary_energy": to_outline - mean_of_pairs(field_distances(ours, ours), draws) / 2,
         "best": float((1 - to_truth).max(axis=0).mean()),
     }
     if len(truths) == 1:
@@ -135,18 +144,18 @@ def shape_of(mask: np.ndarray) -> dict[str, float]:
     }
 
 
-def describe_samples(samples: np.ndarray, truths: np.ndarray) -> dict[str, Any]:
-    """What `summarise_samples` needs of one image, as plain values for JSON.
+def describe_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> dict[str, Any]:
+    """What `summarise_samples` needs of one image.
 
     {"scores": `score_samples`, "shapes" and "true_shapes": `shape_of` each sample and truth,
-    "shares": f64[2, 256] as of `uncertainty.calibration_levels`: the share of samples that include
+    "shares": f64[2, 256], as of `uncertainty.calibration_levels`: the share of samples that include
     a pixel, and the share of annotators who do}.
     """
     level = np.rint(255 * samples.mean(axis=0)).astype(np.int64).ravel()
     weights = None, truths.mean(axis=0).ravel()
     shares = np.stack([np.bincount(level, w, 256) for w in weights]) / level.size
     return {
-        "scores": score_samples(samples, truths),
+        "scores": score_samples(samples, truths, draws),
         "shapes": [shape_of(mask) for mask in samples],
         "true_shapes": [shape_of(mask) for mask in truths],
         "shares": shares,
@@ -162,9 +171,9 @@ def summarise_samples(
     `bootstrap_interval`), "shapes": {name: {"samples" and "truths": means, "difference": the
     largest difference of their cumulative distributions, from 0 to 1 (Kolmogorov and Smirnov)}},
     "share_error": the calibration error of the share of samples that include a pixel as an
-    estimate of the share of annotators who do}, and, with `agreement`, "annotators": {"num_images",
-    "correlation", "interval"}: the rank correlation of the samples' diversity with the annotators'
-    disagreement, one minus their agreement.
+    estimate of the share of annotators who do}, and, with `agreement`, "agreement": {"num_images"
+    of which it is known, "correlation", "interval"}: the rank correlation of the samples' diversity
+    with the annotators' disagreement, or None if there are under 4 images or one is constant.
     """
     rows = [row["scores"] for row in described.values()]
     values = {}
@@ -185,20 +194,26 @@ def summarise_samples(
         summary["shapes"][name] = {
             "samples": float(np.mean(found[0])),
             "truths": float(np.mean(found[1])),
-            "difference": float(stats.ks_2samp(*found).statistic),
+            "difference": largest_difference(*found),
         }
     shares = np.mean([row["shares"] for row in described.values()], axis=0)
     summary["share_error"] = calibration_error(reliability(shares))
     known = [id for id in described if id in (agreement or {})]
-    if len(known) > 3:
-        diversities = [described[id]["scores"]["diversity"] for id in known]
-        found = stats.spearmanr(diversities, [-agreement[id] for id in known]).statistic
-        summary["annotators"] = {
-            "num_images": len(known),
-            "correlation": float(found),
-            "interval": correlation_interval(found, len(known)),
-        }
+    if agreement:
+        summary["agreement"] = {"num_images": len(known), "correlation": None, "interval": None}
+        pairs = np.array([[described[id]["scores"]["diversity"], -agreement[id]] for id in known])
+        if len(known) > 3 and np.ptp(pairs, axis=0).all():
+            found = float(stats.spearmanr(*pairs.T).statistic)
+            interval = correlation_interval(found, len(known))
+            summary["agreement"] |= {"correlation": found, "interval": interval}
     return summary
+
+
+def largest_difference(a: Sequence[float], b: Sequence[float]) -> float:
+    """The largest difference of two empirical cumulative distributions, from 0 to 1."""
+    values = np.concatenate([a, b])
+    cumulated = [np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (a, b)]
+    return float(np.abs(cumulated[0] - cumulated[1]).max())
 
 
 def correlation_interval(correlation: float, count: int) -> list[float]:

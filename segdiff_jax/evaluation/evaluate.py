@@ -171,8 +171,9 @@ def _finish(
         levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
         row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
         if not classes.several:
-            ours, theirs = (shrink_labels(x) > 0 for x in (found.samples, truth[None]))
-            row["samples"] = describe_samples(ours, theirs)
+            truths = truth[None] if example["truths"] is None else example["truths"]
+            ours, theirs = found.small_samples > 0, shrink_labels(truths) > 0
+            row["samples"] = describe_samples(ours, theirs, model.draws)
         if classes.several:
             row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
     case = make_case(example, found, scores, classes)

@@ -44,7 +44,7 @@ class OutputFolder:
       several classes, their values in mask files;
     probabilities/<id>.png: 8-bit, one channel, round(255 p); with several classes, p of the
       predicted one;
-    deviations/<id>.png: the same for 510 times the standard deviation of two or more samples;
+    deviations/<id>.png: the same for 510 times the standard deviation of two or more single masks;
     samples/<id>/00.png, 01.png, ...: two or more single masks, with the values of masks/;
     entropies/<id>.png: the same for 255 times `entropy` of the probability;
     overlays/<id>.jpg: the image with the predicted contour in cyan and the true one in yellow; with
@@ -112,8 +112,11 @@ class OutputFolder:
                 id = json.loads(path.read_bytes())["id"]
                 if self._result(id) == path:  # Else it is not ours.
                     files = [self._file(name, id) for name in FOLDERS if name != "results"]
-                    for file in (*files, *(self.path / "samples" / id).glob("*.png")):
+                    folder = self.path / "samples" / id
+                    for file in (*files, *folder.glob("*.png")):
                         file.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):  # Another image's folder is in it.
+                        folder.rmdir()
                     path.unlink()
 
     def _file(self, folder: str, id: str) -> Path:

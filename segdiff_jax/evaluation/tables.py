@@ -154,17 +154,22 @@ def describe_uncertainty(uncertainty: dict[str, Any]) -> str:
 
 
 def describe_distribution(samples: dict[str, Any]) -> str:
-    """What `summarise_samples` returns, as a sentence."""
+    """What `summarise_samples` returns, as sentences."""
     mean, shapes = samples["mean"], samples["shapes"]
     low, high = samples["intervals"]["energy"]
     text = f"single masks: energy score {mean['energy']:.4f} (95%: {low:.4f} to {high:.4f})"
-    text += f", 1 - IoU with the truth {mean['distance']:.4f}, of every two {mean['diversity']:.4f}"
+    text += f", of outlines {mean['boundary_energy']:.3f}% of the diagonal"
+    text += f"; 1 - IoU with the truth {mean['distance']:.4f}, of every two {mean['diversity']:.4f}"
+    text += f"; IoU of the best {mean['best']:.4f}"
     if "ged" in mean:
-        text += f", energy distance {mean['ged']:.4f}"
+        text += f"\nsingle masks and annotators: energy distance {mean['ged']:.4f}"
+        text += f", matched IoU {mean['hungarian']:.4f}"
+        text += f", consensus Dice {mean['consensus_dice']:.4f}"
     there = (f"{row['samples']:.2f} {name} ({row['truths']:.2f})" for name, row in shapes.items())
-    text += f"; {', '.join(there)} where true masks have the numbers in brackets"
-    if "annotators" in samples:
-        found = samples["annotators"]
-        text += f"; rank correlation with annotators' disagreement {found['correlation']:.2f}"
-        text += f" ({found['num_images']} images)"
+    text += f"\nshapes of single masks (and of true ones): {', '.join(there)}"
+    if "agreement" in samples:
+        found = samples["agreement"]
+        value, count = found["correlation"], found["num_images"]
+        text += f"\nagreement of annotators is known of {count} images"
+        text += "" if value is None else f"; rank correlation with their disagreement {value:.2f}"
     return text

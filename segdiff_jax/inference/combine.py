@@ -25,6 +25,7 @@ class Segmentation:
     deviation: np.ndarray | None  # f32[H, W], of the samples, from 0 to 0.5
     uncertainty: float | None = None  # `disagreement` of the single masks, 0 to 1
     samples: np.ndarray | None = None  # u8[V, H, W], the labels of single masks
+    small_samples: np.ndarray | None = None  # the same, see `shrink_labels`
 
     @property
     def mask(self) -> np.ndarray:
@@ -99,7 +100,7 @@ def temper(probability: Any, temperature: float) -> Any:
     if temperature == 1:
         return probability
     xp = probability.__array_namespace__()
-    both = with_background(probability)
+    both = _with_background(probability)
     least = 1 / 510 / (both.shape[-1] - 1)
     logs = xp.log(xp.clip(both, least, 509 / 510)) / temperature
     weights = xp.exp(logs - logs.max(axis=-1, keepdims=True))  # Softmax.
@@ -109,7 +110,7 @@ def temper(probability: Any, temperature: float) -> Any:
 
 def entropy(probability: np.ndarray) -> np.ndarray:
     """Entropy of each pixel's label, in bits / log2 K: f32[H, W, C] -> f32[H, W], from 0 to 1."""
-    both = with_background(probability)
+    both = _with_background(probability)
     return (special.entr(both).sum(axis=-1) / np.log(both.shape[-1])).astype(np.float32)
 
 
@@ -207,7 +208,7 @@ def _probabilities(samples: Any) -> Any:
     return xp.where(total > 0, probabilities / xp.where(total > 0, total, 1), even)
 
 
-def with_background(probability: Any) -> Any:
+def _with_background(probability: Any) -> Any:
     """f32[..., C] -> f32[..., K]: with two classes, the background's probability comes first."""
     if probability.shape[-1] > 1:
         return probability

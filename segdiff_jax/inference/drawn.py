@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segdiff_jax.inference.combine import with_background
-
 
 class Drawing(NamedTuple):
     """What is drawn: "levels" or "pixels", how many masks, and how many pixels of the network."""
@@ -31,15 +29,17 @@ def drawn_labels(probability: np.ndarray, how: Drawing, id: str, seed: int) -> n
     A mask follows from id, seed and its number alone. "pixels" draws for the pixels of the network,
     however large the image is.
     """
-    with np.errstate(divide="ignore"):  # A class of probability 0 has -inf, and is never drawn.
-        logs = np.log(with_background(probability))
-    rng = np.random.default_rng((seed, zlib.crc32(id.encode())))
+    size, channels = probability.shape[:2], probability.shape[2]
     shape = how.pixels if how.source == "pixels" else (1, 1)
-    rows, columns = (
-        np.arange(new) * old // new for old, new in zip(shape, logs.shape, strict=False)
-    )
-    masks = np.empty((how.count, *probability.shape[:2]), np.uint8)
+    rows, columns = (np.arange(new) * old // new for old, new in zip(shape, size, strict=True))
+    rng = np.random.default_rng((seed, zlib.crc32(id.encode())))
+    with np.errstate(divide="ignore"):  # A class of probability 0 has -inf, and is never drawn.
+        logs = np.log(probability) if channels > 1 else None
+    masks = np.empty((how.count, *size), np.uint8)
     for mask in masks:
-        noise = rng.gumbel(size=(*shape, logs.shape[-1])).astype(np.float32)
-        mask[:] = np.argmax(logs + noise[rows[:, None], columns], axis=-1)
+        if logs is None:  # The difference of two g is logistic: p > u says the same, and is fast.
+            mask[:] = probability[..., 0] > rng.random(shape, np.float32)[rows[:, None], columns]
+        else:
+            noise = rng.gumbel(size=(*shape, channels)).astype(np.float32)
+            mask[:] = np.argmax(logs + noise[rows[:, None], columns], axis=-1)
     return masks

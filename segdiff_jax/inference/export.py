@@ -31,8 +31,9 @@ from segdiff_jax.runtime.files import absolute, write_file
 PLATFORMS = "cpu", "cuda"
 KNOWN_PLATFORMS = *PLATFORMS, "rocm", "tpu"
 MOST_BYTES = 2 * 10**9  # of weights; flatbuffers end at 2 GiB
-# Settings that say nothing about an exported model: where its checkpoint lay, and memory.
-LEFT_OUT = "checkpoint", "max_batch", "max_memory"
+# Settings that say nothing about an exported model: where its checkpoint lay, what single masks
+# are, and memory.
+LEFT_OUT = "checkpoint", "samples_from", "max_batch", "max_memory"
 
 
 def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.export.Exported:
@@ -40,7 +41,7 @@ def export_model(model: Model, platforms: Sequence[str] = PLATFORMS) -> jax.expo
 
     It is (images u8[b, S, S, 3], names u32[b], seed u32[]) -> samples, probability and deviation
     for any b, see docs/export.md. A name is the CRC-32 of an image's id: samples are the ones that
-    sample.py draws for this id and seed. Attention is XLA's, because cuDNN's runs on one platform
+    the network has for this id and seed. Attention is XLA's, because cuDNN's runs on one platform
     alone. A UserError says what cannot be exported.
     """
     config = model.config.copy_and_resolve_references()

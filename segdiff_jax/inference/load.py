@@ -67,6 +67,12 @@ class Model:
         unread = (set(m.driver.method.unread) for m in self.members or (self,))
         return set.intersection(*unread) - _read_to_draw(self.config.sampler)
 
+    @property
+    def draws(self) -> bool:
+        """Whether single masks are random, and not all that there are, as of views or members."""
+        methods = (member.driver.method for member in self.members or (self,))
+        return self.config.sampler.samples_from != "network" or any(m.draws for m in methods)
+
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) to which an image of this size is resized before it is segmented.
 
@@ -89,21 +95,27 @@ class Model:
     ) -> np.ndarray:
         """Samples f32[V, B, H, W, C], see `Driver`; each member of an ensemble gives one, 2 p - 1.
 
-        A member of another size sees the images resized once more; its masks are resized to
-        `images`. Fu et al. 2023 (MELBA 2023:016) found the mean of a diffusion and a supervised
-        model best.
+        If single masks are samples of the network, each member gives all of its own, repeated so
+        that all members give equally many: then their mean is still the members'. A member of
+        another size sees the images resized once more; its masks are resized to `images`. Fu et al.
+        2023 (MELBA 2023:016) found the mean of a diffusion and a supervised model best.
         """
         seed = self.config.seed if seed is None else seed
         if not self.members:
             return self.driver(self.variables, images, ids, seed, progress, trace)
-        means = []
+        whole, found = self.config.sampler.samples_from == "network", []
         for k, member in enumerate(self.members):
             so_far = lambda share, k=k: progress((k + share) / len(self.members))
             seen = np.stack([resize_image(image, member.input_size) for image in images])
             samples, size = member.sample(seen, ids, so_far, seed=seed), images.shape[1:3]
-            resized = (resize_samples(samples[:, i], size) for i in range(len(images)))
-            means.append([segment(of, **member.options).probabilities for of in resized])
-        return 2 * np.array(means, np.float32) - 1
+            resized = [resize_samples(samples[:, i], size) for i in range(len(images))]
+            if whole:
+                found.append(np.stack(resized, axis=1))
+            else:
+                means = [segment(of, **member.options).probabilities for of in resized]
+                found.append(2 * np.array([means], np.float32) - 1)
+        count = np.lcm.reduce([len(samples) for samples in found])
+        return np.concatenate([np.tile(x, (count // len(x), 1, 1, 1, 1)) for x in found])
 
     @property
     def options(self) -> dict[str, Any]:
@@ -130,10 +142,16 @@ class Model:
         if sampler.samples_from != "network":
             how = Drawing(sampler.samples_from, sampler.samples, pixels)
             seed = self.config.seed if seed is None else seed
-            labels = drawn_labels(found.probabilities, how, id, seed)
-            deviation = np.sqrt(found.probabilities * (1 - found.probabilities)).max(axis=-1)
-        alike = disagreement(shrink_labels(labels, self.classes), len(self.classes.names))
-        return dataclasses.replace(found, deviation=deviation, samples=labels, uncertainty=alike)
+            labels, p = drawn_labels(found.probabilities, how, id, seed), found.probabilities
+            deviation = np.sqrt(p * (1 - p)).max(axis=-1) if len(labels) > 1 else None
+        small = shrink_labels(labels, self.classes)
+        return dataclasses.replace(
+            found,
+            deviation=deviation,
+            uncertainty=disagreement(small, len(self.classes.names)),
+            samples=labels,
+            small_samples=small,
+        )
 
     def with_fields(self, **fields: Any) -> "Model":
         """The same model with other fields of sampling, as `load` takes them; kept for later."""
@@ -164,8 +182,8 @@ class Model:
         by default "0", "1" and so on: an image's samples follow from it and the key. A UserError
         names an image of another shape or type, or a setting that is wrong.
         """
-        if not isinstance(key, int | None):
-            raise UserError(f"key={key!r} is not an int, the seed of the samples")
+        if not isinstance(key, int | None) or (key or 0) < 0:
+            raise UserError(f"key={key!r} is no seed of samples: give an int from 0")
         given = {k: v for k, v in (("steps", steps), ("samples", samples)) if v is not None}
         if given:
             return self.with_fields(**given).predict(images, key=key, ids=ids)
@@ -230,11 +248,10 @@ def make_model_of(
     settings["colour constancy"] = data.colour_constancy
     if classes.several:
         settings |= {"classes": classes.names, "mask values": classes.values}
-    if config.method == "ssn":  # Else the model's name tells the method.
-        settings |= {"method": config.method, "seed": config.seed}
+    settings |= {"method": config.method}
     if len(method.timesteps):
         settings |= {"variance": config.diffusion.variance}
-    if len(method.timesteps) or sampler.samples_from != "network":
+    if method.draws or sampler.samples_from != "network":
         settings |= {"seed": config.seed}
     unread = {*method.unread} | (set() if windows else {"native", "overlap"})
     unread -= _read_to_draw(sampler)
@@ -257,7 +274,8 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
             if any(value != values[0] for value in values):
                 raise UserError(f"the models of an ensemble differ in {section}.{field}: {values}")
     largest = max(members, key=lambda member: member.config.data.image_size)
-    config = with_sampling(largest.config, {"temperature": temperature})
+    samples = max(member.config.sampler.samples for member in members)
+    config = with_sampling(largest.config, {"temperature": temperature, "samples": samples})
     models = " + ".join(member.settings["model"] for member in members)
     settings = {"model": models, "temperature": temperature} | settings_of(members)
     return Model(config, settings, members=tuple(members))

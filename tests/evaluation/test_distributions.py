@@ -6,11 +6,13 @@ from scipy import stats
 
 from segdiff_jax.evaluation import distributions
 from segdiff_jax.evaluation.distributions import (
-    boundary_distances,
+    boundary_fields,
     consensus_dice,
     correlation_interval,
     describe_samples,
+    field_distances,
     iou_distances,
+    largest_difference,
     matched_distance,
     score_samples,
     shape_of,
@@ -53,10 +55,10 @@ def test_distances_of_outlines_are_the_metric_of_baddeley():
         return np.minimum(far, 0.1 * diagonal)
 
     root = lambda x, y: 100 / diagonal * np.sqrt(np.mean((field(x) - field(y)) ** 2))
-    np.testing.assert_allclose(
-        boundary_distances(a, b), [[root(x, y) for y in b] for x in a], atol=1e-6
-    )
-    np.testing.assert_allclose(np.diag(boundary_distances(a, a)), 0, atol=1e-6)
+    distances = field_distances(boundary_fields(a), boundary_fields(b))
+    np.testing.assert_allclose(distances, [[root(x, y) for y in b] for x in a], atol=1e-6)
+    own = field_distances(boundary_fields(a), boundary_fields(a))
+    np.testing.assert_allclose(np.diag(own), 0, atol=1e-6)
 
 
 def test_scores_by_hand():
@@ -81,6 +83,14 @@ def test_a_single_sample_counts_as_certain():
     scores = score_samples(rows("1100"), rows("1000"))
     assert scores["diversity"] == 0
     assert scores["energy"] == scores["distance"] == pytest.approx(1 / 2)
+
+
+def test_if_samples_are_all_that_there_are_pairs_with_themselves_count():
+    samples, truth = rows("1100", "1110"), rows("1100")
+    scores = score_samples(samples, truth, draws=False)
+    assert scores["diversity"] == pytest.approx(1 / 6)  # 1/3 for two different ones, else 0.
+    assert scores["energy"] == pytest.approx(1 / 6 - 1 / 12)
+    assert scores["boundary_energy"] > score_samples(samples, truth)["boundary_energy"]
 
 
 def test_the_energy_score_does_not_depend_on_the_number_of_samples():
@@ -167,12 +177,16 @@ def test_the_summary_of_several_images():
     assert summary["shapes"]["roughness"]["samples"] == pytest.approx(np.mean(rough))
     diversities = [described[f"image{i}"]["scores"]["diversity"] for i in range(5)]
     expected = stats.spearmanr(diversities, [1 - agreement[f"image{i}"] for i in range(5)])
-    assert summary["annotators"]["num_images"] == 5
-    assert summary["annotators"]["correlation"] == pytest.approx(expected.statistic)
+    assert summary["agreement"]["num_images"] == 5
+    assert summary["agreement"]["correlation"] == pytest.approx(expected.statistic)
     assert correlation_interval(0.5, 103) == pytest.approx(
         np.tanh(np.arctanh(0.5) + np.array([-1, 1]) * 1.96 * np.sqrt(1.125 / 100))
     )
-    assert "annotators" not in summarise_samples(described)
+    assert "agreement" not in summarise_samples(described)
+    unknown = {"num_images": 0, "correlation": None, "interval": None}
+    assert summarise_samples(described, {"another": 0.5})["agreement"] == unknown
+    constant = dict.fromkeys(agreement, 0.5)
+    assert summarise_samples(described, constant)["agreement"]["correlation"] is None
 
 
 def test_the_share_of_samples_is_compared_with_the_share_of_annotators():
@@ -192,3 +206,10 @@ def test_shapes_that_differ_are_told_apart():
     assert all(row["difference"] == 0 for row in alike.values())
     other = summarise_samples({"a": describe_samples(crumbs, disc[None])})["shapes"]
     assert other["components"]["difference"] == 1 and other["components"]["truths"] == 1
+
+
+def test_the_largest_difference_is_that_of_kolmogorov_and_smirnov():
+    rng = np.random.default_rng(6)
+    a, b = rng.integers(0, 9, 50), rng.integers(2, 12, 70)
+    expected = stats.ks_2samp(a, b, method="asymp").statistic
+    assert largest_difference(a, b) == pytest.approx(expected)

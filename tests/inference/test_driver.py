@@ -492,6 +492,23 @@ def test_an_ensemble_is_the_mean_of_its_members_probabilities(small):
         np.testing.assert_allclose(probability, np.mean(probabilities, axis=0), atol=1e-6)
 
 
+def test_members_of_an_ensemble_give_all_their_samples_if_single_masks_are_the_networks():
+    members = []
+    for seed, count in ((0, 3), (1, 2)):
+        config = config_of(steps=2, samples=count, samples_from="network")
+        config.seed, config.data.image_size = seed, SIZE
+        driver = driver_of(Noisy(), Process(SCHEDULE), config)
+        members.append(Model(config, {"model": "m"}, driver, {}))
+    ensemble, images = make_ensemble(members), images_of(4)
+    samples = ensemble.sample(images, NAMES[:4], seed=5)
+    own = [member.sample(images, NAMES[:4], seed=5) for member in members]
+    np.testing.assert_allclose(samples, np.concatenate(own), atol=1e-6)
+    found = ensemble.segment(samples[:, 0])
+    np.testing.assert_array_equal(found.samples, samples[:, 0, ..., 0] > 0)
+    probability = np.clip((samples[:, 0, ..., 0] + 1) / 2, 0, 1).mean(axis=0)
+    np.testing.assert_allclose(found.probability, probability, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver_pp_2m"])
 @pytest.mark.parametrize("flips, rotations", [(False, False), (True, False), (True, True)])
 def test_the_driver_gives_what_sample_gives_at_once(name, flips, rotations):

@@ -188,6 +188,7 @@ def test_attention_of_one_platform_alone_is_replaced(monkeypatch):
     assert export_model(trained).platforms == ("cpu", "cuda")
 
 
+@pytest.mark.slow
 def test_the_file_is_enough_for_a_program_without_this_package(tmp_path):
     """The command and the example, as a user runs them; the latter cannot import ours or Flax."""
     config = config_of(UNET, flips=True, threshold=0.4)

@@ -176,7 +176,7 @@ def test_images_that_are_none_are_named(workdirs):
         unet.predict([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3))])
     with pytest.raises(UserError, match=r"image x: uint8\(4, 4\) is not uint8 \(H, W, 3\)"):
         unet.predict([np.zeros((4, 4), np.uint8)], ids=["x"])
-    with pytest.raises(UserError, match="is not an int, the seed"):
+    with pytest.raises(UserError, match="is no seed of samples: give an int"):
         unet.predict([np.zeros((4, 4, 3), np.uint8)], key=jax.random.key(0))
     with pytest.raises(UserError, match="no path of a model"):
         load([])

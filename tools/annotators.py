@@ -1,0 +1,122 @@
+"""How near single masks are to annotators whose ways are known: python -m tools.annotators.
+
+--workdir is a run on synthetic_lesions/annotators; several are compared. It prints, over the test
+images: the generalised energy distance of samples of the network and of level sets of its
+probability; the floor, which 16 masks drawn like the truth have; and, of the pictures where either
+of two patches is the lesion, the share of samples with the first, the second, both or none. Of a
+network that knows annotators, it prints for how many images samples "like k" are nearest to the
+masks of annotator k.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import segdiff_jax
+from segdiff_jax.data.annotations import annotators_of
+from segdiff_jax.data.builders.synthetic_lesions.annotators import ANNOTATORS, draw_annotated
+from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import Builder
+from segdiff_jax.evaluation.distributions import iou_distances, score_samples
+from segdiff_jax.evaluation.examples import NativeExamples, open_split
+from segdiff_jax.evaluation.metrics import bootstrap_interval
+from segdiff_jax.inference.load import Model
+from segdiff_jax.runtime.command import argument_parser, run_simple
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
+
+DATASET, SAMPLES = "synthetic_lesions/annotators", 16
+TEST = 2  # the split's part of a picture's seed
+
+
+def single_masks(model: Model, examples: NativeExamples, name: str) -> list[np.ndarray]:
+    """The single masks bool[16, H, W] of each example; shows progress with a name."""
+    found, count = [], model.batch_size
+    for start in tqdm(range(0, len(examples), count), name, leave=False):
+        group = [examples[min(i, len(examples) - 1)] for i in range(start, start + count)]
+        ids = [example["id"] for example in group]
+        made = model.sample(np.stack([example["input"] for example in group]), ids)
+        for i, example in enumerate(group[: len(examples) - start]):
+            size = example["image"].shape[:2]
+            found.append(model.segment(made[:, i], size, example["id"]).samples > 0)
+    return found
+
+
+def redrawn(number: int, size: int) -> tuple[np.ndarray, str, np.ndarray]:
+    """16 other masks of a test picture, drawn like the truth; its scene and its patches."""
+    names = np.random.default_rng(number).choice([*ANNOTATORS], SAMPLES)
+    seed = Builder.BUILDER_CONFIGS[-1].seed, TEST, number
+    _, masks, scene, patches = draw_annotated(seed, size, names, hand=1)
+    return masks > 0, scene, patches
+
+
+def show_distances(name: str, masks: list[np.ndarray], truths: list[np.ndarray]) -> None:
+    """Prints the mean energy distance and its interval."""
+    found = [score_samples(*pair)["ged"] for pair in zip(masks, truths, strict=True)]
+    low, high = bootstrap_interval(found)
+    print(f"{name}: energy distance {np.mean(found):.4f} (95%: {low:.4f} to {high:.4f})")
+
+
+def show_shares(name: str, masks: list[np.ndarray], known: list[tuple]) -> None:
+    """Prints how often samples have which of two patches; one is there if a tenth of it is."""
+    taken = [
+        (of[:, None] & patches).sum((2, 3)) > 0.1 * patches.sum((1, 2))
+        for of, (_, scene, patches) in zip(masks, known, strict=True)
+        if scene == "either"
+    ]
+    first, second = np.concatenate(taken).T
+    kinds = first & ~second, second & ~first, first & second, ~first & ~second
+    shares = ", ".join(f"{kind.mean():.0%}" for kind in kinds)
+    print(f"{name}: first patch, second, both, none: {shares} ({len(taken)} images)")
+
+
+def evaluate(workdir: Path, data_dir: Path | None) -> None:
+    """Prints all of it for one run."""
+    load = lambda **fields: segdiff_jax.load(workdir, samples=SAMPLES, **fields)
+    model, places = load(samples_from="network"), {"data.dir": str(data_dir)} if data_dir else {}
+    data = model.config.data
+    if data.dataset != DATASET:
+        raise UserError(f"{workdir} was trained on {data.dataset}, not on {DATASET}")
+    records = open_split(model.config, "test", places)
+    examples = NativeExamples(records, model)
+    truths = [examples[i]["truths"] > 0 for i in range(len(examples))]
+    # TFDS shuffles the pictures; an id ends with a picture's number.
+    numbers = [int(examples[i]["id"][-5:]) for i in range(len(examples))]
+    known = [redrawn(*pair) for pair in zip(numbers, (of.shape[1] for of in truths), strict=True)]
+    kinds = {"truth, drawn again (the floor)": [masks for masks, _, _ in known]}
+    kinds["samples of the network"] = single_masks(model, examples, "samples")
+    kinds["level sets"] = single_masks(load(samples_from="levels"), examples, "level sets")
+    print(f"{workdir}, {len(truths)} test images")
+    for name, masks in kinds.items():
+        show_distances(name, masks, truths)
+    for name, masks in kinds.items():
+        show_shares(name, masks, known)
+    nearest = []
+    for annotator in data.annotators:
+        told = load(samples_from="network", annotator=annotator)
+        for i, masks in enumerate(single_masks(told, examples, annotator)):
+            drew = np.array(annotators_of(records[i]))
+            far = iou_distances(masks, truths[i]).mean(axis=0)
+            by_name = {name: far[drew == name].mean() for name in ANNOTATORS}
+            nearest.append(min(by_name, key=by_name.get) == annotator)
+    if nearest:
+        print(
+            f"like annotator k: nearest to the masks of k for {np.mean(nearest):.0%} of the images"
+        )
+
+
+def options_of() -> argparse.Namespace:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--workdir", type=absolute, required=True, action="append")
+    parser.add_argument("--data_dir", type=absolute, help="where the built data set lies now")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = options_of()
+    run_simple(lambda: [evaluate(path, options.data_dir) for path in options.workdir])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Draws what annotators drew beside single masks of a model: python -m tools.experts --workdir=RUN.
+
+A row for each image of a split whose records have several masks: the image, masks of annotators,
+samples of the network, and level sets of its probability.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tqdm import tqdm
+
+import segdiff_jax
+from segdiff_jax.evaluation.examples import NativeExamples, open_split
+from segdiff_jax.runtime.command import argument_parser, run_simple
+from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import absolute
+
+MASKS = 4  # of each kind in a row
+
+
+def draw(
+    workdir: Path, split: str, rows: int, first: int, data_dir: Path | None, out: Path
+) -> None:
+    """Writes the picture; raises what `load` and `open_split` do."""
+    models = {
+        "sample": segdiff_jax.load(workdir, samples=16, samples_from="network"),
+        "level set": segdiff_jax.load(workdir, samples=16, samples_from="levels"),
+    }
+    model, places = models["sample"], {"data.dir": str(data_dir)} if data_dir else {}
+    examples = NativeExamples(open_split(model.config, split, places), model)
+    chosen = [examples[i] for i in range(first, min(first + rows, len(examples)))]
+    if not chosen or chosen[0]["truths"] is None:
+        raise UserError(f"{model.config.data.dataset}, {split}: no masks of several annotators")
+    titles = ["image", *(f"{k} {i}" for k in ("annotator", *models) for i in range(1, MASKS + 1))]
+    shape, size = (len(chosen), len(titles)), (1.1 * len(titles), 1.25 * len(chosen))
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    for row, example in zip(axes, tqdm(chosen, unit=" images"), strict=True):
+        inputs = np.stack([example["input"]] * model.batch_size)
+        made = model.sample(inputs, [example["id"]] * len(inputs))[:, 0]
+        native = example["image"].shape[:2]
+        masks = [*example["truths"][:MASKS], *[np.zeros(native)] * MASKS][:MASKS]
+        for of_kind in models.values():
+            masks += [*of_kind.segment(made, native, example["id"]).samples[:MASKS]]
+        row[0].imshow(example["image"])
+        for axis, mask in zip(row[1:], masks, strict=True):
+            axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=8)
+    figure.savefig(out, dpi=80)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--workdir", type=absolute, required=True, help="of train.py")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--rows", type=int, default=6, help="images")
+    parser.add_argument("--first", type=int, default=0, help="place of the first image")
+    parser.add_argument("--data_dir", type=absolute, help="where the built data set lies now")
+    parser.add_argument("--out", type=absolute, default="experts.png")
+    options = parser.parse_args()
+    run_simple(lambda: draw(**vars(options)))
+
+
+if __name__ == "__main__":
+    main()
