@@ -329,10 +329,10 @@ def test_training_starts_at_half_the_size_and_with_the_first_loss(
     monkeypatch.setattr(loop.parallel, "pmap_train_step", recorded)
     train(config, str(tmp_path))
     assert calls == [(True, 1), (True, 2), (False, 2), (False, 2)]
-    last = list(csv.DictReader((tmp_path / "metrics.csv").open()))[-1]
-    assert float(last["bce"]) > 0 and float(last["distance"]) > 0 > float(
-        last["less_half_diversity"]
-    )
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    first, then = rows[0], [row for row in rows if row["distance"]][-1]
+    assert float(first["bce"]) > 0 and first["distance"] == then["bce"] == ""
+    assert float(then["distance"]) > 0 >= float(then["less_half_diversity"])
 
 
 @pytest.mark.slow
