@@ -9,6 +9,7 @@ masks of annotator k.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import segdiff_jax
 from segdiff_jax.data.annotations import annotators_of
 from segdiff_jax.data.builders.synthetic_lesions.annotators import ANNOTATORS, draw_annotated
 from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import Builder
+from segdiff_jax.data.pipeline import padded_batches
 from segdiff_jax.evaluation.distributions import iou_distances, score_samples
 from segdiff_jax.evaluation.examples import NativeExamples, open_split
 from segdiff_jax.evaluation.metrics import bootstrap_interval
@@ -30,16 +32,22 @@ DATASET, SAMPLES = "synthetic_lesions/annotators", 16
 TEST = 2  # the split's part of a picture's seed
 
 
-def single_masks(model: Model, examples: NativeExamples, name: str) -> list[np.ndarray]:
-    """The single masks bool[16, H, W] of each example; shows progress with a name."""
-    found, count = [], model.batch_size
-    for start in tqdm(range(0, len(examples), count), name, leave=False):
-        group = [examples[min(i, len(examples) - 1)] for i in range(start, start + count)]
+def single_masks(
+    models: Sequence[Model], examples: Sequence[dict], name: str
+) -> list[list[np.ndarray]]:
+    """The single masks bool[16, H, W] of each example, for each of some models of one network.
+
+    The network samples once, and each model draws from that. Shows progress with a name.
+    """
+    found, count = [[] for _ in models], models[0].batch_size
+    batches = padded_batches(iter(examples), count)
+    for group, valid in tqdm(batches, name, total=-(-len(examples) // count), leave=False):
         ids = [example["id"] for example in group]
-        made = model.sample(np.stack([example["input"] for example in group]), ids)
-        for i, example in enumerate(group[: len(examples) - start]):
-            size = example["image"].shape[:2]
-            found.append(model.segment(made[:, i], size, example["id"]).samples > 0)
+        made = models[0].sample(np.stack([example["input"] for example in group]), ids)
+        for i in np.flatnonzero(valid):
+            size = group[i]["image"].shape[:2]
+            for of_model, model in zip(found, models, strict=True):
+                of_model.append(model.segment(made[:, i], size, ids[i]).samples > 0)
     return found
 
 
@@ -79,14 +87,14 @@ def evaluate(workdir: Path, data_dir: Path | None) -> None:
     if data.dataset != DATASET:
         raise UserError(f"{workdir} was trained on {data.dataset}, not on {DATASET}")
     records = open_split(model.config, "test", places)
-    examples = NativeExamples(records, model)
-    truths = [examples[i]["truths"] > 0 for i in range(len(examples))]
+    examples = list(NativeExamples(records, model))
+    truths = [example["truths"] > 0 for example in examples]
     # TFDS shuffles the pictures; an id ends with a picture's number.
-    numbers = [int(examples[i]["id"][-5:]) for i in range(len(examples))]
+    numbers = [int(example["id"][-5:]) for example in examples]
     known = [redrawn(*pair) for pair in zip(numbers, (of.shape[1] for of in truths), strict=True)]
     kinds = {"truth, drawn again (the floor)": [masks for masks, _, _ in known]}
-    kinds["samples of the network"] = single_masks(model, examples, "samples")
-    kinds["level sets"] = single_masks(load(samples_from="levels"), examples, "level sets")
+    masks = single_masks([model, load(samples_from="levels")], examples, "sampling")
+    kinds |= zip(("samples of the network", "level sets"), masks, strict=True)
     print(f"{workdir}, {len(truths)} test images")
     for name, masks in kinds.items():
         show_distances(name, masks, truths)
@@ -95,7 +103,8 @@ def evaluate(workdir: Path, data_dir: Path | None) -> None:
     nearest = []
     for annotator in data.annotators:
         told = load(samples_from="network", annotator=annotator)
-        for i, masks in enumerate(single_masks(told, examples, annotator)):
+        (of_told,) = single_masks([told], examples, annotator)
+        for i, masks in enumerate(of_told):
             drew = np.array(annotators_of(records[i]))
             far = iou_distances(masks, truths[i]).mean(axis=0)
             by_name = {name: far[drew == name].mean() for name in ANNOTATORS}

@@ -170,12 +170,12 @@ def _finish(
         scores, of_classes = class_scores(found.labels, truth, len(classes.names))
         levels = calibration_levels(*calibration_pair(found.probabilities, found.labels, truth))
         row |= {"scores": scores, "conditions": example["conditions"], "levels": levels}
-        if not classes.several:
+        if classes.several:
+            row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
+        else:
             truths = truth[None] if example["truths"] is None else example["truths"]
             ours, theirs = found.small_samples > 0, shrink_labels(truths) > 0
             row["samples"] = describe_samples(ours, theirs, model.draws)
-        if classes.several:
-            row["classes"] = dict(zip(classes.names[1:], of_classes, strict=True))
     case = make_case(example, found, scores, classes)
     strip = make_strip(example["id"], frames) if frames else None
     result = {"row": row, "case": case, "content": example["content"], "strip": strip}
