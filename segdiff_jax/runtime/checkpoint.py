@@ -77,22 +77,26 @@ class Checkpoints:
         trees = jax.tree.map(np.asarray, trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["meta"] = ocp.args.JsonSave(meta)
+        formers = []
         try:
             if step in manager.all_steps():  # A resumed run validates again.
                 manager.delete(step)
             formers = manager.all_steps()
             manager.save(step, args=ocp.args.Composite(**items), force=True)
             manager.wait_until_finished()
-            load_meta(self._folder / name / str(step))
-            for item, tree in trees.items():
-                _check_shapes(Path(manager.directory) / str(step) / item, tree)
-                _read_all(Path(manager.directory) / str(step) / item)
+            try:
+                load_meta(self._folder / name / str(step))
+                for item, tree in trees.items():
+                    _check_shapes(Path(manager.directory) / str(step) / item, tree)
+                    _read_all(Path(manager.directory) / str(step) / item)
+            except (OSError, ValueError):
+                manager.delete(step)
+                raise
             for former in formers:
                 manager.delete(former)
-        except (OSError, ValueError, RuntimeError) as error:  # TensorStore: ValueError, full disk.
-            if step in manager.all_steps():  # It is complete, but cannot be read back.
-                manager.delete(step)
-            kept = "; the former checkpoint is kept" if manager.all_steps() else ""
+        # TensorStore: ValueError, full disk. RuntimeError: another process is gone.
+        except (OSError, ValueError, RuntimeError) as error:
+            kept = "; the former checkpoint is kept" if formers else ""
             raise OSError(
                 f"{self._folder / name}: cannot save the checkpoint of step {step} ({error}); free "
                 f"some space on the disk or choose another --workdir{kept}"

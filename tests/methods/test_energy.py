@@ -176,7 +176,7 @@ def test_the_network_draws_like_the_annotator_it_is_told():
 @pytest.mark.slow
 def test_a_tiny_network_learns_to_draw_either_of_two_masks():
     config = small_config()
-    method, tx = make_method(config), optax.adam(3e-3)
+    method, tx = make_method(config), optax.adam(optax.cosine_decay_schedule(5e-3, 600))
     variables = jax.jit(lambda: init_variables(method, 0))()
     state = variables["params"], tx.init(variables["params"])
     left = jnp.broadcast_to(jnp.where(jnp.arange(16) < 8, 1.0, -1.0)[:, None], (1, 16, 16, 1))

@@ -13,7 +13,7 @@ from configs import saved
 from segdiff_jax.config import VERSION
 from segdiff_jax.diffusion.schedule import space_timesteps
 from segdiff_jax.inference.load import load
-from segdiff_jax.methods import diffusion, make_method
+from segdiff_jax.methods import diffusion, make_method, noise
 from segdiff_jax.models import init_variables, make_model
 from segdiff_jax.original import export_torch, import_torch
 from segdiff_jax.original.import_torch import import_state_dict
@@ -65,8 +65,8 @@ def test_an_imported_run_samples_what_the_original_does(workdir, golden, monkeyp
     # As the image would be, before the network takes the colours' mean off.
     image = (np.asarray(recorded("image")) * std + mean) / 127.5 - 1
     monkeypatch.setattr(diffusion, "normalise_image", lambda images: image)
-    noise = lambda keys, shape: lambda t: recorded(f"{name}/x_T")
-    monkeypatch.setattr(diffusion, "gaussian_noise", noise)
+    x_T = lambda keys, shape: lambda t: recorded(f"{name}/x_T")
+    monkeypatch.setattr(noise, "gaussian_noise", x_T)
     trained = load(workdir, samples=1)
     assert trained.settings["steps"] == 10 and trained.settings["sampler"] == "ddim"
     images = np.zeros((jax.device_count(), 64, 64, 3), np.uint8)
