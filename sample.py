@@ -14,7 +14,8 @@ from segdiff_jax.data.artefacts import ARTEFACTS
 from segdiff_jax.data.folder import open_folder
 from segdiff_jax.evaluation.evaluate import evaluate, format_result
 from segdiff_jax.evaluation.examples import OUT_OF_FOLD, NativeExamples, open_parts
-from segdiff_jax.inference.load import load, run_name, settings_of
+from segdiff_jax.inference.load import load, settings_of
+from segdiff_jax.runtime.checkpoint import run_name
 from segdiff_jax.runtime.command import path_flag, path_flags, run_command
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import OF_SPLITS, fields

@@ -20,9 +20,10 @@ from segdiff_jax.data.annotations import annotators_of
 from segdiff_jax.data.builders.synthetic_lesions.annotators import ANNOTATORS, draw_annotated
 from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import Builder
 from segdiff_jax.data.pipeline import padded_batches
-from segdiff_jax.evaluation.distributions import iou_distances, score_samples
+from segdiff_jax.evaluation.distributions import score_samples
 from segdiff_jax.evaluation.examples import NativeExamples, open_split
 from segdiff_jax.evaluation.metrics import bootstrap_interval
+from segdiff_jax.inference.combine import iou_distances
 from segdiff_jax.inference.load import Model
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError

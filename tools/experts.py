@@ -6,7 +6,6 @@ samples of the network, and level sets of its probability.
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 from tqdm import tqdm
 
@@ -15,6 +14,7 @@ from segdiff_jax.evaluation.examples import NativeExamples, open_split
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute
+from tools.picture import draw_grid
 
 MASKS = 4  # of each kind in a row
 
@@ -33,23 +33,16 @@ def draw(
     if not chosen or chosen[0]["truths"] is None:
         raise UserError(f"{model.config.data.dataset}, {split}: no masks of several annotators")
     titles = ["image", *(f"{k} {i}" for k in ("annotator", *models) for i in range(1, MASKS + 1))]
-    shape, size = (len(chosen), len(titles)), (1.1 * len(titles), 1.25 * len(chosen))
-    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-    for row, example in zip(axes, tqdm(chosen, unit=" images"), strict=True):
+    lines = []
+    for example in tqdm(chosen, unit=" images"):
         inputs = np.stack([example["input"]] * model.batch_size)
         made = model.sample(inputs, [example["id"]] * len(inputs))[:, 0]
         native = example["image"].shape[:2]
         masks = [*example["truths"][:MASKS], *[np.zeros(native)] * MASKS][:MASKS]
         for of_kind in models.values():
             masks += [*of_kind.segment(made, native, example["id"]).samples[:MASKS]]
-        row[0].imshow(example["image"])
-        for axis, mask in zip(row[1:], masks, strict=True):
-            axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=8)
-    figure.savefig(out, dpi=80)
+        lines.append([example["image"], *masks])
+    draw_grid(lines, titles, out)
 
 
 def main() -> None:

@@ -4,6 +4,8 @@ A row for each image: itself with the predicted contour, four single masks, the 
 lesion, and where single masks differ.
 """
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -30,18 +32,23 @@ def draw(workdir: Path, images: Path, samples: int, out: Path) -> None:
     examples = list(NativeExamples(FolderSource(str(images)), model))
     titles = ["image and mask", *[f"sample {i + 1}" for i in range(SAMPLES)]]
     titles += ["probability", "disagreement"]
-    shape, size = (len(examples), len(titles)), (1.6 * len(titles), 1.75 * len(examples))
-    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-    for row, example in zip(axes, examples, strict=True):
+    rows = []
+    for example in examples:
         inputs = np.stack([example["input"]] * model.batch_size)
         made = model.sample(inputs, [example["id"]] * len(inputs))[:, 0]
         found = model.segment(made, example["image"].shape[:2], example["id"])
-        row[0].imshow(draw_contour(example["image"], found.mask, PREDICTION_COLOUR))
-        for axis, mask in zip(row[1:], found.samples[:SAMPLES], strict=False):
-            axis.imshow(mask, cmap="gray", vmin=0, vmax=1)
-        row[-2].imshow(found.probability, cmap="gray", vmin=0, vmax=1)
-        row[-1].imshow(found.deviation, cmap="inferno", vmin=0, vmax=0.5)
-    for axis in axes.flat:
+        rows.append([draw_contour(example["image"], found.mask, PREDICTION_COLOUR)])
+        rows[-1] += [*found.samples[:SAMPLES], found.probability]
+        rows[-1].append(plt.cm.inferno(2 * found.deviation))
+    draw_grid(rows, titles, out)
+
+
+def draw_grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], out: Path) -> None:
+    """Writes a picture of rows of images, or of numbers [H, W] from 0 (black) to 1 (white)."""
+    shape, size = (len(rows), len(titles)), (1.4 * len(titles), 1.55 * len(rows))
+    figure, axes = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    for axis, image in zip(axes.flat, itertools.chain(*rows), strict=True):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1)
         axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)

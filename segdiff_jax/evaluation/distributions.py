@@ -13,18 +13,11 @@ from scipy import ndimage, optimize, stats
 
 from segdiff_jax.evaluation.metrics import bootstrap_interval, boundary
 from segdiff_jax.evaluation.uncertainty import calibration_error, reliability
+from segdiff_jax.inference.combine import iou_distances
 
 LEVELS = np.arange(1, 10) / 10  # of consensus, as in QUBIQ
 CUTOFF = 0.1  # of the image's diagonal, see `boundary_fields`
 SHAPES = "components", "holes", "roughness"
-
-
-def iou_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """1 - IoU of each mask of a, bool[V, H, W], and each of b, bool[M, H, W]: f64[V, M]."""
-    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (a, b))
-    common = np.float64(a @ b.T)
-    union = np.float64(a.sum(axis=1))[:, None] + b.sum(axis=1) - common
-    return np.where(union > 0, 1 - common / np.maximum(union, 1), 0.0)
 
 
 def boundary_fields(masks: np.ndarray) -> np.ndarray:

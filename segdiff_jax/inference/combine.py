@@ -122,6 +122,17 @@ def standard_deviation(samples: Any) -> Any:
     return _probabilities(samples).std(axis=0).max(axis=-1)
 
 
+def iou_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """1 - IoU of each mask of a, bool[V, H, W], and each of b, bool[M, H, W]: f64[V, M].
+
+    Two empty masks have distance 0.
+    """
+    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (a, b))
+    common = np.float64(a @ b.T)
+    union = np.float64(a.sum(axis=1))[:, None] + b.sum(axis=1) - common
+    return np.where(union > 0, 1 - common / np.maximum(union, 1), 0.0)
+
+
 def disagreement(labels: np.ndarray, count: int = 2) -> float | None:
     """One minus the mean IoU of every two masks u8[V, H, W]; None if there is one.
 
@@ -132,11 +143,11 @@ def disagreement(labels: np.ndarray, count: int = 2) -> float | None:
         return None
     ious, present = np.zeros((2, len(labels), len(labels)))
     for k in range(1, count):
-        masks = (labels == k).reshape(len(labels), -1).astype(np.float32)
-        areas, common = masks.sum(axis=1), masks @ masks.T
-        union = areas[:, None] + areas[None] - common
-        ious += common / np.maximum(union, 1)
-        present += union > 0
+        masks = labels == k
+        there = masks.any(axis=(1, 2))
+        either = there[:, None] | there
+        ious += either * (1 - iou_distances(masks, masks))
+        present += either
     iou = np.where(present > 0, ious / np.maximum(present, 1), 1.0)
     return float(1 - iou[np.triu_indices(len(labels), 1)].mean())
 

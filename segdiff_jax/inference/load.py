@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.check import check
 from segdiff_jax.config import saved_config, set_fields, with_absolute_paths
-from segdiff_jax.data.classes import Classes, classes_of, most_likely
+from segdiff_jax.data.classes import Classes, classes_of
 from segdiff_jax.data.colour import COLOUR_CONSTANCY
 from segdiff_jax.data.pipeline import padded_batches, resize_image, shrink_labels
 from segdiff_jax.inference.combine import (
@@ -20,14 +20,19 @@ from segdiff_jax.inference.combine import (
     resize_samples,
     segment,
 )
-from segdiff_jax.inference.drawn import Drawing, drawn_labels
+from segdiff_jax.inference.drawn import single_masks
 from segdiff_jax.inference.driver import Driver, Trace
 from segdiff_jax.inference.windows import Progress, make_windows
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime import parallel
-from segdiff_jax.runtime.checkpoint import find_checkpoints, load_meta, load_variables, saved_at
+from segdiff_jax.runtime.checkpoint import (
+    find_checkpoints,
+    load_meta,
+    load_variables,
+    read_history,
+    saved_at,
+)
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import absolute, complete_rows
 
 # Fields in which the models of an ensemble must agree.
 ALIKE = {
@@ -130,20 +135,16 @@ class Model:
         id: str = "0",
         seed: int | None = None,
     ) -> Segmentation:
-        """One image's samples f32[V, h, w, C] as one mask and as single ones, see `sampled`.
+        """One image's samples f32[V, h, w, C] as one mask and as single ones.
 
         They have this (height, width); None: the samples' own. What is drawn follows from `id` and
         the seed; None: the seed of the run.
         """
-        pixels, sampler = samples.shape[1:3], self.config.sampler
-        samples = samples if size is None else resize_samples(samples, size)
-        found = segment(samples, **self.options)
-        labels, deviation = most_likely(samples, 0), found.deviation
-        if sampler.samples_from != "network":
-            how = Drawing(sampler.samples_from, sampler.samples, pixels)
-            seed = self.config.seed if seed is None else seed
-            labels, p = drawn_labels(found.probabilities, how, id, seed), found.probabilities
-            deviation = np.sqrt(p * (1 - p)).max(axis=-1) if len(labels) > 1 else None
+        resized = samples if size is None else resize_samples(samples, size)
+        found = segment(resized, **self.options)
+        seed = self.config.seed if seed is None else seed
+        drawing = found, self.config.sampler, id, seed
+        labels, deviation = single_masks(resized, samples.shape[1:3], *drawing)
         small = shrink_labels(labels, self.classes)
         return dataclasses.replace(
             found,
@@ -230,7 +231,7 @@ def load(path: str | Path | Sequence[str | Path], **sampling: Any) -> Model:
         config = with_sampling(config, sampling)
         variables = load_variables(checkpoint, variables_like(make_method(config)))
         origin = {"checkpoint": str(checkpoint), "saved": saved_at(checkpoint)}
-        history = _history(checkpoint.parent.parent.parent)
+        history = read_history(checkpoint.parent.parent.parent)
         model = make_model_of(config, parallel.replicate(variables), origin, history)
         trained_on = meta.get("training_members", "")
         models.append(dataclasses.replace(model, trained_on=trained_on))
@@ -295,20 +296,3 @@ def with_sampling(config: ConfigDict, sampling: dict[str, Any]) -> ConfigDict:
     set_fields(config, {full_names.get(k, f"sampler.{k}"): v for k, v in sampling.items()})
     check(config)
     return config
-
-
-def _history(workdir: Path) -> list[dict[str, float | None]]:
-    """The numbers of metrics.csv, if it can be read: only the report's curves need them."""
-    try:
-        rows = complete_rows(workdir / "metrics.csv") if (workdir / "checkpoints").is_dir() else []
-        return [{name: float(x) if x else None for name, x in row.items()} for row in rows]
-    except (OSError, ValueError, TypeError):
-        return []
-
-
-def run_name(path: str | Path) -> str:
-    """The name of the workdir that a path of `load` lies in or is."""
-    path = absolute(path)
-    # A step folder is WORKDIR/checkpoints/best/1000.
-    held = (folder for folder in (path, *path.parents[:3]) if (folder / "checkpoints").is_dir())
-    return next(held, path).name

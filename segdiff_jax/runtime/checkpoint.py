@@ -27,7 +27,7 @@ import tensorstore
 
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.errors import UserError
-from segdiff_jax.runtime.files import absolute
+from segdiff_jax.runtime.files import absolute, complete_rows
 
 # We raise an error for a full disk; Orbax's threads would log it too, and asyncio once per array.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -227,6 +227,23 @@ def saved_at(step_folder: Path) -> str:
     """When a checkpoint was written or copied, to the second."""
     seconds = (step_folder / "meta").stat().st_mtime
     return f"{datetime.datetime.fromtimestamp(seconds, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def read_history(workdir: Path) -> list[dict[str, float | None]]:
+    """The numbers of metrics.csv, if it can be read: only the report's curves need them."""
+    try:
+        rows = complete_rows(workdir / "metrics.csv") if (workdir / "checkpoints").is_dir() else []
+        return [{name: float(x) if x else None for name, x in row.items()} for row in rows]
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def run_name(path: str | Path) -> str:
+    """The name of the workdir that a path, as `find_checkpoint` takes it, lies in or is."""
+    path = absolute(path)
+    # A step folder is WORKDIR/checkpoints/best/1000.
+    held = (folder for folder in (path, *path.parents[:3]) if (folder / "checkpoints").is_dir())
+    return next(held, path).name
 
 
 def _restore(manager, folder, step, trees):

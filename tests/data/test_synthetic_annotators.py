@@ -12,7 +12,8 @@ from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_build
 )
 from segdiff_jax.data.decode import decode_labels
 from segdiff_jax.data.prepare import load_source
-from segdiff_jax.evaluation.distributions import iou_distances, score_samples
+from segdiff_jax.evaluation.distributions import score_samples
+from segdiff_jax.inference.combine import iou_distances
 
 SIZE = 64
 NAMES = [*ANNOTATORS]

@@ -11,13 +11,13 @@ from segdiff_jax.evaluation.distributions import (
     correlation_interval,
     describe_samples,
     field_distances,
-    iou_distances,
     largest_difference,
     matched_distance,
     score_samples,
     shape_of,
     summarise_samples,
 )
+from segdiff_jax.inference.combine import iou_distances
 
 
 def random_masks(rng, count, size=(9, 11)):

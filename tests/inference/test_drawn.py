@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from segdiff_jax.inference.drawn import Drawing, drawn_labels
+from segdiff_jax.inference.drawn import drawn_labels
 
 
 def draw(probability, source="levels", count=400, pixels=(4, 4), id="a", seed=0):
-    probability = np.float32(probability)
-    return drawn_labels(probability, Drawing(source, count, pixels), id, seed)
+    shape = pixels if source == "pixels" else (1, 1)
+    return drawn_labels(np.float32(probability), shape, count, id, seed)
 
 
 @pytest.mark.parametrize("source", ["levels", "pixels"])

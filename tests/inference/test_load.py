@@ -16,9 +16,9 @@ from segdiff_jax.data.folder import MASK_ENDINGS
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.combine import entropy, temper
-from segdiff_jax.inference.load import load, make_ensemble, run_name
+from segdiff_jax.inference.load import load, make_ensemble
 from segdiff_jax.methods import init_variables, make_method
-from segdiff_jax.runtime.checkpoint import MEMBERS, Checkpoints
+from segdiff_jax.runtime.checkpoint import MEMBERS, Checkpoints, run_name
 from segdiff_jax.runtime.errors import UserError
 from tests.conftest import tiny_overrides
 
