@@ -191,7 +191,7 @@ VALIDATION = {
     "num_images": Field(64, FREE, at_least(1), "the first images of the validation split"),
     "steps": Field(5, FREE, at_least(1), "steps of the sampler, whose other fields stay as they are"),
     "samples": Field(1, FREE, at_least(1), "samples of each image"),
-    "scores": Field(("iou",), FREE, anything, "names in SCORES of segdiff_jax/evaluation/metrics.py; the first chooses the best checkpoint"),
+    "scores": Field(("iou",), FREE, anything, "names in SCORES of segdiff_jax/evaluation/metrics.py, or energy, of single masks; the first chooses the best checkpoint"),
 }
 
 SAMPLER = {

@@ -54,6 +54,12 @@ def mean_of_pairs(distances: np.ndarray, draws: bool = True) -> float:
     return float((distances.sum() - np.trace(distances)) / (count * (count - 1)))
 
 
+def energy_score(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> float:
+    """ "energy" of `score_samples`."""
+    distance = iou_distances(samples, truths).mean()
+    return float(distance - mean_of_pairs(iou_distances(samples, samples), draws) / 2)
+
+
 def score_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> dict[str, float]:
     """The scores of the samples of one image; those from "ged" on need several truths.
 

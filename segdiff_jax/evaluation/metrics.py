@@ -137,7 +137,9 @@ SCORES = {
     ),
     "hd95": Score(hd95, "HD95", "distance of the boundaries, 95th percentile; low is good", "px"),
 }
-LOWER_IS_BETTER = {name for name, score in SCORES.items() if score.unit}
+# Of single masks, see `distributions.energy_score`; for validation.scores.
+ENERGY = "energy"
+LOWER_IS_BETTER = {ENERGY, *(name for name, score in SCORES.items() if score.unit)}
 
 
 def segmentation_scores(

@@ -18,7 +18,7 @@ from segdiff_jax.data.annotations import check_annotators
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
-from segdiff_jax.evaluation.metrics import LOWER_IS_BETTER, SCORES
+from segdiff_jax.evaluation.metrics import ENERGY, LOWER_IS_BETTER, SCORES
 from segdiff_jax.evaluation.overview import show_overview
 from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.inference.driver import Driver
@@ -161,8 +161,11 @@ def check_run(config: ConfigDict) -> dict[str, Any]:
     train = config.train
     check_trackers(train.trackers)
     scores = config.validation.scores
-    if not scores or set(scores) - SCORES.keys():
-        raise UserError(f"validation.scores={scores} must be one or some of {', '.join(SCORES)}")
+    known = *SCORES, ENERGY
+    if not scores or not set(scores) <= set(known):
+        raise UserError(f"validation.scores={scores} must be one or some of {', '.join(known)}")
+    if ENERGY in scores and config.data.classes:
+        raise UserError(f"validation.scores={scores}: {ENERGY} is for two classes: leave it out")
     devices, microbatches = parallel.device_count(), train.microbatches
     if train.batch_size % (devices * microbatches):
         raise UserError(
@@ -192,7 +195,7 @@ def network_shapes(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource, ResizedSource]:
-    """The training and the validation images; the latter with the majority of several masks.
+    """The training and the validation images; of several masks, the latter may have the majority.
 
     If the data set has statistics, some images are drawn with their masks in the file `overview`.
     """
@@ -210,7 +213,8 @@ def open_data(config: ConfigDict, overview: Path | None) -> tuple[ResizedSource,
         show_overview(records, overview, classes)
     training = prepare(records, annotators=tuple(data.annotators))
     records = load_source(data.dataset, "validation", *where(data))
-    validation = prepare(records, limit=config.validation.num_images)
+    every = () if ENERGY in config.validation.scores else None
+    validation = prepare(records, limit=config.validation.num_images, annotators=every)
     lengths = [len(training), len(validation)]
     parallel.check_same({"the number of training and validation images": lengths})
     return training, validation

@@ -1,5 +1,7 @@
 """Scores during training: the named ones, and no others."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,15 @@ class Thirds:
         self.ids = [*getattr(self, "ids", []), *ids]
         samples = np.full((2, 4, 6, 6, 1), -1.0, np.float32)
         samples[..., :2, :] = 1.0
+        return samples
+
+
+class ThirdAndAll(Thirds):
+    """Its second sample is lesion everywhere."""
+
+    def __call__(self, *args):
+        samples = super().__call__(*args)
+        samples[1] = 1.0
         return samples
 
 
@@ -46,6 +57,40 @@ def test_the_named_scores_are_the_means_over_images(source, names):
     assert images.shape == truth.shape == prediction.shape == (4, 6, 6, 3)
     assert prediction[:, :, :2].all() and not prediction[:, :, 2:].any()
     assert truth[3, :, :4].all() and not truth[3, :, 4:].any()
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_the_energy_of_single_masks_counts_all_annotators(source, draws):
+    """The samples are the left third and all; image i has i + 1 columns, and half of them nothing.
+
+    Then the distances are 1 - IoU of two masks that lie side by side.
+    """
+    config, driver = default.get_config(), ThirdAndAll()
+    driver.method = types.SimpleNamespace(draws=draws)
+    config.seed, config.validation.scores = 5, ("energy", "iou")
+    config.sampler.samples_from = "network"
+    nothing = np.zeros((6, 6, 1), np.uint8)
+    several = [
+        example
+        | {
+            "mask": np.concatenate([example["mask"], nothing, nothing + 255], -1),
+            "annotators": np.int32([0, 1, -1] if i % 2 else [0, -1, -1]),
+        }
+        for i, example in enumerate(source)
+    ]
+    scores, (_, truth, _) = validate(driver, None, several, config)
+    iou = lambda a, b: min(a, b) / max(a, b) if max(a, b) else 1.0
+    expected = []
+    for i in range(5):
+        truths = [i + 1, 0] if i % 2 else [i + 1]
+        distance = np.mean([1 - iou(a, b) for a in (2, 6) for b in truths])
+        between = 1 - iou(2, 6)
+        expected.append(distance - (between if draws else between / 2) / 2)
+    assert scores["energy"] == pytest.approx(np.mean(expected), abs=1e-6)
+    # The majority of two masks is where both are; a mean of 1/2 is not lesion either.
+    columns = [0 if i % 2 else i + 1 for i in range(5)]
+    assert [int(picture[0, :, 0].astype(bool).sum()) for picture in truth] == columns[:4]
+    assert scores["iou"] == pytest.approx(np.mean([iou(2, n) for n in columns]))
 
 
 def test_scores_that_are_not_named_are_not_computed(source, monkeypatch):
