@@ -1,11 +1,10 @@
 """Drawn lesions on which four known annotators differ, so that the true distribution is known.
 
 python train.py --config=configs/synthetic_annotators.py --workdir=runs/annotators
-python sample.py --workdir=runs/annotators --split=test
-python sample.py --workdir=runs/annotators --split=test --config.sampler.annotator=wide --out=wide
+python -m tools.annotators --workdir=runs/annotators
 
-The network is told who drew most of the masks, so it can also draw like one of them. Its rivals
-train with configs/synthetic_annotators.py:ssn and configs/synthetic_annotators.py:unet.
+synthetic_annotators.py:told also tells the network who drew each mask, so that it can draw like
+one of them (--config.sampler.annotator=wide); :ssn and :unet are its rivals.
 Machine: one core of an AMD EPYC, Python 3.13, jax 0.12. Time: 25 minutes (train.max_minutes).
 Score: see docs/distributions.md.
 """
@@ -14,18 +13,27 @@ from configs import compare, synthetic
 
 
 def get_config(model: str = "segdiff"):
-    config, recipe = compare.get_config(model), synthetic.get_config()
+    config = compare.get_config("segdiff" if model == "told" else model)
+    recipe = synthetic.get_config()
     for section in ("data", "augment", "train", "validation"):
         config[section] = recipe[section]
     config.data.dataset = "synthetic_lesions/annotators"
     config.train.max_minutes = 25.0
-    config.train.half_size_share = 0.6
+    config.validation.scores = ("energy",)
+    config.validation.every = 400
+    config.validation.samples = 4
     config.sampler.samples = 16
     config.sampler.flips = False
-    if model == "segdiff":
+    if model in ("segdiff", "told"):
+        # A chain that is trained everywhere by BCE alone draws samples: see docs/distributions.md.
+        config.diffusion.loss = "bce"
+        config.diffusion.timestep_power = 1.0
+        config.model.norm_groups = 8
+        config.model.scale_shift_norm = True
+        config.validation.steps = config.sampler.steps = 10
+        config.sampler.eta = 1.0
+    if model == "told":
         config.data.annotators = ("tightest", "tight", "wide", "widest")
-        config.diffusion.loss = "energy"
-        config.diffusion.bce_dice_share = 0.1
-    if model in ("segdiff", "ssn"):
+    if model != "unet":
         config.sampler.samples_from = "network"
     return config

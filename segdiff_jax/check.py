@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from segdiff_jax.config import flatten
 from segdiff_jax.data.classes import classes_of
+from segdiff_jax.diffusion.process import OF_LOGITS
 from segdiff_jax.diffusion.schedule import SPACINGS, make_schedule, space_timesteps
 from segdiff_jax.models.efficientnet import VARIANTS, blocks_of
 from segdiff_jax.runtime.errors import UserError
@@ -100,7 +101,7 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
         return
     yield from _wrong_variance(config, channels, classes.several)
     needs_x0 = {
-        f"diffusion.loss={diffusion.loss!r} scores masks": diffusion.loss in ("bce_dice", "energy"),
+        f"diffusion.loss={diffusion.loss!r} scores masks": diffusion.loss in OF_LOGITS,
         "diffusion.recycling adds noise to the network's own mask": diffusion.recycling,
     }
     for reason, holds in needs_x0.items():
@@ -179,7 +180,7 @@ def _wrong_variance(config: ConfigDict, channels: int, several: bool) -> Iterato
             f"{loss} rescales the bound that trains a variance: set 'mse', or model.out_channels=2 "
             "and diffusion.variance='learned_range'"
         )
-    if learned and diffusion.loss in ("bce_dice", "energy"):
+    if learned and diffusion.loss in OF_LOGITS:
         yield f"{loss} trains no variance: set 'mse', 'rescaled_mse', 'kl' or 'rescaled_kl'"
     bound = learned or diffusion.loss in ("kl", "rescaled_kl")
     for field, needed in (("recycling", False), ("weight", "simple")):

@@ -147,7 +147,7 @@ DIFFUSION = {
     "schedule": Field("linear", RUN, one_of("linear", "cosine"), "how the noise grows with t"),
     "num_timesteps": Field(100, RUN, at_least(1), "T, the length of the chain"),
     "prediction": Field("x0", RUN, one_of("eps", "x0", "v"), "what the network predicts"),
-    "loss": Field("bce_dice", RUN, one_of("mse", "bce_dice", "energy", "rescaled_mse", "kl", "rescaled_kl"), "bce_dice is on the logits of x0; energy makes each prediction a sample, see docs/distributions.md"),
+    "loss": Field("bce_dice", RUN, one_of("mse", "bce", "bce_dice", "energy", "rescaled_mse", "kl", "rescaled_kl"), "bce and bce_dice are on the logits of x0; energy makes each prediction a sample, see docs/distributions.md"),
     "train_samples": Field(2, FREE, at_least(2), "energy: masks of each training image that are compared"),
     "bce_dice_share": Field(0.0, FREE, within(0, 1), "energy: share of the training, at its start, with the loss bce_dice, by which a network learns faster"),
     "variance": Field("fixed_large", RUN, one_of("fixed_large", "fixed_small", "learned_range"), "the variance of DDPM's steps and in the losses kl and rescaled_kl"),

@@ -22,6 +22,7 @@ NAMES.remove("compare")
 NAMES.remove("saved")  # Needs a workdir: see training/test_loop.py.
 NAMES[NAMES.index("cityscapes_instances")] += ":car_expanded"
 NAMES += [f"compare:{model}" for model in (*MODELS, "ssn")]
+NAMES += [f"synthetic_annotators:{model}" for model in ("told", "ssn", "unet")]
 PARAMETERS = {
     "cityscapes_instances:car_expanded": 162_766_017,
     "compare:medsegdiff": 1_397_801,
@@ -41,7 +42,10 @@ PARAMETERS = {
     "monuseg": 164_154_753,
     "ph2": 1_077_097,
     "synthetic": 1_077_097,
-    "synthetic_annotators": 1_082_153,
+    "synthetic_annotators": 1_122_857,
+    "synthetic_annotators:ssn": 1_942_764,
+    "synthetic_annotators:told": 1_123_177,
+    "synthetic_annotators:unet": 1_942_577,
     "vaihingen": 159_838_209,
 }
 # test_loop.py trains the first, the second has a test of its own, and the others have the network
@@ -49,6 +53,7 @@ PARAMETERS = {
 ELSEWHERE = (
     *("default", "isic2016_128", "compare:segdiff", "isic2016_64_hour", "folder"),
     *("cvc_clinicdb", "kvasir_seg", "ph2"),
+    *(f"synthetic_annotators:{model}" for model in ("told", "ssn", "unet")),
 )
 TRAINED = [name for name in NAMES if name not in ELSEWHERE]
 QUICK = ("compare:unet",)  # to compile

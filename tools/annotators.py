@@ -4,8 +4,8 @@
 images: the generalised energy distance of samples of the network and of level sets of its
 probability; the floor, which 16 masks drawn like the truth have; and, of the pictures where either
 of two patches is the lesion, the share of samples with the first, the second, both or none. Of a
-network that knows annotators, it prints for how many images samples "like k" are nearest to the
-masks of annotator k.
+network that knows annotators, it prints for how many images samples "like k" are nearest to masks
+of annotator k.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 import segdiff_jax
-from segdiff_jax.data.annotations import annotators_of
 from segdiff_jax.data.builders.synthetic_lesions.annotators import ANNOTATORS, draw_annotated
 from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import Builder
 from segdiff_jax.data.pipeline import padded_batches
@@ -52,12 +51,26 @@ def single_masks(
     return found
 
 
-def redrawn(number: int, size: int) -> tuple[np.ndarray, str, np.ndarray]:
-    """16 other masks of a test picture, drawn like the truth; its scene and its patches."""
-    names = np.random.default_rng(number).choice([*ANNOTATORS], SAMPLES)
+def redrawn(number: int, size: int, names: Sequence[str]) -> tuple[np.ndarray, str, np.ndarray]:
+    """Other masks of a test picture, by annotators of these names; its scene and its patches."""
     seed = Builder.BUILDER_CONFIGS[-1].seed, TEST, number
     _, masks, scene, patches = draw_annotated(seed, size, names, hand=1)
     return masks > 0, scene, patches
+
+
+def share_like(annotator: str, masks: list[np.ndarray], places: list[tuple[int, int]]) -> float:
+    """For how many pictures are masks "like an annotator" nearest to 16 masks of that one?
+
+    `places` has each picture's number and size.
+    """
+    nearest = []
+    for of_picture, place in zip(masks, places, strict=True):
+        far = {
+            name: iou_distances(of_picture, redrawn(*place, [name] * SAMPLES)[0]).mean()
+            for name in ANNOTATORS
+        }
+        nearest.append(min(far, key=far.get) == annotator)
+    return float(np.mean(nearest))
 
 
 def show_distances(name: str, masks: list[np.ndarray], truths: list[np.ndarray]) -> None:
@@ -83,16 +96,16 @@ def show_shares(name: str, masks: list[np.ndarray], known: list[tuple]) -> None:
 def evaluate(workdir: Path, data_dir: Path | None) -> None:
     """Prints all of it for one run."""
     load = lambda **fields: segdiff_jax.load(workdir, samples=SAMPLES, **fields)
-    model, places = load(samples_from="network"), {"data.dir": str(data_dir)} if data_dir else {}
+    model, moved = load(samples_from="network"), {"data.dir": str(data_dir)} if data_dir else {}
     data = model.config.data
     if data.dataset != DATASET:
         raise UserError(f"{workdir} was trained on {data.dataset}, not on {DATASET}")
-    records = open_split(model.config, "test", places)
-    examples = list(NativeExamples(records, model))
+    examples = list(NativeExamples(open_split(model.config, "test", moved), model))
     truths = [example["truths"] > 0 for example in examples]
     # TFDS shuffles the pictures; an id ends with a picture's number.
-    numbers = [int(example["id"][-5:]) for example in examples]
-    known = [redrawn(*pair) for pair in zip(numbers, (of.shape[1] for of in truths), strict=True)]
+    places = [(int(example["id"][-5:]), example["truths"].shape[1]) for example in examples]
+    anyone = lambda number: np.random.default_rng(number).choice([*ANNOTATORS], SAMPLES)
+    known = [redrawn(*place, anyone(place[0])) for place in places]
     kinds = {"truth, drawn again (the floor)": [masks for masks, _, _ in known]}
     masks = single_masks([model, load(samples_from="levels")], examples, "sampling")
     kinds |= zip(("samples of the network", "level sets"), masks, strict=True)
@@ -101,19 +114,13 @@ def evaluate(workdir: Path, data_dir: Path | None) -> None:
         show_distances(name, masks, truths)
     for name, masks in kinds.items():
         show_shares(name, masks, known)
-    nearest = []
+    shares = []
     for annotator in data.annotators:
         told = load(samples_from="network", annotator=annotator)
-        (of_told,) = single_masks([told], examples, annotator)
-        for i, masks in enumerate(of_told):
-            drew = np.array(annotators_of(records[i]))
-            far = iou_distances(masks, truths[i]).mean(axis=0)
-            by_name = {name: far[drew == name].mean() for name in ANNOTATORS}
-            nearest.append(min(by_name, key=by_name.get) == annotator)
-    if nearest:
-        print(
-            f"like annotator k: nearest to the masks of k for {np.mean(nearest):.0%} of the images"
-        )
+        (masks,) = single_masks([told], examples, annotator)
+        shares.append(share_like(annotator, masks, places))
+    if shares:
+        print(f"like annotator k: nearest to masks of k for {np.mean(shares):.0%} of the images")
 
 
 def options_of() -> argparse.Namespace:

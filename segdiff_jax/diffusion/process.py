@@ -19,6 +19,8 @@ WEIGHTS = ("simple", "min_snr")
 MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
 
+OF_LOGITS = "bce", "bce_dice", "energy"  # losses of the logits of x_0
+
 
 class Prediction(NamedTuple):
     """What the network says about a noisy mask."""
@@ -185,7 +187,7 @@ def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Proces
     return Process(
         schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
         prediction=diffusion["prediction"],
-        logits=diffusion["loss"] in ("bce_dice", "energy"),
+        logits=diffusion["loss"] in OF_LOGITS,
         latent=diffusion["loss"] == "energy",
         input_scale=diffusion["input_scale"],
         normalise_input=diffusion["normalise_input"],

@@ -33,6 +33,20 @@ def bce_dice_of_mask(process: Process, output: Array, noised: Noised) -> dict[st
     return bce_dice(output, (noised.mask + 1) / 2)
 
 
+def bce_of_mask(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
+    """Binary cross entropy of the logits of x_0.
+
+    It is least where each pixel's probability is right, given x_t and the image. So with all
+    timesteps trained and many steps, samples are distributed like the masks, which Dice prevents.
+    """
+    return {"bce": bce(output, (noised.mask + 1) / 2)}
+
+
+def bce(logits: Array, mask: Array) -> Array:
+    """The mean binary cross entropy of f32[B, H, W, C]: f32[B]."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
+
+
 def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     """Binary cross entropy plus soft Dice loss.
 
@@ -41,10 +55,9 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     below, it is least at p = m for any share m (DML1 of Wang et al. 2023, arXiv 2303.16296).
     `mask`, or m, is from 0 to 1. "dice" is the mean over the channels.
     """
-    bce = jnp.mean(optax.sigmoid_binary_cross_entropy(logits, mask), PIXELS)
     p = jax.nn.sigmoid(logits)
     dice = jnp.sum(jnp.abs(p - mask), (1, 2)) / (jnp.sum(p + mask, (1, 2)) + 1)
-    return {"bce": bce, "dice": jnp.mean(dice, axis=1)}
+    return {"bce": bce(logits, mask), "dice": jnp.mean(dice, axis=1)}
 
 
 def energy_of_masks(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
@@ -74,7 +87,12 @@ def soft_distance(a: Array, b: Array) -> Array:
     return 2 * difference / (jnp.sum(a + b, PIXELS) + difference + 1)
 
 
-LOSSES = {"mse": mse, "bce_dice": bce_dice_of_mask, "energy": energy_of_masks}
+LOSSES = {
+    "mse": mse,
+    "bce": bce_of_mask,
+    "bce_dice": bce_dice_of_mask,
+    "energy": energy_of_masks,
+}
 # The terms of all losses, which are columns of metrics.csv.
 TERMS = "mse", "vb", "bce", "dice", "distance", "less_half_diversity", "nll"
 

@@ -262,7 +262,9 @@ def built(tmp_path_factory):
 def test_builder_round_trip(built):
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(built / "synthetic_lesions" / "tiny" / "2.0.0")
+    builder = tfds.builder_from_directory(
+        built / "synthetic_lesions" / "tiny" / str(Builder.VERSION)
+    )
     assert Builder.name == "synthetic_lesions"
     raw = {name: tfds.decode.SkipDecoding() for name in ("image", "mask")}
     for number, (split, count) in enumerate((("train", 5), ("validation", 2), ("test", 3))):

@@ -174,9 +174,15 @@ def test_the_network_draws_like_the_annotator_it_is_told():
 
 
 @pytest.mark.slow
-def test_a_tiny_network_learns_to_draw_either_of_two_masks():
+@pytest.mark.parametrize("loss", ["bce", "energy"])
+def test_a_tiny_network_learns_to_draw_either_of_two_masks(loss):
+    """By the noise of a chain whose predictions are means, or by that of its predictions."""
     config = small_config()
-    method, tx = make_method(config), optax.adam(optax.cosine_decay_schedule(5e-3, 600))
+    if loss == "bce":
+        config.diffusion.update(loss="bce", timestep_power=1.0)
+        config.sampler.update(steps=10, eta=1.0)
+    method = make_method(config)
+    tx = optax.adam(optax.cosine_decay_schedule(5e-3, 600))
     variables = jax.jit(lambda: init_variables(method, 0))()
     state = variables["params"], tx.init(variables["params"])
     left = jnp.broadcast_to(jnp.where(jnp.arange(16) < 8, 1.0, -1.0)[:, None], (1, 16, 16, 1))
@@ -189,10 +195,10 @@ def test_a_tiny_network_learns_to_draw_either_of_two_masks():
         batch = {"image": jnp.zeros((8, 16, 16, 3)), "mask": sign * left}
         keys = jax.random.split(rest[0], (8, 3))
 
-        def loss(params):
+        def objective(params):
             return sum(method.losses({"params": params}, batch, keys).terms.values()).mean()
 
-        grads = jax.grad(loss)(params)
+        grads = jax.grad(objective)(params)
         updates, opt_state = tx.update(grads, opt_state)
         return optax.apply_updates(params, updates), opt_state
 

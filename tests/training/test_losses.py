@@ -7,7 +7,7 @@ import pytest
 
 from segdiff_jax.diffusion.process import Process
 from segdiff_jax.diffusion.schedule import make_schedule
-from segdiff_jax.methods.losses import Noised, bce_dice, mse
+from segdiff_jax.methods.losses import LOSSES, Noised, bce_dice, mse
 
 
 def test_mse_is_a_mean_over_pixels():
@@ -29,6 +29,9 @@ def test_bce_dice_by_hand():
     bce = -(np.log(0.8) + np.log(0.6)) / 2
     dice = 1 - (2 * 0.8 + 1) / (1.2 + 1 + 1)
     terms = bce_dice(logits, mask)
+    alone = LOSSES["bce"](None, logits, Noised(2 * mask - 1, *[None] * 4))
+    np.testing.assert_allclose(alone.pop("bce"), [bce], rtol=1e-5)
+    assert not alone
     np.testing.assert_allclose(terms["bce"], [bce], rtol=1e-5)
     np.testing.assert_allclose(terms["dice"], [dice], rtol=1e-5)
 

@@ -17,12 +17,13 @@ from segdiff_jax.data.builders.synthetic_lesions.lesion import draw_pigment, dra
 
 SCENES = "one", "second", "either"
 # Annotator -> where the outline lies, as the logit of the pigment's presence there, and the
-# probability that the faint patch of "second" is part of the lesion.
+# probability that the faint patch of "second" is part of the lesion. Two masks of a lesion alone
+# have an IoU of 0.75, like those of two dermatologists (0.775 in IMA++).
 ANNOTATORS = {
-    "tightest": (2.1, 0.1),
-    "tight": (0.7, 0.3),
-    "wide": (-0.7, 0.7),
-    "widest": (-2.1, 0.9),
+    "tightest": (0.9, 0.1),
+    "tight": (0.3, 0.3),
+    "wide": (-0.3, 0.7),
+    "widest": (-0.9, 0.9),
 }
 HAND = 0.1  # standard deviation of an outline's logit: of a mask, and along its outline
 

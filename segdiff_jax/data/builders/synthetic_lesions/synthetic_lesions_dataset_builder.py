@@ -38,11 +38,12 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawn skin lesions with exact masks and the nuisances of real pictures."""
 
-    VERSION = tfds.core.Version("2.0.0")
+    VERSION = tfds.core.Version("2.1.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "First version.",
         "1.1.0": "2400 training pictures instead of 600; the others are the same.",
         "2.0.0": "Hair, rulers and dark corners are drawn as in augmentation.",
+        "2.1.0": "The annotators differ as dermatologists do; the other data sets are the same.",
     }
     BUILDER_CONFIGS: ClassVar = [
         SyntheticLesionsConfig(name="default", description="128 pixels a side, 2400 to train on."),
