@@ -40,8 +40,7 @@ SAMPLING = {
 
 
 def main(arguments: list[str]) -> int:
-    paths = CHECKPOINT.value or WORKDIR.value
-    if not paths:
+    if not (paths := CHECKPOINT.value or WORKDIR.value):
         raise UserError("give --workdir or --checkpoint")
     if CHECKPOINT.value and len(WORKDIR.value) > 1:
         raise UserError("beside --checkpoint, give one --workdir: where to write")
