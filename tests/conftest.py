@@ -15,9 +15,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from segdiff_jax.config import default_config
+from segdiff_jax.config import VERSION, default_config
 from segdiff_jax.data.builders.synthetic_lesions.drawing import draw
+from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.models.efficientnet import blocks_of
+from segdiff_jax.runtime.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
@@ -175,3 +177,12 @@ def tiny_config(tiny_isic, tmp_path_factory):
         return config
 
     return build
+
+
+def save_untrained(config, workdir):
+    """The workdir, with the checkpoint of a network that was never trained."""
+    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
+    with Checkpoints(workdir) as checkpoints:
+        meta = {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
+        checkpoints.save_best(1, variables, meta)
+    return workdir

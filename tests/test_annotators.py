@@ -2,20 +2,17 @@
 
 import re
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from segdiff_jax.config import VERSION
 from segdiff_jax.data.builders.synthetic_lesions.annotators import ANNOTATORS, draw_annotated
 from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_builder import (
     Builder,
     SyntheticLesionsConfig,
 )
-from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.runtime import command
-from segdiff_jax.runtime.checkpoint import Checkpoints
+from tests.conftest import save_untrained
 from tools import annotators, experts
 
 
@@ -28,11 +25,7 @@ def run(tiny_config, tmp_path, monkeypatch):
     config = tiny_config()
     config.data.update(dataset=annotators.DATASET, dir=str(tmp_path), annotators=("wide",))
     config.diffusion.loss, config.sampler.name = "energy", "ddim"
-    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
-    with Checkpoints(tmp_path) as checkpoints:
-        meta = {"config": config.to_dict(), "version": VERSION, "step": 1}
-        checkpoints.save_best(1, variables, meta)
-    return tmp_path
+    return save_untrained(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,13 +1,10 @@
 """tools/bound.py of a run, as a user starts it."""
 
-import jax
 import numpy as np
 import pytest
 
-from segdiff_jax.config import VERSION
-from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.runtime import command
-from segdiff_jax.runtime.checkpoint import Checkpoints
+from tests.conftest import save_untrained
 from tools import bound
 
 
@@ -19,11 +16,7 @@ def run(tiny_config, tmp_path, monkeypatch):
     config.model.out_channels = 2
     config.diffusion.variance = "learned_range"
     config.diffusion.update(loss="mse", schedule="cosine", num_timesteps=4)
-    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
-    with Checkpoints(tmp_path) as checkpoints:
-        meta = {"config": config.to_dict(), "version": VERSION, "step": 1}
-        checkpoints.save_best(1, variables, meta)
-    return tmp_path
+    return save_untrained(config, tmp_path)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,12 +18,10 @@ from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.examples import NativeExamples
 from segdiff_jax.inference.export import export_model
 from segdiff_jax.inference.load import load
-from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.original.export_torch import export_state_dict
-from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.training.loop import train
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_untrained
 from tools.bound import make_bound_fn
 
 NAMES, VALUES = ("skin", "lesion", "core"), (0, 100, 200)
@@ -97,14 +94,6 @@ def test_it_trains_validates_and_samples(drawn, tiny_config, tmp_path, capsys, n
     np.testing.assert_allclose(prediction.probability.sum(axis=-1), 1, atol=1e-5)
     file = np.asarray(Image.open(tmp_path / "out12/masks/3_Segmentation.png"))
     np.testing.assert_array_equal(trained.classes.file_values(prediction.mask), file)
-
-
-def save_untrained(config, workdir):
-    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
-    with Checkpoints(workdir) as checkpoints:
-        meta = {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
-        checkpoints.save_best(1, variables, meta)
-    return workdir
 
 
 def meta_of(config):

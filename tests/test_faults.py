@@ -15,13 +15,12 @@ import optax
 import pytest
 from PIL import Image
 
-from segdiff_jax.config import VERSION, default_config
+from segdiff_jax.config import default_config
 from segdiff_jax.inference.load import load
-from segdiff_jax.methods import init_variables, make_method
 from segdiff_jax.runtime.checkpoint import Checkpoints
 from segdiff_jax.training.loop import train
 from segdiff_jax.training.state import create_state
-from tests.conftest import ROOT, tiny_overrides
+from tests.conftest import ROOT, save_untrained, tiny_overrides
 from tests.test_end_to_end import TINY, run, saved_steps
 
 
@@ -29,11 +28,7 @@ from tests.test_end_to_end import TINY, run, saved_steps
 def workdir(tmp_path_factory):
     """Of a U-Net that was never trained."""
     workdir, config = tmp_path_factory.mktemp("workdir"), tiny_overrides(default_config("unet"))
-    variables = jax.jit(lambda: init_variables(make_method(config), 0))()
-    with Checkpoints(workdir) as checkpoints:
-        meta = {"config": json.loads(config.to_json()), "version": VERSION, "step": 1}
-        checkpoints.save_best(1, variables, meta)
-    return workdir
+    return save_untrained(config, workdir)
 
 
 @pytest.fixture
