@@ -7,13 +7,13 @@ samples of the network, and level sets of its probability.
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import segdiff_jax
 from segdiff_jax.evaluation.examples import NativeExamples, open_split
 from segdiff_jax.runtime.command import argument_parser, run_simple
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute
+from tools.annotators import single_masks
 from tools.picture import draw_grid
 
 MASKS = 4  # of each kind in a row
@@ -34,14 +34,11 @@ def draw(
         raise UserError(f"{model.config.data.dataset}, {split}: no masks of several annotators")
     titles = ["image", *(f"{k} {i}" for k in ("annotator", *models) for i in range(1, MASKS + 1))]
     lines = []
-    for example in tqdm(chosen, unit=" images"):
-        inputs = np.stack([example["input"]] * model.batch_size)
-        made = model.sample(inputs, [example["id"]] * len(inputs))[:, 0]
-        native = example["image"].shape[:2]
-        masks = [*example["truths"][:MASKS], *[np.zeros(native)] * MASKS][:MASKS]
-        for of_kind in models.values():
-            masks += [*of_kind.segment(made, native, example["id"]).samples[:MASKS]]
-        lines.append([example["image"], *masks])
+    found = single_masks([*models.values()], chosen, "sampling")
+    for example, *kinds in zip(chosen, *found, strict=True):
+        none = [np.zeros(example["image"].shape[:2])] * MASKS
+        kinds = [[*example["truths"], *none], *kinds]
+        lines.append([example["image"], *(mask for kind in kinds for mask in kind[:MASKS])])
     draw_grid(lines, titles, out)
 
 

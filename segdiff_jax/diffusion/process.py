@@ -18,7 +18,6 @@ PREDICTIONS = ("eps", "x0", "v")
 WEIGHTS = ("simple", "min_snr")
 MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
-
 OF_LOGITS = "bce", "bce_dice", "energy"  # losses of the logits of x_0
 
 

@@ -54,10 +54,9 @@ def mean_of_pairs(distances: np.ndarray, draws: bool = True) -> float:
     return float((distances.sum() - np.trace(distances)) / (count * (count - 1)))
 
 
-def energy_score(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> float:
-    """ "energy" of `score_samples`."""
-    distance = iou_distances(samples, truths).mean()
-    return float(distance - mean_of_pairs(iou_distances(samples, samples), draws) / 2)
+def energy_score(to_truth: np.ndarray, between: np.ndarray, draws: bool = True) -> float:
+    """E d(S, Y) - E d(S, S') / 2 of distances f64[V, M] and f64[V, V], see `score_samples`."""
+    return float(to_truth.mean() - mean_of_pairs(between, draws) / 2)
 
 
 def score_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -> dict[str, float]:
@@ -86,13 +85,13 @@ def score_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True) -
     to_truth, between = iou_distances(samples, truths), iou_distances(samples, samples)
     distance, diversity = float(to_truth.mean()), mean_of_pairs(between, draws)
     ours, theirs = boundary_fields(samples), boundary_fields(truths)
-    to_outline = float(field_distances(ours, theirs).mean())
+    to_outline = field_distances(ours, theirs)
     scores = {
         "distance": distance,
         "diversity": diversity,
-        "energy": distance - diversity / 2,
-        "boundary_distance": to_outline,
-        "boundary_energy": to_outline - mean_of_pairs(field_distances(ours, ours), draws) / 2,
+        "energy": energy_score(to_truth, between, draws),
+        "boundary_distance": float(to_outline.mean()),
+        "boundary_energy": energy_score(to_outline, field_distances(ours, ours), draws),
         "best": float((1 - to_truth).max(axis=0).mean()),
     }
     if len(truths) == 1:

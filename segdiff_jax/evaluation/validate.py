@@ -11,7 +11,7 @@ from segdiff_jax.data.pipeline import ResizedSource, padded_batches
 from segdiff_jax.evaluation.distributions import energy_score
 from segdiff_jax.evaluation.metrics import ENERGY, class_scores
 from segdiff_jax.evaluation.outputs import mix_classes
-from segdiff_jax.inference.combine import options_of, segment
+from segdiff_jax.inference.combine import iou_distances, options_of, segment
 from segdiff_jax.inference.drawn import single_masks
 from segdiff_jax.inference.driver import Driver
 from segdiff_jax.runtime import parallel
@@ -44,9 +44,10 @@ def validate(
             scores, _ = class_scores(labels[i], truth[i], len(classes.names), of_mask)
             if ENERGY in names:
                 drawing = images.shape[1:3], found[i], config.sampler, ids[i], seed
-                masks, _ = single_masks(samples[:, i], *drawing)
+                masks = single_masks(samples[:, i], *drawing)[0] > 0
                 draws = driver.method.draws or config.sampler.samples_from != "network"
-                scores[ENERGY] = energy_score(masks > 0, truths[i] > 0, draws)
+                between = iou_distances(masks, masks)
+                scores[ENERGY] = energy_score(iou_distances(masks, truths[i] > 0), between, draws)
             rows[group[i]["number"]] = [scores[name] for name in names]
         if not pictures:
             shares = (x[valid, ..., None] == classes.of_channels for x in (truth, labels))

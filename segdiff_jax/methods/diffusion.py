@@ -140,9 +140,8 @@ class Diffusion:
 
         noisy = x_start = process.input_scale * batch["mask"]
         if self.recycling:
-            x_T = gaussian_noise(keys, x_start.shape[1:])(
-                1
-            )  # Numbers tell draws of `keys` apart; `depth_keys` has 3.
+            # Numbers tell draws of `keys` apart; `depth_keys` has 3.
+            x_T = gaussian_noise(keys, x_start.shape[1:])(1)
             noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
             noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
         x_t, estimate, z = q_sample(process.schedule, noisy, t, eps), None, None
