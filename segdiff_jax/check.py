@@ -107,14 +107,6 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     for reason, holds in needs_x0.items():
         if holds and diffusion.prediction != "x0":
             yield f"{reason}: it needs diffusion.prediction='x0', not {diffusion.prediction!r}"
-    for name in ("recycling", "self_conditioning"):
-        if diffusion.loss == "energy" and diffusion[name]:
-            yield f"diffusion.{name}=True does not go with diffusion.loss='energy': set False"
-    if diffusion.loss == "energy" and config.sampler.name != "ddim":
-        yield (
-            f"sampler.name={config.sampler.name!r} is for predictions of the mean: with "
-            "diffusion.loss='energy', each is a sample, so set 'ddim'"
-        )
     if diffusion.timestep_sampler != "uniform" and diffusion.timestep_power != 1:
         yield (
             f"diffusion.timestep_power={diffusion.timestep_power} and "

@@ -91,7 +91,7 @@ def test_trackers_and_artefacts_are_what_the_code_has():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_fields_of_a_model_are_its_networks(name):
-    inherited = {"axis_name", "num_annotators", "num_latents", "parent", "name"}
+    inherited = {"axis_name", "num_annotators", "parent", "name"}
     network = {field.name for field in dataclasses.fields(MODELS[name])} - inherited
     assert schema.MODELS[name].keys() == network
 

@@ -37,11 +37,8 @@ def make_bound_fn(model: Model) -> Callable[[Array, Array, Array], Bound]:
     config = model.config
     if config.method != "diffusion":
         raise UserError(f"method={config.method!r} is no diffusion: there is no bound")
-    if config.diffusion.loss == "energy" or config.data.annotators:
-        raise UserError(
-            f"diffusion.loss={config.diffusion.loss!r}, data.annotators="
-            f"{tuple(config.data.annotators)}: the bound is of predictions of the mean, for anyone"
-        )
+    if names := tuple(config.data.annotators):
+        raise UserError(f"data.annotators={names}: the bound is of masks by anyone")
     if model.classes.several:
         raise UserError(f"data.classes={model.classes.names}: the bound needs masks of two classes")
     network = model.driver.method.model

@@ -18,7 +18,7 @@ PREDICTIONS = ("eps", "x0", "v")
 WEIGHTS = ("simple", "min_snr")
 MIN_SNR_GAMMA = 5.0
 VARIANCES = ("fixed_large", "fixed_small", "learned_range")
-OF_LOGITS = "bce", "bce_dice", "energy"  # losses of the logits of x_0
+OF_LOGITS = "bce", "bce_dice"  # losses of the logits of x_0
 
 
 class Prediction(NamedTuple):
@@ -87,9 +87,7 @@ class Process:
     2301.10972). b = 1 without `normalise_input` is the original. With `clip`, x_start stays within
     +-b, and eps is recomputed from it: near t = T, x_start from eps amplifies the network's errors
     200 times. With `self_conditioning`, the network also sees its estimate of the clean mask from
-    the step before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2). With `latent`,
-    what the network predicts is a sample of x_0 given x_t, not the mean (De Bortoli et al. 2025,
-    arXiv 2502.02483).
+    the step before, zero at first (Chen et al. 2023, arXiv 2208.04202, section 2.2).
     """
 
     schedule: Schedule  # the chain of noise levels; replaced to sample with fewer steps
@@ -99,7 +97,6 @@ class Process:
     normalise_input: bool = False  # divide x_t by its deviation, sqrt(abar_t b^2 + 1 - abar_t)
     clip: bool = False
     self_conditioning: bool = False
-    latent: bool = False
     mask_channels: int = 1  # C; with several classes, +b where the class is, -b elsewhere
 
     def __post_init__(self):
@@ -187,7 +184,6 @@ def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Proces
         schedule=make_schedule(diffusion["schedule"], diffusion["num_timesteps"]),
         prediction=diffusion["prediction"],
         logits=diffusion["loss"] in OF_LOGITS,
-        latent=diffusion["loss"] == "energy",
         input_scale=diffusion["input_scale"],
         normalise_input=diffusion["normalise_input"],
         self_conditioning=diffusion["self_conditioning"],

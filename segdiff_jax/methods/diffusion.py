@@ -19,7 +19,7 @@ from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, gaussian_noi
 from segdiff_jax.diffusion.samplers import sample as sample_chain
 from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
 from segdiff_jax.methods.interface import Batch, Draw, Losses, State
-from segdiff_jax.methods.losses import LOSSES, Noised, find_loss, mse
+from segdiff_jax.methods.losses import Noised, find_loss, mse
 from segdiff_jax.methods.noise import sample_noise
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
@@ -27,17 +27,13 @@ from segdiff_jax.models import depth_keys, make_model, mask_stride
 from segdiff_jax.models.segdiff import Features
 from segdiff_jax.original.timesteps import LossAwareTimesteps
 
-LATENTS = 8  # numbers of the noise z that a network sees whose predictions are samples
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
     """See `interface`.
 
-    Where the process is `latent`, a prediction is a sample: then `train_samples` of them are drawn
-    for each example, at one x_t. With `recycling`, x_t is made of the mask that the network itself
-    predicts from pure noise (Fu et al. 2023, MELBA 2023:016, section 3.3), which takes one more
-    forward pass.
+    With `recycling`, x_t is made of the mask that the network itself predicts from pure noise (Fu
+    et al. 2023, MELBA 2023:016, section 3.3), which takes one more forward pass.
     """
 
     model: nn.Module  # has `encode_image` and `denoise`
@@ -47,7 +43,6 @@ class Diffusion:
     loss: Callable[[Process, Array, Noised], dict[str, Array]] = mse  # see `losses`
     weights: np.ndarray | None = None  # f64[T], see `Process.loss_weights`; None: 1
     timestep_sampler: Any = None  # which timesteps are trained; None: uniform
-    train_samples: int = 1  # 2 or more for a loss that compares them
     recycling: bool = False
     image_size: int = 64
     samples: int = 1
@@ -65,14 +60,11 @@ class Diffusion:
         if diffusion.timestep_sampler == "loss_second_moment":
             timesteps = LossAwareTimesteps(diffusion.num_timesteps)
         method = cls(
-            model=make_model(
-                config.model, axis_name, LATENTS * process.latent, len(config.data.annotators)
-            ),
+            model=make_model(config.model, axis_name, len(config.data.annotators)),
             process=process,
             loss=find_loss(diffusion.loss, diffusion.variance),
             weights=process.loss_weights(diffusion.weight),
             timestep_sampler=timesteps,
-            train_samples=diffusion.train_samples if process.latent else 1,
             recycling=diffusion.recycling,
             image_size=config.data.image_size,
         )
@@ -93,11 +85,6 @@ class Diffusion:
             annotator=("", *config.data.annotators).index(sampler.annotator),
             views=make_views(sampler.flips, sampler.rotations)[: sampler.samples],
         )
-
-    @property
-    def with_first_loss(self) -> "Diffusion":
-        """The method of the first `diffusion.bce_dice_share` of the training."""
-        return dataclasses.replace(self, loss=LOSSES["bce_dice"], train_samples=1)
 
     @property
     def timesteps(self) -> np.ndarray:
@@ -130,9 +117,8 @@ class Diffusion:
         `keys`, key[B], are for dropout, skipped blocks, recycling and self-conditioning; None if
         there are none. {term: f32[B]} and the statistics of this batch.
         """
-        process, T, count = self.process, len(self.process.schedule), self.train_samples
+        process, T = self.process, len(self.process.schedule)
         frozen = variables | {"params": jax.lax.stop_gradient(variables["params"])}
-        repeat = lambda x: jnp.repeat(x, count, axis=0)
 
         def own_estimate(x_t, t):
             output, _ = self._denoise(frozen, batch, process.network_input(x_t, t), t, keys)
@@ -144,35 +130,21 @@ class Diffusion:
             x_T = gaussian_noise(keys, x_start.shape[1:])(1)
             noisy = own_estimate(x_T, jnp.full_like(t, T - 1))
             noisy = jnp.clip(noisy, -process.input_scale, process.input_scale)
-        x_t, estimate, z = q_sample(process.schedule, noisy, t, eps), None, None
+        x_t, estimate = q_sample(process.schedule, noisy, t, eps), None
         if process.self_conditioning:  # Half of the examples see their estimate.
             known = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 2)))(keys)
             estimate = jnp.where(known[:, None, None, None], own_estimate(x_t, t), 0.0)
-        if process.latent:
-            z = gaussian_noise(keys, (count, LATENTS))(4).reshape(-1, LATENTS)
-        inputs = process.network_input(repeat(x_t), repeat(t), estimate)
-        output, batch_stats = self._denoise(variables, batch, inputs, repeat(t), keys, z)
+        inputs = process.network_input(x_t, t, estimate)
+        output, batch_stats = self._denoise(variables, batch, inputs, t, keys)
         return self.loss(process, output, Noised(batch["mask"], x_start, t, eps, x_t)), batch_stats
 
     def _denoise(
-        self,
-        variables: Any,
-        batch: Batch,
-        x_t: Array,
-        t: Array,
-        keys: Array | None,
-        z: Array | None = None,
+        self, variables: Any, batch: Batch, x_t: Array, t: Array, keys: Array | None
     ) -> tuple[Array, Any]:
-        """The network's output in training, and the statistics of the batch.
-
-        Each image's features are for one x_t or, in a row, for several.
-        """
+        """The network's output in training, and the statistics of the batch."""
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         image, depth = batch["image"], depth_keys(self.model, keys)
-        options = {} if z is None else {"z": z}
-        count = len(x_t) // len(image)
-        if "annotator" in batch:
-            options["annotator"] = jnp.repeat(batch["annotator"], count)
+        options = {"annotator": batch["annotator"]} if "annotator" in batch else {}
         if batch_stats:
             variables = {"params": params, "batch_stats": batch_stats}
             options |= {"train": True, "mutable": ["batch_stats"]} | depth
@@ -185,15 +157,12 @@ class Diffusion:
         features = self.model.apply(variables, image, method="encode_image", **depth)
 
         def denoise(key, x_t, features, t, options):
-            features = jax.tree.map(lambda x: x[None], features)
+            x_t, features, t, options = jax.tree.map(lambda x: x[None], (x_t, features, t, options))
             options |= {"train": True, "rngs": {"dropout": key}, "method": "denoise"}
-            return self.model.apply(variables, x_t, features, t, **options)
+            return self.model.apply(variables, x_t, features, t, **options)[0]
 
         # Only `denoise` is vmapped: under vmap, a custom gradient is taken image by image.
-        of_images = lambda x: x.reshape(-1, count, *x.shape[1:])
-        x_t, t, options = jax.tree.map(of_images, (x_t, t, options))
-        output = jax.vmap(denoise)(keys, x_t, features, t, options)
-        return output.reshape(-1, *output.shape[2:]), batch_stats
+        return jax.vmap(denoise)(keys, x_t, features, t, options), batch_stats
 
     def encode(self, variables: Any, images: Array) -> Features:
         """The features of each view of u8[B, S, S, 3], such as [B, F, S, S, channels]."""
@@ -222,15 +191,12 @@ class Diffusion:
         features = jax.tree.map(seen, features)
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
         size, options = state.x_t.shape[1:3], {"method": "denoise"}
-        latents = gaussian_noise(draw.keys.reshape(-1), (LATENTS,))
         if self.annotator:
             options["annotator"] = jnp.full(1, self.annotator, jnp.int32)
 
         def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
-            # The numbers below N are the noise of the steps.
-            z = {"z": latents(len(timesteps) + t)} if self.chain.latent else {}
             inputs = self.chain.network_input(x_t, t, previous), features, timesteps[t][None]
-            output = self.model.apply(variables, *inputs, **z, **options)
+            output = self.model.apply(variables, *inputs, **options)
             return self.chain.predict(output, x_t, t)
 
         x_t, x_start = sample_chain(

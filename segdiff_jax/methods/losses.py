@@ -60,41 +60,9 @@ def bce_dice(logits: Array, mask: Array) -> dict[str, Array]:
     return {"bce": bce(logits, mask), "dice": jnp.mean(dice, axis=1)}
 
 
-def energy_of_masks(process: Process, output: Array, noised: Noised) -> dict[str, Array]:
-    """The energy score of several masks of each example, M of which lie in a row in `output`.
-
-    "distance" is the mean of d(S, m) over the masks S = sigmoid(output) and the clean mask m, and
-    "less_half_diversity" minus half of the mean of d(S, S') over every two of them. Their sum is
-    least where the masks are distributed like m given x_t and the image (Gneiting and Raftery 2007,
-    JASA 102, section 4.3; for diffusion, De Bortoli et al. 2025, arXiv 2502.02483).
-    """
-    mask = (noised.mask + 1) / 2
-    masks = jax.nn.sigmoid(output).reshape(len(mask), -1, *mask.shape[1:])
-    count = masks.shape[1]
-    to_truth = [soft_distance(masks[:, i], mask) for i in range(count)]
-    pairs = [soft_distance(masks[:, i], masks[:, j]) for i in range(count) for j in range(i)]
-    return {"distance": sum(to_truth) / count, "less_half_diversity": -sum(pairs) / len(pairs) / 2}
-
-
-def soft_distance(a: Array, b: Array) -> Array:
-    """1 - sum min(a, b) / sum max(a, b), for masks of 0 and 1 one minus IoU; f32[B].
-
-    Values are from 0 to 1. This is Ruzicka's distance; like 1 - IoU, it makes the energy score
-    proper, because the kernel sum min / sum max is positive definite. Channels count together. 1 is
-    added below, so that empty masks have a gradient.
-    """
-    difference = jnp.sum(jnp.abs(a - b), PIXELS)
-    return 2 * difference / (jnp.sum(a + b, PIXELS) + difference + 1)
-
-
-LOSSES = {
-    "mse": mse,
-    "bce": bce_of_mask,
-    "bce_dice": bce_dice_of_mask,
-    "energy": energy_of_masks,
-}
+LOSSES = {"mse": mse, "bce": bce_of_mask, "bce_dice": bce_dice_of_mask}
 # The terms of all losses, which are columns of metrics.csv.
-TERMS = "mse", "vb", "bce", "dice", "distance", "less_half_diversity", "nll"
+TERMS = "mse", "vb", "bce", "dice", "nll"
 
 
 def find_loss(name: str, variance: str) -> Callable[[Process, Array, Noised], dict[str, Array]]:

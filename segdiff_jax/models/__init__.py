@@ -26,19 +26,15 @@ MODELS = {"segdiff": SegDiff, "medsegdiff": MedSegDiff, "unet": RonnebergerUNet,
 
 
 def make_model(
-    config: Mapping[str, Any],
-    axis_name: str | None = None,
-    num_latents: int = 0,
-    num_annotators: int = 0,
+    config: Mapping[str, Any], axis_name: str | None = None, num_annotators: int = 0
 ) -> nn.Module:
     """The network that `config.model` describes.
 
     Fields that do not fit each other are a UserError, here or when variables are made. Training
-    averages the statistics of batch norm over the devices of `axis_name`. A diffusion model may see
-    `num_latents` numbers of noise, and be told which of `num_annotators` drew a mask.
+    averages the statistics of batch norm over the devices of `axis_name`. A diffusion model may be
+    told which of `num_annotators` drew a mask.
     """
-    more = {"num_latents": num_latents, "num_annotators": num_annotators}
-    fields = dict(config) | {name: number for name, number in more.items() if number}
+    fields = dict(config) | ({"num_annotators": num_annotators} if num_annotators else {})
     return MODELS[fields.pop("name")](**fields, axis_name=axis_name)
 
 
@@ -57,9 +53,7 @@ def init_variables(
     image = jnp.zeros((1, image_size, image_size, 3))
     key = jax.random.key(seed, impl="rbg")
     if hasattr(model, "denoise"):
-        latents = getattr(model, "num_latents", 0)
-        z = {"z": jnp.zeros((1, latents))} if latents else {}
-        return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32), **z)
+        return model.init(key, x_t, image, jnp.zeros((1,), jnp.int32))
     return model.init(key, image)
 
 

@@ -101,9 +101,8 @@ class MedSegDiff(SegDiff):
         features: Array,
         t: Array,
         train: bool = False,
-        z: Array | None = None,
         annotator: Array | None = None,
     ) -> Array:
         """D(E^x(F(x_t), t) + E^I(features, x_t, t), t); see `SegDiff.denoise`."""
         features = jnp.repeat(features, len(x_t) // len(features), axis=0)
-        return self.unet(self.F(x_t), t, train, z, annotator, features, self.image_levels)
+        return self.unet(self.F(x_t), t, train, annotator, features, self.image_levels)

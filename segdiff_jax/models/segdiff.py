@@ -46,7 +46,6 @@ class SegDiff(nn.Module):
     image_mean: tuple[float, ...] = ()
     image_std: tuple[float, ...] = ()
     dtype: str = "float32"
-    num_latents: int = 0  # of z, see `denoise`
     num_annotators: int = 0  # in config.data.annotators
     axis_name: str | None = None
 
@@ -121,7 +120,6 @@ class SegDiff(nn.Module):
             remat_resolutions=self.remat_resolutions,
             attention=self.attention,
             dtype=dtype,
-            num_latents=self.num_latents,
             num_annotators=self.num_annotators,
         )
 
@@ -144,7 +142,6 @@ class SegDiff(nn.Module):
         features: Features,
         t: Array,
         train: bool = False,
-        z: Array | None = None,
         annotator: Array | None = None,
     ) -> Array:
         """D(E(F(x_t) + features, t), t); of a list, E adds each further one at its level.
@@ -156,16 +153,15 @@ class SegDiff(nn.Module):
             t: i32[B] or f32[B], timesteps of the training chain, not rescaled; or of length 1, for
                 all of the batch.
             train: apply dropout (needs a "dropout" key), and normalise by the batch's statistics.
-            z: f32[B, num_latents], standard normal noise that decides which mask is drawn; it is
-                embedded beside the timestep, so that it reaches every block.
             annotator: i32[B], or of length 1, whose style the mask has: 1 + the place in
-                `config.data.annotators`, or 0, anyone's. It is embedded likewise.
+                `config.data.annotators`, or 0, anyone's. It is embedded beside
+                the timestep.
         Returns:
             f32[B, H, W, out_channels].
         """
         levels = features if isinstance(features, list) else [features]
         h = add_features(self.F(x_t), levels[0])
-        return self.unet(h, t, train, z, annotator, pyramid=levels)
+        return self.unet(h, t, train, annotator, pyramid=levels)
 
     def __call__(
         self,
@@ -174,8 +170,7 @@ class SegDiff(nn.Module):
         t: Array,
         train: bool = False,
         keys: Array | None = None,
-        z: Array | None = None,
         annotator: Array | None = None,
     ) -> Array:
         """`denoise` of `encode_image`; shapes as there."""
-        return self.denoise(x_t, self.encode_image(image, keys), t, train, z, annotator)
+        return self.denoise(x_t, self.encode_image(image, keys), t, train, annotator)

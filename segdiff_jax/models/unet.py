@@ -130,7 +130,6 @@ class UNet(nn.Module):
     remat_resolutions: tuple[int, ...]
     attention: str
     dtype: jnp.dtype
-    num_latents: int = 0  # numbers of z
     num_annotators: int = 0  # whose style it knows, beside the pool's
 
     @nn.compact
@@ -139,7 +138,6 @@ class UNet(nn.Module):
         h: Array,
         t: Array,
         train: bool = False,
-        z: Array | None = None,
         annotator: Array | None = None,
         image: Array | None = None,
         image_levels: Sequence[Callable[[Array, Array, Array, bool], Array]] = (),
@@ -147,7 +145,7 @@ class UNet(nn.Module):
     ) -> Array:
         """dtype[B, H, W, channels] -> f32[B, H, W, out_channels].
 
-        `t`, `z` and `annotator` are as in `SegDiff.denoise`.
+        `t` and `annotator` are as in `SegDiff.denoise`.
 
         Args:
             image: dtype[B, H, W, channels], features of the image, for `image_levels`.
@@ -168,9 +166,6 @@ class UNet(nn.Module):
         emb = timestep_embedding(t, self.channels)
         emb = nn.silu(Dense(4 * self.channels, name="time_0")(emb))
         emb = Dense(4 * self.channels, name="time_1")(emb)
-        if self.num_latents:
-            emb_z = nn.silu(Dense(4 * self.channels, name="latent_0")(z))
-            emb = emb + Dense(4 * self.channels, name="latent_1")(emb_z)
         if self.num_annotators:
             annotator = jnp.zeros(1, jnp.int32) if annotator is None else annotator
             table = nn.Embed(self.num_annotators + 1, 4 * self.channels, name="annotator")

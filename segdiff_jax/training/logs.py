@@ -109,8 +109,8 @@ class Logs:
         skipped = len(self._window) - len(updated)
         if skipped:
             self._bar.write(f"{skipped} steps up to {step} had NaN or infinite gradients: skipped")
-        names = {name for metrics in updated for name in metrics} - {"nonfinite"}
-        row = {name: float(np.mean([m[name] for m in updated if name in m])) for name in names}
+        names = updated[0].keys() - {"nonfinite"} if updated else ()
+        row = {name: float(np.mean([m[name] for m in updated])) for name in names}
         seconds = time.monotonic() - self._clock
         speed, share = self._new * self._train.batch_size / seconds, self._data_seconds / seconds
         row |= {"learning_rate": learning_rate, "images_per_second": speed}

@@ -1,6 +1,7 @@
 """Training from a config: open the data, restore, step, log, save, validate."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import time
@@ -35,7 +36,7 @@ from segdiff_jax.training.clock import Clock, is_validation_due
 from segdiff_jax.training.logs import Logs, has_validation, shown
 from segdiff_jax.training.optimizer import Optimizer, learning_rate, make_optimizer, progress
 from segdiff_jax.training.state import TrainState, create_state
-from segdiff_jax.training.steps import make_train_step, stage_of, stages
+from segdiff_jax.training.steps import make_train_step
 from segdiff_jax.training.trackers import check_trackers
 
 
@@ -89,10 +90,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             print(f"resuming {workdir} at step {clock.step}", flush=True)
 
         step = make_train_step(config, method, tx, parallel.AXIS)
-        step_fns = {
-            stage: parallel.pmap_train_step(of_stage)
-            for stage, of_stage in stages(step, config).items()
-        }
+        steps = [dataclasses.replace(step, half_size=half) for half in (False, True)]
+        step_fns = [parallel.pmap_train_step(step) for step in steps]
         driver, metrics = make_validation_driver(config, method), None
         key = jax.random.key(config.seed)
         # A validation is owed to a run that was stopped before it was done or starts elsewhere.
@@ -126,8 +125,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
             batch = parallel.shard(next(batches))
             waited = time.monotonic() - start
             rate = np.float32(learning_rate(config.train, clock.step, clock.minutes))
-            stage = stage_of(config, progress(config.train, clock.step, clock.minutes))
-            state, metrics = step_fns[stage](state, batch, key, rate)
+            half = progress(config.train, clock.step, clock.minutes) < config.train.half_size_share
+            state, metrics = step_fns[half](state, batch, key, rate)
             # One step ahead of the device keeps it busy; more would make the clock run ahead.
             jax.block_until_ready(former)
             clock.tick()

@@ -8,7 +8,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import changes, saved_config, with_absolute_paths
-from segdiff_jax.diffusion.process import make_process
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import NETWORK, RUN
@@ -73,13 +72,6 @@ def check_same_network(config: ConfigDict) -> Path:
         raise UserError(
             f"train.init_from={path} holds another network; --config=configs/saved.py:WORKDIR has "
             "its config:\n  " + "\n  ".join(_lines(other, "there", "here"))
-        )
-    both = [c.diffusion for c in (before, config)]
-    if config.method == "diffusion" and len({make_process(d).latent for d in both}) > 1:
-        losses = " and ".join(repr(d.loss) for d in both)
-        raise UserError(
-            f"train.init_from={path}: only one of the networks sees noise, because diffusion.loss "
-            f"differs ({losses}): train anew, with diffusion.bce_dice_share"
         )
     data = config.data
     for other in (run.data for run in _with_its_starts(before)):

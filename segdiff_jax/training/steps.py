@@ -150,23 +150,3 @@ def make_train_step(
         patch_size=config.data.image_size if config.data.full_size else 0,
         axis_name=axis_name,
     )
-
-
-def stage_of(config: ConfigDict, done: float) -> tuple[bool, bool]:
-    """Whether training is at half size, and whether it has its first loss, at a share of it."""
-    diffusion = config.diffusion
-    two_losses = config.method == "diffusion" and diffusion.loss == "energy"
-    first = diffusion.bce_dice_share if two_losses else 0
-    return done < config.train.half_size_share, done < first
-
-
-def stages(step: TrainStep, config: ConfigDict) -> dict[tuple[bool, bool], TrainStep]:
-    """What `stage_of` says -> the step of this stage; none is compiled before it is used."""
-    losses = {False: step.method}
-    if stage_of(config, 0.0)[1]:
-        losses[True] = step.method.with_first_loss
-    return {
-        (half, first): dataclasses.replace(step, half_size=half, method=method)
-        for half in (False, True)
-        for first, method in losses.items()
-    }

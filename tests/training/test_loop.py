@@ -315,24 +315,17 @@ def test_the_step_is_what_the_config_says(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_training_starts_at_half_the_size_and_with_the_first_loss(
-    tiny_config, tmp_path, monkeypatch
-):
+def test_training_starts_at_half_the_size(tiny_config, tmp_path, monkeypatch):
     config, calls, pmap = tiny_config(), [], loop.parallel.pmap_train_step
-    config.train.update(num_steps=4, half_size_share=0.5, log_every=4)
-    config.diffusion.update(loss="energy", bce_dice_share=0.25)
+    config.train.update(num_steps=4, half_size_share=0.5)
 
     def recorded(step):
-        pmapped, stage = pmap(step), (step.half_size, step.method.train_samples)
-        return lambda *args: calls.append(stage) or pmapped(*args)
+        pmapped = pmap(step)
+        return lambda *args: calls.append(step.half_size) or pmapped(*args)
 
     monkeypatch.setattr(loop.parallel, "pmap_train_step", recorded)
     train(config, str(tmp_path))
-    assert calls == [(True, 1), (True, 2), (False, 2), (False, 2)]
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
-    first, then = rows[0], [row for row in rows if row["distance"]][-1]
-    assert float(first["bce"]) > 0 and first["distance"] == then["bce"] == ""
-    assert float(then["distance"]) > 0 >= float(then["less_half_diversity"])
+    assert calls == [True, True, False, False]
 
 
 @pytest.mark.slow
