@@ -33,6 +33,7 @@ def get_config(model: str = "segdiff"):
         config.model.scale_shift_norm = True
         config.validation.steps = config.sampler.steps = 10
         config.sampler.eta = 1.0
+        config.sampler.level_sets = True
     if model == "told":
         config.data.annotators = ("tightest", "tight", "wide", "widest")
     if model != "unet":

@@ -107,6 +107,16 @@ def _wrong_together(config: ConfigDict) -> Iterator[str]:
     for reason, holds in needs_x0.items():
         if holds and diffusion.prediction != "x0":
             yield f"{reason}: it needs diffusion.prediction='x0', not {diffusion.prediction!r}"
+    if config.sampler.level_sets and diffusion.loss not in OF_LOGITS:
+        yield (
+            f"sampler.level_sets=True needs probabilities: diffusion.loss in {OF_LOGITS}, not "
+            f"{diffusion.loss!r}"
+        )
+    if config.sampler.level_sets and config.sampler.name not in ("ddim", "ddpm"):
+        yield (
+            f"sampler.level_sets=True is random, sampler.name={config.sampler.name!r} is not: set "
+            "'ddim' or 'ddpm'"
+        )
     if diffusion.timestep_sampler != "uniform" and diffusion.timestep_power != 1:
         yield (
             f"diffusion.timestep_power={diffusion.timestep_power} and "

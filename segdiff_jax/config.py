@@ -13,7 +13,7 @@ from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.runtime.files import absolute
 from segdiff_jax.schema import DENOISERS, FREE, MODELS, NETWORK, PATHS, RUN, fields, sections
 
-VERSION = 2  # of the fields; `upgrade` reads older ones
+VERSION = 3  # of the fields; `upgrade` reads older ones
 PUBLISHED = "model.encoder_weights", "imagenet"  # the one value of a path that is none
 READERS = {bool: lambda text: ("false", "true").index(text.lower()) > 0, tuple: ast.literal_eval}
 
@@ -61,9 +61,10 @@ def upgrade(saved: Mapping[str, Any], version: int) -> dict[str, Any]:
             "the run used model.rrdb_scan or train.ema_warmup=False, which are gone: use the "
             "version of the package that trained it"
         )
-    for gone in ("model.rrdb_scan", "model.remat", "data.cache", "train.ema_warmup"):
-        section, name = gone.split(".")
-        saved.get(section, {}).pop(name, None)
+    gone = "model.rrdb_scan", "model.remat", "data.cache", "train.ema_warmup"
+    for name in (*gone, "diffusion.train_samples", "diffusion.bce_dice_share"):
+        section, _, field = name.partition(".")
+        saved.get(section, {}).pop(field, None)
     if (epochs := train.pop("frozen_gate_epochs", None)) is not None and model["name"] == "medt":
         model["frozen_gate_epochs"] = epochs
     for section in ("sampler", "validation"):

@@ -200,6 +200,7 @@ SAMPLER = {
     "clip": Field(True, FREE, anything, "keep the predicted clean mask in its range"),
     "samples": Field(5, FREE, at_least(1), "samples of each image: of the network, and single masks"),
     "samples_from": Field("levels", FREE, one_of("levels", "pixels", "network"), "what single masks are: level sets of the probability at random thresholds, independent pixels, or the samples of the network"),
+    "level_sets": Field(False, FREE, anything, "a step of diffusion goes towards a level set of the clean mask's probability at a random threshold, not towards its mean"),
     "annotator": Field("", FREE, anything, "draw like this one of data.annotators; empty: like anyone"),
     "flips": Field(False, FREE, anything, "the samples see the image mirrored in turn: not, left-right, up-down, both"),
     "rotations": Field(False, FREE, anything, "the samples see the image turned by right angles in turn"),

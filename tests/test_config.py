@@ -295,6 +295,8 @@ def test_fields_of_version_1_have_other_names_now():
         "sampler": {"samples": 7},
     }
     assert upgrade(now, VERSION) == now
+    of_version_2 = now | {"diffusion": {"train_samples": 2, "bce_dice_share": 0.0}}
+    assert upgrade(of_version_2, 2) == now | {"diffusion": {}}
     without = {name: section for name, section in OLD.items() if name != "objective"}
     assert upgrade(without, 1)["method"] == "diffusion"
 
@@ -424,6 +426,14 @@ STRIDE_2 = {"model.image_encoder": "efficientnet_lite0", "model.mask_stride": 2}
         ({"train.encoder_rate": 0.1}, "train.encoder_rate=0.1 needs a .* weights .*, not 'rrdb'"),
         ({"model.mask_stride": 2}, "model.mask_stride=2 needs a model.image_encoder with publi"),
         ({"model.encoder_weights": "a.npz"}, "model.encoder_weights='a.npz' needs a .* not 'rrdb'"),
+        (
+            {"sampler.level_sets": True, "diffusion.loss": "mse"},
+            r"sampler.level_sets=True needs .* in \('bce', 'bce_dice'\), not 'mse'",
+        ),
+        (
+            {"sampler.level_sets": True, "sampler.name": "dpm_solver_pp_2m"},
+            "sampler.level_sets=True is random, sampler.name='dpm_solver_pp_2m' is not",
+        ),
         ({"model.frozen_blocks": 3}, "model.frozen_blocks=3 needs a"),
         ({"model.stochastic_depth": 0.1}, "model.stochastic_depth=0.1 needs a"),
         ({"model.pyramid": False}, "model.pyramid=False needs a"),

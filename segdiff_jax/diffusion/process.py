@@ -177,6 +177,25 @@ class Process:
             eps = (recip * x_t - x_start) / recipm1
         return Prediction(x_start, eps, values)
 
+    def level_set(self, prediction: Prediction, x_t: Array, t: Array, u: Array) -> Prediction:
+        """A level set of the predicted mask's probability instead of the mean: a sample of x_0.
+
+        With p = (x_start / b + 1) / 2 it is {p > u}, and of C > 1 classes argmax_k log p_k + g_k,
+        where g = -log(-log(u)) (the Gumbel-max trick, Maddison et al. 2014, arXiv 1411.0030). `u`,
+        f32[B, 1, 1, C], is uniform from 0 to 1: one threshold for all pixels. Each pixel has the
+        probability p, and the masks of different u are nested. Where x_0 given x_t is so
+        distributed, a chain of any number of steps is exact with these; in the limit of many small
+        steps only the mean matters, so that any distribution is sampled.
+        """
+        p, b = (prediction.x_start / self.input_scale + 1) / 2, self.input_scale
+        chosen = p > u
+        if p.shape[-1] > 1:
+            scores = jnp.log(jnp.clip(p, 1e-6, 1)) - jnp.log(-jnp.log(u))
+            chosen = scores == scores.max(axis=-1, keepdims=True)
+        x_start = jnp.where(chosen, b, -b).astype(jnp.float32)
+        signal, noise = _signal_and_noise(self.schedule, t, x_t.ndim)
+        return prediction._replace(x_start=x_start, eps=(x_t - signal * x_start) / noise)
+
 
 def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Process:
     """The Process that `config.diffusion` describes."""

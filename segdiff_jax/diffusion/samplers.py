@@ -88,6 +88,12 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
     return lambda t: jax.vmap(draw, (0, None))(keys, t)
 
 
+def uniform_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+    """The same, uniform from 0 to 1, both excluded."""
+    draw = lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), shape, minval=1e-6)
+    return lambda t: jax.vmap(draw, (0, None))(keys, t)
+
+
 def field_noise(keys: Array, pixels: Array, channels: int) -> Callable[[Array], Array]:
     """t -> standard normal f32[B, H, W, C] that belongs to the pixels of a large image.
 

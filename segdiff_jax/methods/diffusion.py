@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from segdiff_jax.data.classes import classes_of
 from segdiff_jax.data.normalise import normalise_image
 from segdiff_jax.diffusion.process import Prediction, Process, at, make_process, q_sample
-from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, gaussian_noise
+from segdiff_jax.diffusion.samplers import START, STEPS, ddim_step, gaussian_noise, uniform_noise
 from segdiff_jax.diffusion.samplers import sample as sample_chain
 from segdiff_jax.diffusion.schedule import SPACINGS, respace, space_timesteps
 from segdiff_jax.methods.interface import Batch, Draw, Losses, State
@@ -48,6 +48,7 @@ class Diffusion:
     samples: int = 1
     views: tuple[View, ...] = ((0, ()),)
     annotator: int = 0  # whose masks are sampled, see `SegDiff.denoise`
+    level_sets: bool = False  # a step goes towards a `Process.level_set`, not the mean
     unread = ()
     draws = True
 
@@ -83,6 +84,7 @@ class Diffusion:
             solver=functools.partial(STEPS[sampler.name], **options.get(sampler.name, {})),
             samples=sampler.samples,
             annotator=("", *config.data.annotators).index(sampler.annotator),
+            level_sets=sampler.level_sets,
             views=make_views(sampler.flips, sampler.rotations)[: sampler.samples],
         )
 
@@ -191,13 +193,19 @@ class Diffusion:
         features = jax.tree.map(seen, features)
         timesteps = jnp.asarray(self.timesteps, jnp.int32)
         size, options = state.x_t.shape[1:3], {"method": "denoise"}
+        thresholds = uniform_noise(draw.keys.reshape(-1), (1, 1, self.process.mask_channels))
         if self.annotator:
             options["annotator"] = jnp.full(1, self.annotator, jnp.int32)
 
         def denoise_fn(x_t: Array, t: Array, previous: Array) -> Prediction:
             inputs = self.chain.network_input(x_t, t, previous), features, timesteps[t][None]
             output = self.model.apply(variables, *inputs, **options)
-            return self.chain.predict(output, x_t, t)
+            prediction = self.chain.predict(output, x_t, t)
+            if not self.level_sets:
+                return prediction
+            # The numbers below N are the noise of the steps.
+            u = thresholds(len(timesteps) + t)
+            return self.chain.level_set(prediction, x_t, t, u)
 
         x_t, x_start = sample_chain(
             denoise_fn,

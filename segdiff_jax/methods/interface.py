@@ -37,6 +37,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+# The fields of `config.sampler` that only a chain reads.
+OF_CHAINS = "name", "steps", "spacing", "eta", "clip", "level_sets"
 # "image" f32[B, H, W, 3], normalised; "mask" f32[B, h, w, C] from -1 to +1, where h and w are H and
 # W divided by `models.mask_stride`.
 Batch = dict[str, Array]

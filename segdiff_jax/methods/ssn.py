@@ -22,7 +22,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from segdiff_jax.diffusion.samplers import START, gaussian_noise
-from segdiff_jax.methods.interface import Batch, Draw, Losses, State
+from segdiff_jax.methods.interface import OF_CHAINS, Batch, Draw, Losses, State
 from segdiff_jax.methods.noise import sample_noise
 from segdiff_jax.methods.supervised import output_in_training, output_of_views
 from segdiff_jax.methods.timesteps import PowerTimesteps
@@ -45,7 +45,7 @@ class SSN:
     input_channels = 0
     timesteps = np.zeros(0, np.int64)
     timestep_sampler = PowerTimesteps(1)
-    unread = "name", "steps", "spacing", "eta", "clip", "annotator"
+    unread = *OF_CHAINS, "annotator"
     draws = True
 
     @classmethod

@@ -10,7 +10,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from segdiff_jax.data.normalise import normalise_image
-from segdiff_jax.methods.interface import Batch, Draw, Losses, State
+from segdiff_jax.methods.interface import OF_CHAINS, Batch, Draw, Losses, State
 from segdiff_jax.methods.losses import bce_dice
 from segdiff_jax.methods.timesteps import PowerTimesteps
 from segdiff_jax.methods.views import View, from_views, make_views, of_samples, to_views
@@ -28,7 +28,7 @@ class Supervised:
     timesteps = np.zeros(0, np.int64)
     timestep_sampler = PowerTimesteps(1)
     draws = False
-    unread = "name", "steps", "spacing", "eta", "clip", "samples", "annotator", "max_memory"
+    unread = *OF_CHAINS, "samples", "annotator", "max_memory"
 
     @classmethod
     def from_config(cls, config: ConfigDict, axis_name: str | None = None) -> "Supervised":

@@ -1,5 +1,6 @@
 """The forward process and the reading of outputs, against the original and closed forms."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -180,3 +181,27 @@ def test_bad_arguments_are_named():
         P.log_variance(schedule, "big", jnp.int32(0), 4)
     with pytest.raises(ValueError, match="needs a network with twice the channels of the mask"):
         P.log_variance(schedule, "learned_range", jnp.int32(0), 4)
+
+
+def test_a_level_set_has_one_threshold_for_all_pixels():
+    process = P.Process(make_schedule("linear", 100), "x0", input_scale=0.5)
+    p = jnp.array([0.1, 0.4, 0.6, 0.9])
+    x_start = jnp.broadcast_to(0.5 * (2 * p - 1).reshape(1, 2, 2, 1), (3, 2, 2, 1))
+    x_t, t = jnp.full((3, 2, 2, 1), 0.3), jnp.int32(40)
+    u = jnp.array([0.05, 0.5, 0.7]).reshape(3, 1, 1, 1)
+    found = process.level_set(process.predict(2 * x_start, x_t, t), x_t, t, u)
+    expected = np.where(np.asarray(p) > np.asarray(u).reshape(3, 1), 0.5, -0.5).reshape(3, 2, 2, 1)
+    np.testing.assert_array_equal(found.x_start, expected)
+    again = P.q_sample(process.schedule, found.x_start, t, found.eps)
+    np.testing.assert_allclose(again, x_t, atol=1e-6)
+
+
+def test_of_several_classes_a_level_set_has_each_with_its_probability():
+    process = P.Process(make_schedule("linear", 100), "x0", mask_channels=3)
+    p = np.float32([[0.2, 0.3, 0.5], [0.0, 0.9, 0.1]]).reshape(1, 1, 2, 3)
+    x_start = jnp.broadcast_to(2 * p - 1, (20_000, 1, 2, 3))
+    u = jax.random.uniform(jax.random.key(0), (20_000, 1, 1, 3), minval=1e-6)
+    x_t, t = jnp.zeros_like(x_start), jnp.int32(40)
+    found = process.level_set(process.predict(x_start, x_t, t), x_t, t, u).x_start
+    assert (np.sort(found, axis=-1) == [-1, -1, 1]).all()
+    np.testing.assert_allclose((found > 0).mean(axis=0)[None], p, atol=0.012)

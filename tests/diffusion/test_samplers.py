@@ -16,6 +16,7 @@ from segdiff_jax.diffusion.samplers import (
     dpm_solver_pp_2m_step,
     gaussian_noise,
     sample,
+    uniform_noise,
 )
 from segdiff_jax.diffusion.schedule import Schedule, make_schedule, respace, space_timesteps
 from segdiff_jax.models.segdiff import SegDiff
@@ -166,6 +167,33 @@ def order_error(step_fn, count):
     x_0 = jax.jit(lambda x: sample(denoise_fn, x, schedule, step_fn, lambda t: 0.0))(x_T)[0]
     # The last step, to the clean mask, is the denoiser's estimate for both solvers.
     return np.abs(x_0 - denoise_fn(x_end, 0).x_start).mean()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_level_sets_of_nested_masks_are_exact_in_few_steps_and_means_are_not(steps):
+    """The clean mask is the first k of 8 pixels, with a k from 0 to 8 at random."""
+    schedule = respace(make_schedule("linear", 100), space_timesteps(100, f"trailing{steps}"))
+    process = Process(schedule, "x0", input_scale=0.5)
+    abar = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
+    masks = 2 * jnp.float32(np.arange(8) < np.arange(9)[:, None]) - 1  # [9, 8]
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    noise_fn, u = gaussian_noise(keys, (1, 8, 1)), uniform_noise(keys, (1, 1, 1))
+
+    def denoise_fn(level_sets, x_t, t, previous=None):
+        far = x_t[:, :, :, 0] - jnp.sqrt(abar[t]) * 0.5 * masks[None]
+        posterior = jax.nn.softmax(-jnp.sum(far**2, -1) / (2 * (1 - abar[t])))
+        prediction = process.predict((posterior @ masks)[:, None, :, None], x_t, t)
+        return process.level_set(prediction, x_t, t, u(1000 + t)) if level_sets else prediction
+
+    def error(level_sets):
+        """The largest error of a k's share."""
+        args = noise_fn(START), schedule, functools.partial(ddim_step, eta=1.0), noise_fn
+        x_0 = jax.jit(lambda: sample(functools.partial(denoise_fn, level_sets), *args)[0])()
+        shares = np.bincount((np.asarray(x_0) > 0).sum((1, 2, 3)), minlength=9) / len(keys)
+        return abs(shares - 1 / 9).max()
+
+    assert error(True) < 0.01
+    assert error(False) > 0.03
 
 
 def test_one_step_of_any_deterministic_solver_is_the_estimate():

@@ -82,7 +82,13 @@ def predict(driver, images, names):
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"), [("ddim", {}), ("ddim", {"eta": 1.0}), ("ddpm", {"samples": 2})]
+    ("name", "changes"),
+    [
+        ("ddim", {}),
+        ("ddim", {"eta": 1.0}),
+        ("ddim", {"eta": 1.0, "level_sets": True}),
+        ("ddpm", {"samples": 2}),
+    ],
 )
 @pytest.mark.parametrize("input_scale", [1.0, 0.3])
 def test_samples_are_the_mask_that_the_network_is_certain_of(name, changes, input_scale):

@@ -129,6 +129,7 @@ def check_equal(trained, parts=(slice(0, 1), slice(1, 4))):
         {"name": "ddim", "eta": 1.0, "samples": 5, "flips": True, "steps": 12},  # Two programs.
         {"name": "ddpm", "samples": 8, "flips": True, "rotations": True, "ensemble": "vote"},
         {"name": "ddpm", "variance": "fixed_small", "samples": 3, "flips": True, "clip": False},
+        {"name": "ddim", "eta": 1.0, "level_sets": True},
         {"name": "dpm_solver_pp_2m", "steps": 4, "spacing": "uniform", "temperature": 1.5},
     ],
     ids=lambda sampler: sampler["name"],
