@@ -112,7 +112,7 @@ def test_a_run_begins_with_the_config_and_the_parameters_of_another(workdir, tmp
     [
         ("", "write --config=configs/saved.py:WORKDIR, of a run or a checkpoint"),
         (":/nowhere", "/nowhere: no checkpoint there"),
-        (":TMP", "error: the config has version 9, this package reads up to 2: update it\n"),
+        (":TMP", "error: the config has version 9, this package reads up to 3: update it\n"),
     ],
 )
 def test_another_run_that_there_is_not_is_named(tmp_path, other, message):
