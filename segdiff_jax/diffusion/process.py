@@ -163,8 +163,8 @@ class Process:
         if output.shape[-1] == 2 * x_t.shape[-1]:
             output, values = jnp.split(output, 2, axis=-1)
         abar, ndim = self.schedule.alphas_cumprod, x_t.ndim
-        recip, recipm1 = at(np.sqrt(1 / abar), t, ndim), at(np.sqrt(1 / abar - 1), t, ndim)
         if self.prediction == "eps":
+            recip, recipm1 = at(np.sqrt(1 / abar), t, ndim), at(np.sqrt(1 / abar - 1), t, ndim)
             eps, x_start = output, recip * x_t - recipm1 * output
         elif self.prediction == "v":
             signal, noise = _signal_and_noise(self.schedule, t, ndim)
@@ -174,8 +174,13 @@ class Process:
         if self.clip:
             x_start = jnp.clip(x_start, -b, b)
         if self.clip or self.prediction != "eps":
-            eps = (recip * x_t - x_start) / recipm1
+            eps = self._eps(x_start, x_t, t)
         return Prediction(x_start, eps, values)
+
+    def _eps(self, x_start: Array, x_t: Array, t: Array) -> Array:
+        """The noise that leads from x_start to x_t."""
+        abar, ndim = self.schedule.alphas_cumprod, x_t.ndim
+        return (at(np.sqrt(1 / abar), t, ndim) * x_t - x_start) / at(np.sqrt(1 / abar - 1), t, ndim)
 
     def level_set(self, prediction: Prediction, x_t: Array, t: Array, u: Array) -> Prediction:
         """A level set of the predicted mask's probability instead of the mean: a sample of x_0.
@@ -193,8 +198,7 @@ class Process:
             scores = jnp.log(jnp.clip(p, 1e-6, 1)) - jnp.log(-jnp.log(u))
             chosen = scores == scores.max(axis=-1, keepdims=True)
         x_start = jnp.where(chosen, b, -b).astype(jnp.float32)
-        signal, noise = _signal_and_noise(self.schedule, t, x_t.ndim)
-        return prediction._replace(x_start=x_start, eps=(x_t - signal * x_start) / noise)
+        return prediction._replace(x_start=x_start, eps=self._eps(x_start, x_t, t))
 
 
 def make_process(diffusion: Mapping[str, Any], mask_channels: int = 1) -> Process:

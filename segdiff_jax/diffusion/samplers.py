@@ -84,14 +84,17 @@ def gaussian_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Arr
 
     Each example draws from its own key in key[B], so that batching does not change it.
     """
-    draw = lambda key, t: jax.random.normal(jax.random.fold_in(key, t), shape)
-    return lambda t: jax.vmap(draw, (0, None))(keys, t)
+    return _noise(lambda key: jax.random.normal(key, shape), keys)
 
 
 def uniform_noise(keys: Array, shape: tuple[int, ...]) -> Callable[[Array], Array]:
     """The same, uniform from 0 to 1, both excluded."""
-    draw = lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), shape, minval=1e-6)
-    return lambda t: jax.vmap(draw, (0, None))(keys, t)
+    return _noise(lambda key: jax.random.uniform(key, shape, minval=1e-6), keys)
+
+
+def _noise(draw: Callable[[Array], Array], keys: Array) -> Callable[[Array], Array]:
+    """t -> what `draw` gives for the key of each example and t."""
+    return lambda t: jax.vmap(lambda key: draw(jax.random.fold_in(key, t)))(keys)
 
 
 def field_noise(keys: Array, pixels: Array, channels: int) -> Callable[[Array], Array]:
