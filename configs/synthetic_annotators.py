@@ -18,6 +18,7 @@ def get_config(model: str = "segdiff"):
     for section in ("data", "augment", "train", "validation"):
         config[section] = recipe[section]
     config.data.dataset = "synthetic_lesions/annotators"
+    config.train.num_steps = 100_000
     config.train.max_minutes = 45.0
     config.validation.scores = ("energy",)
     config.validation.every = 400

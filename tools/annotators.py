@@ -53,7 +53,7 @@ def single_masks(
 
 def redrawn(number: int, size: int, names: Sequence[str]) -> tuple[np.ndarray, str, np.ndarray]:
     """Other masks of a test picture, by annotators of these names; its scene and its patches."""
-    seed = Builder.BUILDER_CONFIGS[-1].seed, TEST, number
+    seed = Builder.builder_configs["annotators"].seed, TEST, number
     _, masks, scene, patches = draw_annotated(seed, size, names, hand=1)
     return masks > 0, scene, patches
 

@@ -11,6 +11,7 @@ from segdiff_jax.data.builders.synthetic_lesions.synthetic_lesions_dataset_build
     SyntheticLesionsConfig,
 )
 from segdiff_jax.data.decode import decode_labels
+from segdiff_jax.data.pipeline import ResizedSource
 from segdiff_jax.data.prepare import load_source
 from segdiff_jax.evaluation.distributions import score_samples
 from segdiff_jax.inference.combine import iou_distances
@@ -101,11 +102,14 @@ def test_the_builder_keeps_all_masks(tmp_path, monkeypatch):
         masks_each=(1, 2),
     )
     monkeypatch.setitem(Builder.builder_configs, "annotators", tiny)
-    train, test = (
+    train, validation, test = (
         load_source("synthetic_lesions/annotators", split, str(tmp_path))
-        for split in ("train", "test")
+        for split in ("train", "validation", "test")
     )
     assert len(train) == 2 and train.annotators == {*ANNOTATORS} and train.most_masks == 4
+    # The energy score of validation reads all masks, and has room for `most_masks`.
+    (example,) = ResizedSource(validation, 32, annotators=())
+    assert example["mask"].shape == (32, 32, 4) and (example["annotators"] == 0).all()
     names = NAMES * 2
     _, masks, scene, _ = draw_annotated((0, 2, 0), 32, names)
     (record,) = test

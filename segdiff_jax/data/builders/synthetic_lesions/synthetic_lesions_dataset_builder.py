@@ -24,8 +24,8 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
     num_validation: int = 60
     num_test: int = 60
     seed: int = 0  # at least 0
-    # Masks that each of the four known annotators draws of a picture in training, and of the
-    # others; 0: one exact mask, and no annotators.
+    # Masks of a picture that each of the four known annotators draws, except for the test, and for
+    # it; 0: one exact mask, and no annotators.
     masks_each: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
@@ -38,12 +38,13 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawn skin lesions with exact masks and the nuisances of real pictures."""
 
-    VERSION = tfds.core.Version("2.1.0")
+    VERSION = tfds.core.Version("2.2.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "First version.",
         "1.1.0": "2400 training pictures instead of 600; the others are the same.",
         "2.0.0": "Hair, rulers and dark corners are drawn as in augmentation.",
         "2.1.0": "The annotators differ as dermatologists do; the other data sets are the same.",
+        "2.2.0": "2400 training pictures with annotators instead of 600, 4 masks in validation.",
     }
     BUILDER_CONFIGS: ClassVar = [
         SyntheticLesionsConfig(name="default", description="128 pixels a side, 2400 to train on."),
@@ -57,9 +58,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ),
         SyntheticLesionsConfig(
             name="annotators",
-            description="64 pixels a side, 600 to train on; four annotators differ in known ways.",
+            description="64 pixels a side, 2400 to train on; four annotators differ in known ways.",
             size=64,
-            num_train=600,
+            num_train=2400,
             num_validation=30,
             num_test=60,
             masks_each=(1, 4),
@@ -98,7 +99,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             seed, names = (config.seed, _SPLITS.index(split), index), ()
             id = f"synthetic_{split}_{index:05d}"
             if several:
-                names = [*annotators.ANNOTATORS] * config.masks_each[split != "train"]
+                names = [*annotators.ANNOTATORS] * config.masks_each[split == "test"]
                 image, masks, scene, _ = annotators.draw_annotated(seed, config.size, names)
                 labels, conditions = np.uint8(masks > 0), (scene,)
                 mask, fields = majority(labels), encode_annotations(labels, names)
