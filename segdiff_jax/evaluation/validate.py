@@ -45,7 +45,7 @@ def validate(
             if ENERGY in names:
                 drawing = images.shape[1:3], found[i], config.sampler, ids[i], seed
                 masks = single_masks(samples[:, i], *drawing)[0] > 0
-                draws = driver.method.draws or config.sampler.samples_from != "network"
+                draws = config.sampler.samples_from != "network" or driver.method.draws
                 between = iou_distances(masks, masks)
                 scores[ENERGY] = energy_score(iou_distances(masks, truths[i] > 0), between, draws)
             rows[group[i]["number"]] = [scores[name] for name in names]

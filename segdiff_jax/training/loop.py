@@ -92,7 +92,8 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         step = make_train_step(config, method, tx, parallel.AXIS)
         steps = [dataclasses.replace(step, half_size=half) for half in (False, True)]
         step_fns = [parallel.pmap_train_step(step) for step in steps]
-        driver, metrics = make_validation_driver(config, method), None
+        validated = validation_config(config)
+        driver, metrics = make_validation_driver(validated, method), None
         key = jax.random.key(config.seed)
         # A validation is owed to a run that was stopped before it was done or starts elsewhere.
         done = clock.step and has_validation(workdir, clock.step)
@@ -110,7 +111,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         while True:
             if owed:
                 variables = state.averaged()
-                scores, pictures = validate(driver, variables, validation, config)
+                scores, pictures = validate(driver, variables, validation, validated)
                 if is_better(scores, best):
                     best = next(iter(scores.values()))
                     found = {f"validation_{name}": score for name, score in scores.items()}
@@ -165,6 +166,8 @@ def check_run(config: ConfigDict) -> dict[str, Any]:
         raise UserError(f"validation.scores={scores} must be one or some of {', '.join(known)}")
     if ENERGY in scores and config.data.classes:
         raise UserError(f"validation.scores={scores}: {ENERGY} is for two classes: leave it out")
+    if ENERGY in scores and config.validation.samples < 2:
+        raise UserError(f"validation.scores={scores} compares samples: set validation.samples to 2")
     devices, microbatches = parallel.device_count(), train.microbatches
     if train.batch_size % (devices * microbatches):
         raise UserError(
@@ -246,13 +249,19 @@ def restore_or_create(
     return parallel.replicate(state)
 
 
-def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
-    """Samples as `config.validation` says, and without views for methods that need no samples."""
+def validation_config(config: ConfigDict) -> ConfigDict:
+    """Samples as `validation` says, and without views for methods that need no samples."""
     config = config.copy_and_resolve_references()
     sampler, validation = config.sampler, config.validation
     sampler.update(native=False, steps=validation.steps, samples=validation.samples)
     if config.method == "supervised":
         sampler.flips = sampler.rotations = False
+    return config
+
+
+def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
+    """Samples as the sampler of `validation_config` says."""
+    sampler = config.sampler
     windows = make_windows(config.data, sampler)
     return Driver(method.with_sampler(config), sampler.max_batch, sampler.max_memory, windows)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from segdiff_jax.config import changes, saved_config, with_absolute_paths
+from segdiff_jax.evaluation.metrics import ENERGY
 from segdiff_jax.runtime.checkpoint import Checkpoints, find_checkpoint, load_meta
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import NETWORK, RUN
@@ -114,14 +115,16 @@ def _shares_images(data: ConfigDict, other: ConfigDict) -> bool:
 def best_score(checkpoints: Checkpoints, config: ConfigDict) -> float | None:
     """The best validation score so far, if it was found by the same validation as now's."""
     meta = checkpoints.best_meta() or {}
-    score = f"validation_{config.validation.scores[0]}"
+    name = config.validation.scores[0]
+    score = f"validation_{name}"
     if score not in meta:
         return None
     changed = changes(saved_config(meta), config)
     free = "validation.every", "sampler.steps", "sampler.samples", "sampler.native"
-    free += "sampler.samples_from", "sampler.max_batch", "sampler.max_memory"
+    free += "sampler.max_batch", "sampler.max_memory"
+    free += () if name == ENERGY else ("sampler.samples_from",)
     same = "validation.", "sampler.", "diffusion.variance"
-    other = any(name.startswith(same) and name not in free for name in changed)
+    other = any(field.startswith(same) and field not in free for field in changed)
     return None if other else meta[score]
 
 

@@ -397,6 +397,11 @@ def test_a_network_that_half_the_size_does_not_fit_is_refused(tiny_config, tmp_p
         ("validation.scores", (), r"validation.scores=\(\) must be one or some of iou, dice"),
         ("validation.scores", ("iou", "x"), r"validation.scores=\('iou', 'x'\) must be one or"),
         ("validation.scores", ("dice2",), r"some of iou, .*, hd95, energy$"),
+        (
+            "validation.scores",
+            ("energy",),
+            "energy',\\) compares samples: set validation.samples to",
+        ),
         ("model.out_channels", 2, "model.out_channels=2 does not fit diffusion.variance='fixed_l"),
         ("sampler.ensemble", "max", "sampler.ensemble='max' is unknown: choose one of"),
         ("sampler.steps", 101, "sampler.steps=101: "),

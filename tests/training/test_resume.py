@@ -231,3 +231,14 @@ def test_the_best_score_is_of_the_same_validation(checkpoints):
             config = config_of()
             config.update_from_flattened_dict({field: value})
             assert best_score(checkpoints, config) == expected, field
+
+
+@pytest.mark.parametrize(("score", "expected"), [("iou", 0.5), ("energy", None)])
+def test_other_single_masks_have_another_energy_score(checkpoints, score, expected):
+    config = config_of()
+    config.validation.scores = (score,)
+    settings = settings_of() | {"validation": config.validation.to_dict()}
+    save(checkpoints, settings, **{f"validation_{score}": 0.5})
+    assert best_score(checkpoints, config) == 0.5
+    config.sampler.samples_from = "network"
+    assert best_score(checkpoints, config) == expected

@@ -10,6 +10,7 @@ from segdiff_jax.evaluation import metrics
 from segdiff_jax.evaluation.metrics import segmentation_scores
 from segdiff_jax.evaluation.validate import validate
 from segdiff_jax.runtime import parallel
+from segdiff_jax.training.loop import validation_config
 
 
 class Thirds:
@@ -91,6 +92,21 @@ def test_the_energy_of_single_masks_counts_all_annotators(source, draws):
     columns = [0 if i % 2 else i + 1 for i in range(5)]
     assert [int(picture[0, :, 0].astype(bool).sum()) for picture in truth] == columns[:4]
     assert scores["iou"] == pytest.approx(np.mean([iou(2, n) for n in columns]))
+
+
+def test_the_energy_is_of_as_many_level_sets_as_validation_says(source, monkeypatch):
+    config = default.get_config()
+    config.seed, config.validation.scores = 5, ("energy",)
+    config.validation.samples, config.sampler.samples = 3, 50
+    config, counts = validation_config(config), []
+
+    def score(to_truth, between, draws):
+        counts.append(between.shape)
+        return 0.0
+
+    monkeypatch.setattr("segdiff_jax.evaluation.validate.energy_score", score)
+    validate(ThirdAndAll(), None, source, config)
+    assert counts == [(3, 3)] * 5
 
 
 def test_scores_that_are_not_named_are_not_computed(source, monkeypatch):
