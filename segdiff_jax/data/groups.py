@@ -9,6 +9,7 @@ from typing import NamedTuple
 from segdiff_jax.data.folder import IMAGE_SUFFIXES
 from segdiff_jax.data.sources import digest
 from segdiff_jax.runtime.errors import UserError, some
+from segdiff_jax.runtime.files import read_given
 
 # {id: what it may have in common with other images: a hash of its bytes and, if any, its group}.
 Keys = Mapping[str, Sequence[str]]
@@ -22,7 +23,7 @@ class Groups(NamedTuple):
 
     def fingerprint(self) -> str:
         """It differs if the groups may differ."""
-        content = _content(self.file) if self.file else ""
+        content = read_given(self.file, str(self)) if self.file else ""
         return digest(f"{self.pattern}\n{content}".encode())
 
     def __str__(self) -> str:
@@ -123,7 +124,7 @@ def first_of_each(images: Mapping[Hashable, Sequence[str]]) -> dict[Hashable, Ha
 def _table(groups: Groups) -> dict[str, str]:
     """{id, also without its ending: group} of a CSV file."""
     table: dict[str, str] = {}
-    reader = csv.DictReader(_content(groups.file).splitlines())
+    reader = csv.DictReader(read_given(groups.file, str(groups)).splitlines())
     if not {"id", "group"} <= {*(reader.fieldnames or ())}:
         columns = ", ".join(reader.fieldnames or ["none"])
         raise UserError(f"{groups} must have the columns id and group; it has {columns}")
@@ -136,10 +137,3 @@ def _table(groups: Groups) -> dict[str, str]:
             if table.setdefault(name, group) != group:
                 raise UserError(f"{groups}: {name} has two groups, {table[name]} and {group}")
     return table
-
-
-def _content(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.group_file={path!r} cannot be read: {error}") from error

@@ -1,10 +1,12 @@
 """A table that says how far annotators agree on each image."""
 
 import csv
+import io
 import math
 from pathlib import Path
 
 from segdiff_jax.runtime.errors import UserError
+from segdiff_jax.runtime.files import read_given
 
 IDS = "id", "isic_id", "image", "image_id"
 AGREEMENTS = "agreement", "mean_pairwise_jaccard"
@@ -17,8 +19,7 @@ def read_agreement(path: str | Path) -> dict[str, float]:
     count. Agreements are numbers, larger ones for more agreement: for IMA++ (Abhishek et al. 2025,
     arXiv 2512.21472), the mean IoU of every two annotators.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_given(path, str(path)), newline="")))
     header = {name.lower(): name for name in (rows[0] if rows else ()) if name}
     columns = [next((header[n] for n in names if n in header), None) for names in (IDS, AGREEMENTS)]
     for column, names in zip(columns, (IDS, AGREEMENTS), strict=True):

@@ -12,10 +12,14 @@ import numpy as np
 from scipy import ndimage, optimize, stats
 
 from segdiff_jax.evaluation.metrics import bootstrap_interval, boundary
-from segdiff_jax.evaluation.uncertainty import calibration_error, reliability
+from segdiff_jax.evaluation.uncertainty import (
+    calibration_error,
+    calibration_levels,
+    reliability,
+)
 from segdiff_jax.inference.combine import iou_distances
 
-LEVELS = np.arange(1, 10) / 10  # of consensus, as in QUBIQ
+CONSENSUS = np.arange(1, 10) / 10  # the least share of annotators, as in QUBIQ
 CUTOFF = 0.1  # of the image's diagonal, see `boundary_fields`
 SHAPES = "components", "holes", "roughness"
 
@@ -115,9 +119,9 @@ def matched_distance(distances: np.ndarray) -> float:
 
 
 def consensus_dice(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Mean Dice of two shares f64[H, W] cut at each of `LEVELS`; two empty masks have Dice 1."""
+    """Mean Dice of two shares f64[H, W] cut at each of `CONSENSUS`; two empty masks have Dice 1."""
     dices = []
-    for level in LEVELS - 1e-9:  # 1 of 10 annotators is the level 0.1, whatever the rounding.
+    for level in CONSENSUS - 1e-9:  # 1 of 10 annotators is the level 0.1, whatever the rounding.
         a, b = ours > level, theirs > level
         total = a.sum() + b.sum()
         dices.append(2 * (a & b).sum() / total if total else 1.0)
@@ -149,14 +153,11 @@ def describe_samples(samples: np.ndarray, truths: np.ndarray, draws: bool = True
     "shares": f64[2, 256], as of `uncertainty.calibration_levels`: the share of samples that include
     a pixel, and the share of annotators who do}.
     """
-    level = np.rint(255 * samples.mean(axis=0)).astype(np.int64).ravel()
-    weights = None, truths.mean(axis=0).ravel()
-    shares = np.stack([np.bincount(level, w, 256) for w in weights]) / level.size
     return {
         "scores": score_samples(samples, truths, draws),
         "shapes": [shape_of(mask) for mask in samples],
         "true_shapes": [shape_of(mask) for mask in truths],
-        "shares": shares,
+        "shares": calibration_levels(samples.mean(axis=0), truths.mean(axis=0)),
     }
 
 

@@ -134,10 +134,9 @@ class NativeExamples(Sequence):
         """Reads nothing yet.
 
         Records have "id", "image" and, where the truth is known, "mask" (encoded bytes) and perhaps
-        the fields of annotations.py. The model
-        says how images are prepared, and which classes masks have. An artefact, one of `ARTEFACTS`
-        or a UserError, is added to every image; the image's id decides how. The workers are
-        threads that read and decode.
+        the fields of annotations.py. The model says how images are prepared, and which classes
+        masks have. An artefact, one of `ARTEFACTS` or a UserError, is added to every image; the
+        image's id decides how. The workers are threads that read and decode.
         """
         if artefact and artefact not in ARTEFACTS:
             raise UserError(f"artefact {artefact!r} is unknown; there are {', '.join(ARTEFACTS)}")

@@ -147,7 +147,7 @@ def describe_uncertainty(uncertainty: dict[str, Any]) -> str:
         text += f", {tempered:.4f} with a temperature of {temperature:.2f}"
     if "disagreement" in uncertainty:
         mean = uncertainty["disagreement"]
-        text += f"; the samples disagree by {mean:.4f} (1 - IoU of every two)"
+        text += f"; single masks disagree by {mean:.4f} (1 - IoU of every two)"
     if uncertainty.get("correlation") is not None:
         text += f", whose rank correlation with 1 - IoU is {uncertainty['correlation']:.2f}"
     return text
@@ -165,6 +165,9 @@ def describe_distribution(samples: dict[str, Any]) -> str:
         text += f"\nsingle masks and annotators: energy distance {mean['ged']:.4f}"
         text += f", matched IoU {mean['hungarian']:.4f}"
         text += f", consensus Dice {mean['consensus_dice']:.4f}"
+    text += (
+        f"\nshare of single masks and of annotators: calibration error {samples['share_error']:.4f}"
+    )
     there = (f"{row['samples']:.2f} {name} ({row['truths']:.2f})" for name, row in shapes.items())
     text += f"\nshapes of single masks (and of true ones): {', '.join(there)}"
     if "agreement" in samples:

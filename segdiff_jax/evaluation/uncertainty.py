@@ -17,7 +17,8 @@ def calibration_levels(probability: np.ndarray, truth: np.ndarray) -> np.ndarray
     """What calibration needs to know about one image: f64[2, 256].
 
     For each level round(255 p) of the probability f32[H, W], the share of the image's pixels that
-    have it, and the share that have it and are lesion in the truth bool[H, W].
+    have it, and the share that have it and are lesion in the truth bool[H, W]. A truth of several
+    annotators is the share f64[H, W] of them who include a pixel.
     """
     level = np.rint((LEVELS - 1) * probability).astype(np.int64).ravel()
     return np.stack([np.bincount(level, w, LEVELS) for w in (None, truth.ravel())]) / level.size

@@ -75,8 +75,9 @@ class Model:
     @property
     def draws(self) -> bool:
         """Whether single masks are random, and not all that there are, as of views or members."""
-        methods = (member.driver.method for member in self.members or (self,))
-        return self.config.sampler.samples_from != "network" or any(m.draws for m in methods)
+        if self.config.sampler.samples_from != "network":
+            return True
+        return not self.members and self.driver.method.draws
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) to which an image of this size is resized before it is segmented.
@@ -273,7 +274,10 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
         for field in fields:
             values = [member.config[section][field] for member in members]
             if any(value != values[0] for value in values):
-                raise UserError(f"the models of an ensemble differ in {section}.{field}: {values}")
+                one = ": give one for all" if section == "sampler" else ""
+                raise UserError(
+                    f"the models of an ensemble differ in {section}.{field}, {values}{one}"
+                )
     largest = max(members, key=lambda member: member.config.data.image_size)
     samples = max(member.config.sampler.samples for member in members)
     config = with_sampling(largest.config, {"temperature": temperature, "samples": samples})

@@ -154,8 +154,7 @@ class SegDiff(nn.Module):
                 all of the batch.
             train: apply dropout (needs a "dropout" key), and normalise by the batch's statistics.
             annotator: i32[B], or of length 1, whose style the mask has: 1 + the place in
-                `config.data.annotators`, or 0, anyone's. It is embedded beside
-                the timestep.
+                `config.data.annotators`, or 0, anyone's. It is embedded beside the timestep.
         Returns:
             f32[B, H, W, out_channels].
         """

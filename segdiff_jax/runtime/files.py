@@ -27,6 +27,16 @@ def absolute(path: str | os.PathLike) -> Path:
     return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole
 
 
+def read_given(path: str | os.PathLike, name: str) -> str:
+    """The text of a file that the user gave as `name`; a UserError says why it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} cannot be read: it is not UTF-8 text ({error})") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error}") from error
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """An OSError within says that `path` cannot be written, and what to do."""

@@ -27,3 +27,11 @@ def test_what_is_wrong_is_named(tmp_path, text, message):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         read_agreement(tmp_path / "a.csv")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match="a.csv cannot be read: .*No such file"):
+        read_agreement(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_bytes("id,agreement\né,0.5\n".encode("latin-1"))
+    with pytest.raises(UserError, match="a.csv cannot be read: it is not UTF-8 text"):
+        read_agreement(tmp_path / "a.csv")

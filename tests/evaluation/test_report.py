@@ -151,7 +151,7 @@ def test_the_gallery_holds_every_image_the_worst_first(tmp_path):
     assert re.findall(r'data-stop="(\d)" title="key (\d)"', page(html))[:4] == [
         (str(i), str(i + 1)) for i in range(4)
     ]
-    assert "0.5: standard deviation of the samples" in page(html)
+    assert "0.5: standard deviation of single masks" in page(html)
     assert "with the lowest IoU" not in page(html)
     assert page(html).count('<option value="worst">') == 1
     assert re.findall(r'class="filter" data-condition="(\w+)"', page(html)) == ["hair"]
@@ -219,7 +219,7 @@ def test_headlines_scores_and_histogram(tmp_path):
     assert rows["HD95 (px)"] == ("n/a", "0.1 to 0.9", "7.0", "30.3")  # The worst is the largest.
     assert len(rows) == 10
     assert "expected calibration error 0.0321, " in html
-    assert "; the samples disagree by 0.0500" in html
+    assert "; single masks disagree by 0.0500" in html
     assert "whose rank correlation with 1 - IoU is 0.61." in html
     counts = re.findall(r"<title>IoU ([\d.]+) to [\d.]+: (\d+)</title>", html)
     assert len(counts) == 20
@@ -347,7 +347,7 @@ def test_images_without_truth_come_last_and_count_in_no_figure(tmp_path):
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_one_sample(tmp_path, with_truth):
     html = page(render(tmp_path, [case("a", deviation=None, with_truth=with_truth)]))
-    assert "1 bit: entropy of the probability (one sample)" in html
+    assert "1 bit: entropy of the probability (one single mask)" in html
     assert "most uncertain first" not in html and "<b>Disagreement</b>" not in html
     assert "1 image" in html and "1 images" not in html
 

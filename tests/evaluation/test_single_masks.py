@@ -1,5 +1,6 @@
 """Single masks on their way through a model and an evaluation."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import pytest
 from segdiff_jax.evaluation.evaluate import evaluate
 from segdiff_jax.evaluation.outputs import OutputFolder
 from segdiff_jax.inference.combine import Segmentation
+from segdiff_jax.inference.load import make_ensemble
 from segdiff_jax.runtime.errors import UserError
 from tests.evaluation.models import Threshold, model_of
 from tests.evaluation.test_evaluate import RECORDS, examples_of
@@ -49,6 +51,15 @@ def test_views_are_all_the_masks_that_a_supervised_network_has():
 
     assert not model_of(Views(), samples_from="network").draws
     assert model_of(Views(), samples_from="levels").draws
+
+
+def test_the_samples_of_several_models_are_not_independent():
+    """Each model gives equally many, so two of them are more often of different models."""
+    member = model_of(SimpleNamespace(method=SimpleNamespace(draws=True)), samples_from="network")
+    assert member.draws
+    assert not dataclasses.replace(member, members=(member, member)).draws
+    with pytest.raises(UserError, match="differ in sampler.samples_from, .*: give one for all"):
+        make_ensemble([member, model_of(Threshold())])
 
 
 def test_the_agreement_of_annotators_is_compared_with_the_diversity(tmp_path):

@@ -26,8 +26,8 @@ def files_of(
 
     `path` is the zip file, or the folder into which it was unpacked, and `name` its official name,
     without `.zip`. The first group of `pattern`, such as IMAGE or MASK, is the id; files of other
-    names are ignored. What is wrong is
-    added to `problems`, {kind: files}. To read a file of more than `MOST_BYTES` is a UserError.
+    names are ignored. What is wrong is added to `problems`, {kind: files}. To read a file of more
+    than `MOST_BYTES` is a UserError.
     """
     files = {}
     try:
