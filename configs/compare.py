@@ -3,21 +3,24 @@
 python train.py --config=configs/compare.py:unet --workdir=runs/unet
 
 MODEL is segdiff, medsegdiff, unet, ssn (a stochastic segmentation network, whose network is that
-U-Net) or medt. RECIPE is isic2016_64, or isic2016_128 for a segdiff or unet with that image
-encoder. All else is as in that config: the data, the augmentation, the optimiser, the time and the
-choice of the best checkpoint. To train and score all models: `make compare ISIC=FOLDER`.
+U-Net) or medt. RECIPE is isic2016_64, isic2016_64_hour, or isic2016_128 for a segdiff or unet with
+that image encoder. All else is as in that config: the data, the augmentation, the optimiser, the
+time and the choice of the best checkpoint. To train and score all models: `make compare
+ISIC=FOLDER`.
 Machine: one core of an AMD EPYC (Zen 4) each, Python 3.13, jax 0.12. Time: 30 minutes each, which
 `make compare` sets.
 Score: see docs/results.md.
 """
 
-from configs import isic2016_64, isic2016_128
+from configs import isic2016_64, isic2016_64_hour, isic2016_128
 from segdiff_jax.config import default_config
 from segdiff_jax.runtime.errors import UserError
 from segdiff_jax.schema import ENCODER
 
+ALL = "segdiff", "medsegdiff", "unet", "ssn", "medt"
 RECIPES = {
-    "isic2016_64": (isic2016_64, ("segdiff", "medsegdiff", "unet", "ssn", "medt")),
+    "isic2016_64": (isic2016_64, ALL),
+    "isic2016_64_hour": (isic2016_64_hour, ALL),
     "isic2016_128": (isic2016_128, ("segdiff", "unet")),
 }
 

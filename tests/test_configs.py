@@ -121,3 +121,11 @@ def test_a_config_is_right_and_comes_back_from_json(name):
     config = get(name)
     check(config)
     assert complete(json.loads(config.to_json())) == config and config.is_locked
+
+
+@pytest.mark.parametrize("model", ["unet", "ssn"])
+def test_a_comparison_has_the_augmentation_of_its_recipe(model):
+    recipe = get("isic2016_64_hour")
+    config = get(f"compare:{model},isic2016_64_hour")
+    assert config.augment == recipe.augment and config.augment != get("isic2016_64").augment
+    assert config.train == recipe.train

@@ -94,7 +94,7 @@ def test_metrics_as_text(tmp_path):
     assert tables.format_metrics(tables.write_metrics(tmp_path, ROWS, {})).splitlines() == [
         "iou 0.7500, dice 0.8333 (2 images)",
         "95% interval of the mean IoU: 0.5000 to 1.0000",
-        "expected calibration error 0.3000, 0.0173 with a temperature of 20.00; the samples "
+        "expected calibration error 0.3000, 0.0173 with a temperature of 20.00; single masks "
         "disagree by 0.2500 (1 - IoU of every two), whose rank correlation with 1 - IoU is 1.00",
         "condition             images      iou     dice",
         "dark corners  no           2   0.7500   0.8333",
