@@ -274,9 +274,9 @@ def make_ensemble(members: Sequence[Model], temperature: float = 1.0) -> Model:
         for field in fields:
             values = [member.config[section][field] for member in members]
             if any(value != values[0] for value in values):
-                one = ": give one for all" if section == "sampler" else ""
+                one = "; give one for all" if section == "sampler" else ""
                 raise UserError(
-                    f"the models of an ensemble differ in {section}.{field}, {values}{one}"
+                    f"the models of an ensemble differ in {section}.{field}: {values}{one}"
                 )
     largest = max(members, key=lambda member: member.config.data.image_size)
     samples = max(member.config.sampler.samples for member in members)

@@ -58,7 +58,7 @@ def test_the_samples_of_several_models_are_not_independent():
     member = model_of(SimpleNamespace(method=SimpleNamespace(draws=True)), samples_from="network")
     assert member.draws
     assert not dataclasses.replace(member, members=(member, member)).draws
-    with pytest.raises(UserError, match="differ in sampler.samples_from, .*: give one for all"):
+    with pytest.raises(UserError, match="differ in sampler.samples_from: .*; give one for all"):
         make_ensemble([member, model_of(Threshold())])
 
 
