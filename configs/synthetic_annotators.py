@@ -5,7 +5,7 @@ python -m tools.annotators --workdir=runs/annotators
 
 synthetic_annotators.py:told also tells the network who drew each mask, so that it can draw like
 one of them (--config.sampler.annotator=wide); :ssn and :unet are its rivals.
-Machine: one core of an AMD EPYC, Python 3.13, jax 0.12. Time: 45 minutes (train.max_minutes).
+Machine: one core of an AMD EPYC, Python 3.13, jax 0.12. Time: 30 minutes (train.max_minutes).
 Score: see docs/distributions.md.
 """
 
@@ -19,7 +19,7 @@ def get_config(model: str = "segdiff"):
         config[section] = recipe[section]
     config.data.dataset = "synthetic_lesions/annotators"
     config.train.num_steps = 100_000
-    config.train.max_minutes = 45.0
+    config.train.max_minutes = 30.0
     config.validation.scores = ("energy",)
     config.validation.every = 400
     config.validation.samples = 4

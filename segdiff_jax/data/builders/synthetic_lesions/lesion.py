@@ -79,19 +79,23 @@ def draw_pigment(rng, depth, faint, presence=None):
     What varies inside (network, globules, blotches, regression, blue-grey areas) multiplies the
     presence of pigment. `depth` is from `draw_shape`. A `faint` lesion has a colour close to the
     skin's; the draws from `rng` are the same for both. `presence` is from `draw_presence` if None.
+    If it is given, the picture shows it: no pigment is lighter in the middle or in large areas.
     """
-    size, presence = len(depth), draw_presence(rng, depth) if presence is None else presence
+    size, shown = len(depth), presence is not None
+    presence = presence if shown else draw_presence(rng, depth)
     density = np.clip(0.78 * np.exp(0.45 * rng.standard_normal()), 0.35, 2.0)
     faint_density = rng.uniform(0.13, 0.22)
     relative = np.clip(depth / depth.max(), 0, 1)
-    variation = rng.uniform(-0.2, 0.9) * (relative - 0.4)
-    for cells, strength in ((rng.integers(3, 7), 0.3), (12, 0.2), (26, 0.18), (50, 0.15)):
-        strength = strength * rng.uniform(0.3, 1.1)
-        variation = variation + strength * fields.smooth_noise(rng, size, cells)
+    large = rng.uniform(-0.2, 0.9) * (relative - 0.4)
+    noises = [
+        strength * rng.uniform(0.3, 1.1) * fields.smooth_noise(rng, size, cells)
+        for cells, strength in ((rng.integers(3, 7), 0.3), (12, 0.2), (26, 0.18), (50, 0.15))
+    ]
+    variation = sum(noises[1:], 0 if shown else large + noises[0])
     for pattern, probability in _PATTERNS.items():
         if rng.random() < probability:
             variation = variation + rng.uniform(0.4, 1.0) * pattern(rng, size, relative)
-    regression = _patch(rng, size, probability=0.25)
+    regression = 0 if shown else _patch(rng, size, probability=0.25)
     amount = presence * np.exp(np.clip(variation, -1.0, 1.1)) * (1 - 0.7 * regression)
     amount = amount / amount[depth > 0].mean()
 

@@ -44,7 +44,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         "1.1.0": "2400 training pictures instead of 600; the others are the same.",
         "2.0.0": "Hair, rulers and dark corners are drawn as in augmentation.",
         "2.1.0": "The annotators differ as dermatologists do; the other data sets are the same.",
-        "2.2.0": "2400 training pictures with annotators instead of 600, 4 masks in validation.",
+        "2.2.0": "With annotators: 2400 training pictures, 4 masks in validation, fades that show.",
     }
     BUILDER_CONFIGS: ClassVar = [
         SyntheticLesionsConfig(name="default", description="128 pixels a side, 2400 to train on."),
