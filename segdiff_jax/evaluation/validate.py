@@ -56,6 +56,16 @@ def validate(
     return dict(zip(names, means.tolist(), strict=True)), pictures
 
 
+def validation_config(config: ConfigDict) -> ConfigDict:
+    """Samples as `validation` says, and without views for methods that need no samples."""
+    config = config.copy_and_resolve_references()
+    sampler, validation = config.sampler, config.validation
+    sampler.update(native=False, steps=validation.steps, samples=validation.samples)
+    if config.method == "supervised":
+        sampler.flips = sampler.rotations = False
+    return config
+
+
 def truths_of(example: dict[str, np.ndarray], classes: Classes) -> np.ndarray:
     """The labels u8[M, S, S] of an example of `ResizedSource`, one for each of its masks."""
     mask, count = example["mask"], classes.channels

@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from ml_collections import ConfigDict
 
-from segdiff_jax.inference.windows import Inputs, Progress, Windows
+from segdiff_jax.inference.windows import Inputs, Progress, Windows, make_windows
 from segdiff_jax.methods import Method
 from segdiff_jax.methods.interface import Draw, State, make_draw
 from segdiff_jax.runtime import parallel
@@ -32,7 +33,7 @@ class Driver:
         self, method: Method, max_batch: int, max_memory: float = 0, windows: Windows | None = None
     ):
         """Compiles nothing yet; see `config.sampler` for `max_batch` and `max_memory` (GiB)."""
-        self.method, self._windows = method, windows
+        self.method, self.windows = method, windows
         self._chunk = even_part(method.samples, max_batch)  # of samples; images fill it up
         self._batch = parallel.round_up(1) * max(1, max_batch // self._chunk)
         self.batch_size = 1 if windows else self._batch  # Large images may differ in size.
@@ -63,9 +64,9 @@ class Driver:
         `max_memory`; a FloatingPointError, that a sample holds NaN or infinity.
         """
         inputs = Inputs(images, image_names(ids))
-        if self._windows:
+        if self.windows:
             sample = lambda inputs, progress: self._sample(variables, inputs, seed, progress)
-            samples = self._windows.blend(sample, inputs, self._batch, progress)
+            samples = self.windows.blend(sample, inputs, self._batch, progress)
         else:
             samples = self._sample(variables, inputs, seed, progress, trace)
         if not np.isfinite(samples).all():
@@ -166,3 +167,9 @@ def sample_keys(seed: int | Array, names: Array, numbers: Array) -> Array:
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
     of_images = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), names)
     return fold(of_images, numbers)
+
+
+def make_driver(config: ConfigDict, method: Method) -> Driver:
+    """A driver of a method, in windows if the config asks for them."""
+    windows, sampler = make_windows(config.data, config.sampler), config.sampler
+    return Driver(method, sampler.max_batch, sampler.max_memory, windows)

@@ -21,8 +21,8 @@ from segdiff_jax.inference.combine import (
     segment,
 )
 from segdiff_jax.inference.drawn import single_masks
-from segdiff_jax.inference.driver import Driver, Trace
-from segdiff_jax.inference.windows import Progress, make_windows
+from segdiff_jax.inference.driver import Driver, Trace, make_driver
+from segdiff_jax.inference.windows import Progress
 from segdiff_jax.methods import make_method, variables_like
 from segdiff_jax.runtime import parallel
 from segdiff_jax.runtime.checkpoint import (
@@ -75,9 +75,8 @@ class Model:
     @property
     def draws(self) -> bool:
         """Whether single masks are random, and not all that there are, as of views or members."""
-        if self.config.sampler.samples_from != "network":
-            return True
-        return not self.members and self.driver.method.draws
+        whole = self.config.sampler.samples_from == "network"
+        return not whole or (not self.members and self.driver.method.draws)
 
     def input_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) to which an image of this size is resized before it is segmented.
@@ -244,7 +243,7 @@ def make_model_of(
 ) -> Model:
     """A model of a checked config; compiles nothing yet. `origin` begins the settings."""
     method, data, sampler = make_method(config), config.data, config.sampler
-    windows, classes = make_windows(data, sampler), classes_of(data)
+    driver, classes = make_driver(config, method), classes_of(data)
     settings = origin | {"model": config.model.name, "image size": data.image_size}
     settings |= {"full size": data.full_size} if data.full_size else {}
     settings["colour constancy"] = data.colour_constancy
@@ -255,11 +254,10 @@ def make_model_of(
         settings |= {"variance": config.diffusion.variance}
     if method.draws or sampler.samples_from != "network":
         settings |= {"seed": config.seed}
-    unread = {*method.unread} | (set() if windows else {"native", "overlap"})
+    unread = {*method.unread} | (set() if driver.windows else {"native", "overlap"})
     unread -= _read_to_draw(sampler)
     read = {name: value for name, value in sampler.items() if name not in unread}
     settings |= {{"name": "sampler"}.get(name, name): value for name, value in read.items()}
-    driver = Driver(method, sampler.max_batch, sampler.max_memory, windows)
     return Model(config, settings, driver, variables, history=history)
 
 

@@ -21,9 +21,8 @@ from segdiff_jax.data.pipeline import ResizedSource, train_iterator
 from segdiff_jax.data.prepare import load_source, load_training_source, where
 from segdiff_jax.evaluation.metrics import ENERGY, LOWER_IS_BETTER, SCORES
 from segdiff_jax.evaluation.overview import show_overview
-from segdiff_jax.evaluation.validate import validate
-from segdiff_jax.inference.driver import Driver
-from segdiff_jax.inference.windows import make_windows
+from segdiff_jax.evaluation.validate import validate, validation_config
+from segdiff_jax.inference.driver import make_driver
 from segdiff_jax.methods import Method, init_variables, make_method, variables_like
 from segdiff_jax.models import published_encoder, with_encoder
 from segdiff_jax.runtime import parallel
@@ -93,7 +92,7 @@ def train(config: ConfigDict, workdir: str, accept_changes: bool = False) -> Non
         steps = [dataclasses.replace(step, half_size=half) for half in (False, True)]
         step_fns = [parallel.pmap_train_step(step) for step in steps]
         validated = validation_config(config)
-        driver, metrics = make_validation_driver(validated, method), None
+        driver, metrics = make_driver(validated, method.with_sampler(validated)), None
         key = jax.random.key(config.seed)
         # A validation is owed to a run that was stopped before it was done or starts elsewhere.
         done = clock.step and has_validation(workdir, clock.step)
@@ -247,23 +246,6 @@ def restore_or_create(
         variables = jax.jit(lambda: init_variables(method, config.seed))()
         state = jax.jit(create)(with_encoder(variables, encoder) if encoder else variables)
     return parallel.replicate(state)
-
-
-def validation_config(config: ConfigDict) -> ConfigDict:
-    """Samples as `validation` says, and without views for methods that need no samples."""
-    config = config.copy_and_resolve_references()
-    sampler, validation = config.sampler, config.validation
-    sampler.update(native=False, steps=validation.steps, samples=validation.samples)
-    if config.method == "supervised":
-        sampler.flips = sampler.rotations = False
-    return config
-
-
-def make_validation_driver(config: ConfigDict, method: Method) -> Driver:
-    """Samples as the sampler of `validation_config` says."""
-    sampler = config.sampler
-    windows = make_windows(config.data, sampler)
-    return Driver(method.with_sampler(config), sampler.max_batch, sampler.max_memory, windows)
 
 
 def is_better(scores: dict[str, float], best: float | None) -> bool:

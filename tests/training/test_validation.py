@@ -8,9 +8,8 @@ import pytest
 from configs import default
 from segdiff_jax.evaluation import metrics
 from segdiff_jax.evaluation.metrics import segmentation_scores
-from segdiff_jax.evaluation.validate import validate
+from segdiff_jax.evaluation.validate import validate, validation_config
 from segdiff_jax.runtime import parallel
-from segdiff_jax.training.loop import validation_config
 
 
 class Thirds:

@@ -91,7 +91,7 @@ def draw_pigment(rng, depth, faint, presence=None):
         strength * rng.uniform(0.3, 1.1) * fields.smooth_noise(rng, size, cells)
         for cells, strength in ((rng.integers(3, 7), 0.3), (12, 0.2), (26, 0.18), (50, 0.15))
     ]
-    variation = sum(noises[1:], 0 if shown else large + noises[0])
+    variation = sum(noises[1:]) if shown else sum(noises, large)
     for pattern, probability in _PATTERNS.items():
         if rng.random() < probability:
             variation = variation + rng.uniform(0.4, 1.0) * pattern(rng, size, relative)
