@@ -1,4 +1,4 @@
-"""Drawn lesions on which four known annotators differ, so that the true distribution is known.
+"""Drawn lesions on which three known annotators differ, so that the true distribution is known.
 
 python train.py --config=configs/synthetic_annotators.py --workdir=runs/annotators
 python -m tools.annotators --workdir=runs/annotators
@@ -35,7 +35,7 @@ def get_config(model: str = "segdiff"):
         config.sampler.eta = 1.0
         config.sampler.level_sets = True
     if model == "told":
-        config.data.annotators = ("tightest", "tight", "wide", "widest")
+        config.data.annotators = ("tight", "middle", "wide")
     if model != "unet":
         config.sampler.samples_from = "network"
     return config

@@ -18,7 +18,7 @@ from tools import annotators, experts
 
 @pytest.fixture
 def run(tiny_config, tmp_path, monkeypatch):
-    small = {"num_train": 1, "num_validation": 1, "num_test": 5, "masks_each": (1, 2)}
+    small = {"num_train": 1, "num_validation": 1, "num_test": 5, "test_masks": 8}
     tiny = SyntheticLesionsConfig(name="annotators", size=32, **small)
     monkeypatch.setitem(Builder.builder_configs, "annotators", tiny)
     monkeypatch.setattr(command, "keep_compiled_programs", lambda: None)
@@ -53,4 +53,4 @@ def test_masks_of_an_annotator_are_like_that_annotator():
     for name in ANNOTATORS:
         masks = [draw_annotated((0, 2, n), 64, [name] * 16, hand=2)[1] > 0 for n, _ in places]
         assert annotators.share_like(name, masks, places) == 1
-    assert annotators.share_like("wide", masks, places) == 0  # They are the widest.
+    assert annotators.share_like("middle", masks, places) == 0  # They are those of "wide".

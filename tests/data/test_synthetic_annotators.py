@@ -22,13 +22,13 @@ NAMES = [*ANNOTATORS]
 
 @pytest.fixture(scope="module")
 def drawn():
-    """60 pictures with 8 masks of each annotator: (masks bool[8, 4, H, W], scene)."""
+    """60 pictures with 8 masks of each annotator: (masks bool[8, 3, H, W], scene)."""
     found = []
     for index in range(60):
         image, masks, scene, patches = draw_annotated((7, index), SIZE, NAMES * 8)
         assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
         assert set(np.unique(masks)) <= {0, 255} and len(patches) == 1 + (scene != "one")
-        found.append((masks.reshape(8, 4, SIZE, SIZE) > 0, scene))
+        found.append((masks.reshape(8, 3, SIZE, SIZE) > 0, scene))
     return found
 
 
@@ -36,7 +36,7 @@ def test_fewer_masks_are_the_first_ones_and_another_hand_draws_others():
     image, masks, scene, patches = draw_annotated((7, 0), SIZE, NAMES)
     again = draw_annotated((7, 0), SIZE, NAMES * 3)
     np.testing.assert_array_equal(again[0], image)
-    np.testing.assert_array_equal(again[1][:4], masks)
+    np.testing.assert_array_equal(again[1][:3], masks)
     other = draw_annotated((7, 0), SIZE, NAMES, hand=1)
     np.testing.assert_array_equal(other[0], image)
     assert (other[1] != masks).any() and other[2] == scene and (other[3] == patches).all()
@@ -72,7 +72,7 @@ def test_of_two_patches_each_is_taken_by_half_of_the_masks(drawn):
     firsts = []
     for masks, scene in drawn:
         if scene == "either":
-            wide = masks[:, 2:].reshape(-1, SIZE, SIZE)
+            wide = masks[:, 1:].reshape(-1, SIZE, SIZE)
             apart = iou_distances(wide, wide[:1])[:, 0] > 0.9
             firsts.append(apart.mean())
             assert iou_distances(wide[apart], wide[~apart]).min() > 0.7
@@ -99,22 +99,23 @@ def test_the_builder_keeps_all_masks(tmp_path, monkeypatch):
         num_train=2,
         num_validation=1,
         num_test=1,
-        masks_each=(1, 2),
+        test_masks=8,
     )
     monkeypatch.setitem(Builder.builder_configs, "annotators", tiny)
     train, validation, test = (
         load_source("synthetic_lesions/annotators", split, str(tmp_path))
         for split in ("train", "validation", "test")
     )
-    assert len(train) == 2 and train.annotators == {*ANNOTATORS} and train.most_masks == 4
+    assert len(train) == 2 and train.annotators == {*ANNOTATORS} and train.most_masks == 3
     # The energy score of validation reads all masks, and has room for `most_masks`.
     (example,) = ResizedSource(validation, 32, annotators=())
-    assert example["mask"].shape == (32, 32, 4) and (example["annotators"] == 0).all()
-    names = NAMES * 2
-    _, masks, scene, _ = draw_annotated((0, 2, 0), 32, names)
+    assert example["mask"].shape == (32, 32, 3) and (example["annotators"] == 0).all()
     (record,) = test
-    assert annotators_of(record) == names and record["conditions"][0].decode() == scene
+    names = annotators_of(record)
+    assert len(names) == 8 and {*names} == {*NAMES}
+    _, masks, scene, _ = draw_annotated((0, 2, 0), 32, names)
+    assert record["conditions"][0].decode() == scene
     labels = decode_annotations(record)
     np.testing.assert_array_equal(255 * labels, masks)
     np.testing.assert_array_equal(decode_labels(record["mask"], "mask"), majority(labels))
-    assert len(annotators_of(train[0])) == 4
+    assert annotators_of(train[0]) == NAMES

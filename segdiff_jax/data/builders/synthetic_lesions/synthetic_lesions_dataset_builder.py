@@ -24,9 +24,9 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
     num_validation: int = 60
     num_test: int = 60
     seed: int = 0  # at least 0
-    # Masks of a picture that each of the four known annotators draws, except for the test, and for
-    # it; 0: one exact mask, and no annotators.
-    masks_each: tuple[int, int] = (0, 0)
+    # Masks of a test picture, each by a known annotator who is drawn by chance; in the other splits
+    # each annotator draws one. 0: one exact mask, and no annotators.
+    test_masks: int = 0
 
     def __post_init__(self):
         smallest = {"size": 16, "num_train": 1, "num_validation": 1, "num_test": 1, "seed": 0}
@@ -38,13 +38,14 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Drawn skin lesions with exact masks and the nuisances of real pictures."""
 
-    VERSION = tfds.core.Version("2.2.0")
+    VERSION = tfds.core.Version("2.3.0")
     RELEASE_NOTES: ClassVar = {
         "1.0.0": "First version.",
         "1.1.0": "2400 training pictures instead of 600; the others are the same.",
         "2.0.0": "Hair, rulers and dark corners are drawn as in augmentation.",
         "2.1.0": "The annotators differ as dermatologists do; the other data sets are the same.",
         "2.2.0": "With annotators: 2400 training pictures, 4 masks in validation, fades that show.",
+        "2.3.0": "Three annotators, who draw the masks of a test picture by chance.",
     }
     BUILDER_CONFIGS: ClassVar = [
         SyntheticLesionsConfig(name="default", description="128 pixels a side, 2400 to train on."),
@@ -58,12 +59,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         ),
         SyntheticLesionsConfig(
             name="annotators",
-            description="64 pixels a side, 2400 to train on; four annotators differ in known ways.",
+            description="64 pixels a side, 2400 to train on; three known annotators differ.",
             size=64,
             num_train=2400,
             num_validation=30,
             num_test=60,
-            masks_each=(1, 4),
+            test_masks=16,
         ),
     ]
 
@@ -79,7 +80,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 tfds.features.Text(), doc="Sorted nuisances; see drawing.CONDITIONS."
             ),
         }
-        if self.builder_config.masks_each[0]:
+        if self.builder_config.test_masks:
             masks = png(shape=(None, None, 1), doc="See segdiff_jax/data/annotations.py.")
             annotators = tfds.features.Sequence(tfds.features.Text())
             features |= {"annotations": masks, "annotators": annotators}
@@ -94,12 +95,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split, statistics) for split in _SPLITS}
 
     def _generate_examples(self, split, statistics):
-        config, several = self.builder_config, self.builder_config.masks_each[0] > 0
+        config, several = self.builder_config, self.builder_config.test_masks > 0
         for index in range(getattr(config, f"num_{split}")):
             seed, names = (config.seed, _SPLITS.index(split), index), ()
             id = f"synthetic_{split}_{index:05d}"
             if several:
-                names = [*annotators.ANNOTATORS] * config.masks_each[split == "test"]
+                names = [*annotators.ANNOTATORS]
+                if split == "test":
+                    chance = np.random.default_rng([*seed, config.test_masks])
+                    names = [str(name) for name in chance.choice(names, config.test_masks)]
                 image, masks, scene, _ = annotators.draw_annotated(seed, config.size, names)
                 labels, conditions = np.uint8(masks > 0), (scene,)
                 mask, fields = majority(labels), encode_annotations(labels, names)
@@ -114,5 +118,5 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata["statistics"] = summary = statistics.summary()
         if several:
             known = sorted(summary["annotators"])
-            self.info.metadata["most_masks"] = summary["masks"][0]  # Training has fewer.
+            self.info.metadata["most_masks"] = summary["masks"][0]  # Only the test has more.
             self.info.metadata["split_annotators"] = dict.fromkeys(_SPLITS, known)
