@@ -44,7 +44,7 @@ PARAMETERS = {
     "synthetic": 1_077_097,
     "synthetic_annotators": 1_122_857,
     "synthetic_annotators:ssn": 1_942_764,
-    "synthetic_annotators:told": 1_123_177,
+    "synthetic_annotators:told": 1_123_113,
     "synthetic_annotators:unet": 1_942_577,
     "vaihingen": 159_838_209,
 }

@@ -30,7 +30,7 @@ def draw(workdir: Path, images: Path, samples: int, out: Path) -> None:
     if model.classes.several:
         raise UserError(f"data.classes={model.classes.names}: the picture shows two classes")
     examples = list(NativeExamples(FolderSource(str(images)), model))
-    titles = ["image and mask", *[f"sample {i + 1}" for i in range(SAMPLES)]]
+    titles = ["image and mask", *[f"single mask {i + 1}" for i in range(SAMPLES)]]
     titles += ["probability", "disagreement"]
     rows = []
     for example in examples:
