@@ -24,7 +24,7 @@ def get_config(model: str = "segdiff"):
     config.validation.every = 400
     config.validation.samples = 4
     config.sampler.samples = 16
-    config.sampler.flips = False
+    config.sampler.flips = model == "unet"  # Its mirror views are rivals too.
     if model in ("segdiff", "told"):
         # A chain that is trained everywhere by BCE alone draws samples: see docs/distributions.md.
         config.diffusion.loss = "bce"

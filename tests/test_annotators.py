@@ -32,15 +32,18 @@ def run(tiny_config, tmp_path, monkeypatch):
 def test_what_is_printed_and_drawn(run, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["annotators", f"--workdir={run}"])
     annotators.main()
-    lines = capsys.readouterr().out.splitlines()[-8:]
+    lines = capsys.readouterr().out.splitlines()[-16:]
     assert lines[0] == f"{run}, 5 test images"
-    distances = [re.fullmatch(r"(.*): energy distance (\S+) \(95%: .*\)", x) for x in lines[1:4]]
-    names = "truth, drawn again (the floor)", "samples of the network", "level sets"
+    distances = [re.fullmatch(r"(.*): energy distance (\S+) \(.*\)", x) for x in lines[1:5]]
+    names = "truth, drawn again (the floor)", "samples of the network", "level sets", "pixels"
     assert tuple(found[1] for found in distances) == names
     assert float(distances[0][2]) < 0.1 < float(distances[1][2])
-    shares = [[int(x) for x in re.findall(r"(\d+)%", line)] for line in lines[4:7]]
+    assert re.fullmatch(r"samples above the floor, of level sets: \d+% \(\d+% to \d+%\)", lines[5])
+    shares = [[int(x) for x in re.findall(r"(\d+)%", line)] for line in lines[6:14:2]]
     assert all(99 <= sum(of) <= 101 for of in shares) and shares[0][2] == 0
-    assert re.fullmatch(r"like annotator k: nearest to masks of k for \d+% of the images", lines[7])
+    assert all(re.search(r"are \d+% apart$", line) for line in lines[7:14:2])
+    assert re.fullmatch(r"like k: nearest to masks of k for (\d+)% \(.*\) of images", lines[14])
+    assert re.fullmatch(r"of each annotator: wide \d+%", lines[15])
     arguments = [f"--workdir={run}", "--rows=2", f"--out={run / 'a.png'}"]
     monkeypatch.setattr("sys.argv", ["experts", *arguments])
     experts.main()
@@ -52,5 +55,5 @@ def test_masks_of_an_annotator_are_like_that_annotator():
     places = [(number, 64) for number in range(4)]
     for name in ANNOTATORS:
         masks = [draw_annotated((0, 2, n), 64, [name] * 16, hand=2)[1] > 0 for n, _ in places]
-        assert annotators.share_like(name, masks, places) == 1
-    assert annotators.share_like("middle", masks, places) == 0  # They are those of "wide".
+        assert all(annotators.like(name, masks, places))
+    assert not any(annotators.like("middle", masks, places))  # They are those of "wide".

@@ -1,11 +1,13 @@
 """How near single masks are to annotators whose ways are known: python -m tools.annotators.
 
 --workdir is a run on synthetic_lesions/annotators; several are compared. It prints, over the test
-images: the generalised energy distance of samples of the network and of level sets of its
-probability; the floor, which 16 masks drawn like the truth have; and, of the pictures where either
-of two patches is the lesion, the share of samples with the first, the second, both or none. Of a
-network that knows annotators, it prints for how many images samples "like k" are nearest to masks
-of annotator k.
+images: the generalised energy distance of samples of the network, and of level sets and pixels of
+its probability; the floor, which 16 masks drawn like the truth have; and at which share of the
+level sets' distance above the floor the samples are. Of the pictures where either of two patches is
+the lesion, it prints the share of masks with the first, the second, both or none, and how far apart
+the shares of the two are in one picture, on average. Of a network that knows annotators, it prints
+for how many images samples "like k" are nearest to masks of annotator k. Intervals are over images,
+95%.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from tqdm import tqdm
 
 import segdiff_jax
@@ -58,8 +61,8 @@ def redrawn(number: int, size: int, names: Sequence[str]) -> tuple[np.ndarray, s
     return masks > 0, scene, patches
 
 
-def share_like(annotator: str, masks: list[np.ndarray], places: list[tuple[int, int]]) -> float:
-    """For how many pictures are masks "like an annotator" nearest to 16 masks of that one?
+def like(annotator: str, masks: list[np.ndarray], places: list[tuple[int, int]]) -> list[bool]:
+    """Whether each picture's masks "like an annotator" are nearest to 16 masks of that one.
 
     `places` has each picture's number and size.
     """
@@ -70,14 +73,27 @@ def share_like(annotator: str, masks: list[np.ndarray], places: list[tuple[int, 
             for name in ANNOTATORS
         }
         nearest.append(min(far, key=far.get) == annotator)
-    return float(np.mean(nearest))
+    return nearest
 
 
-def show_distances(name: str, masks: list[np.ndarray], truths: list[np.ndarray]) -> None:
-    """Prints the mean energy distance and its interval."""
-    found = [score_samples(*pair)["ged"] for pair in zip(masks, truths, strict=True)]
-    low, high = bootstrap_interval(found)
-    print(f"{name}: energy distance {np.mean(found):.4f} (95%: {low:.4f} to {high:.4f})")
+def show_distances(
+    kinds: dict[str, list[np.ndarray]], truths: list[np.ndarray], whole: str
+) -> None:
+    """Prints the mean energy distance of each kind of masks: the floor, samples, level sets, ...
+
+    `whole` is a kind whose masks are all that a model has, see `score_samples`.
+    """
+    found = []
+    for name, masks in kinds.items():
+        pairs = zip(masks, truths, strict=True)
+        found.append([score_samples(*pair, draws=name != whole)["ged"] for pair in pairs])
+        low, high = bootstrap_interval(found[-1])
+        print(f"{name}: energy distance {np.mean(found[-1]):.4f} ({low:.4f} to {high:.4f})")
+    share = lambda floor, own, sets, axis: (own - floor).mean(axis) / (sets - floor).mean(axis)
+    options = {"method": "percentile", "paired": True, "rng": 0}
+    low, high = stats.bootstrap(found[:3], share, **options).confidence_interval
+    mean = share(*np.array(found[:3]), axis=0)
+    print(f"samples above the floor, of level sets: {mean:.0%} ({low:.0%} to {high:.0%})")
 
 
 def show_shares(name: str, masks: list[np.ndarray], known: list[tuple]) -> None:
@@ -90,7 +106,9 @@ def show_shares(name: str, masks: list[np.ndarray], known: list[tuple]) -> None:
     first, second = np.concatenate(taken).T
     kinds = first & ~second, second & ~first, first & second, ~first & ~second
     shares = ", ".join(f"{kind.mean():.0%}" for kind in kinds)
+    apart = np.mean([abs(np.diff(of.mean(axis=0))) for of in taken])
     print(f"{name}: first patch, second, both, none: {shares} ({len(taken)} images)")
+    print(f"  in one image, those with the first and with the second are {apart:.0%} apart")
 
 
 def evaluate(workdir: Path, data_dir: Path | None) -> None:
@@ -107,20 +125,25 @@ def evaluate(workdir: Path, data_dir: Path | None) -> None:
     anyone = lambda number: np.random.default_rng(number).choice([*ANNOTATORS], SAMPLES)
     known = [redrawn(*place, anyone(place[0])) for place in places]
     kinds = {"truth, drawn again (the floor)": [masks for masks, _, _ in known]}
-    masks = single_masks([model, load(samples_from="levels")], examples, "sampling")
-    kinds |= zip(("samples of the network", "level sets"), masks, strict=True)
+    ways = {"samples of the network": "network", "level sets": "levels", "pixels": "pixels"}
+    drawing = [load(samples_from=way) for way in ways.values()]
+    kinds |= zip(ways, single_masks(drawing, examples, "sampling"), strict=True)
     print(f"{workdir}, {len(truths)} test images")
-    for name, masks in kinds.items():
-        show_distances(name, masks, truths)
+    # The mirror views of a U-Net are no draws.
+    show_distances(kinds, truths, whole="" if model.draws else "samples of the network")
     for name, masks in kinds.items():
         show_shares(name, masks, known)
-    shares = []
+    found = {}
     for annotator in data.annotators:
         told = load(samples_from="network", annotator=annotator)
         (masks,) = single_masks([told], examples, annotator)
-        shares.append(share_like(annotator, masks, places))
-    if shares:
-        print(f"like annotator k: nearest to masks of k for {np.mean(shares):.0%} of the images")
+        found[annotator] = like(annotator, masks, places)
+    if found:
+        low, high = bootstrap_interval(np.mean([*found.values()], axis=0))
+        each = ", ".join(f"{name} {np.mean(of):.0%}" for name, of in found.items())
+        mean = np.mean([*found.values()])
+        print(f"like k: nearest to masks of k for {mean:.0%} ({low:.0%} to {high:.0%}) of images")
+        print(f"of each annotator: {each}")
 
 
 def options_of() -> argparse.Namespace:

@@ -29,7 +29,8 @@ class SyntheticLesionsConfig(tfds.core.BuilderConfig):
     test_masks: int = 0
 
     def __post_init__(self):
-        smallest = {"size": 16, "num_train": 1, "num_validation": 1, "num_test": 1, "seed": 0}
+        smallest = {"size": 16, "num_train": 1, "num_validation": 1, "num_test": 1}
+        smallest |= {"seed": 0, "test_masks": 0}
         for field, least in smallest.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field} must be {least} or more, got {getattr(self, field)}.")
@@ -118,5 +119,5 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata["statistics"] = summary = statistics.summary()
         if several:
             known = sorted(summary["annotators"])
-            self.info.metadata["most_masks"] = summary["masks"][0]  # Only the test has more.
+            self.info.metadata["most_masks"] = len(known)  # Only the test has more.
             self.info.metadata["split_annotators"] = dict.fromkeys(_SPLITS, known)
