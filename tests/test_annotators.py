@@ -52,8 +52,8 @@ def test_what_is_printed_and_drawn(run, monkeypatch, capsys):
 
 
 def test_masks_of_an_annotator_are_like_that_annotator():
-    places = [(number, 64) for number in range(4)]
+    of_each = annotators.masks_of_each([(number, 64) for number in range(4)])
     for name in ANNOTATORS:
-        masks = [draw_annotated((0, 2, n), 64, [name] * 16, hand=2)[1] > 0 for n, _ in places]
-        assert all(annotators.like(name, masks, places))
-    assert not any(annotators.like("middle", masks, places))  # They are those of "wide".
+        masks = [draw_annotated((0, 2, n), 64, [name] * 16, hand=2)[1] > 0 for n in range(4)]
+        assert all(annotators.like(name, masks, of_each))
+    assert not any(annotators.like("middle", masks, of_each))  # They are those of "wide".

@@ -33,6 +33,7 @@ from segdiff_jax.runtime.files import absolute
 
 DATASET, SAMPLES = "synthetic_lesions/annotators", 16
 TEST = 2  # the split's part of a picture's seed
+FLOOR, NETWORK, LEVELS = "truth, drawn again (the floor)", "samples of the network", "level sets"
 
 
 def single_masks(
@@ -61,38 +62,40 @@ def redrawn(number: int, size: int, names: Sequence[str]) -> tuple[np.ndarray, s
     return masks > 0, scene, patches
 
 
-def like(annotator: str, masks: list[np.ndarray], places: list[tuple[int, int]]) -> list[bool]:
-    """Whether each picture's masks "like an annotator" are nearest to 16 masks of that one.
+def masks_of_each(places: list[tuple[int, int]]) -> dict[str, list[np.ndarray]]:
+    """16 masks by each annotator of each picture, of which `places` has number and size."""
+    return {name: [redrawn(*place, [name] * SAMPLES)[0] for place in places] for name in ANNOTATORS}
 
-    `places` has each picture's number and size.
-    """
+
+def like(
+    annotator: str, masks: list[np.ndarray], of_each: dict[str, list[np.ndarray]]
+) -> list[bool]:
+    """Whether each picture's masks "like an annotator" are nearest to those of that one."""
     nearest = []
-    for of_picture, place in zip(masks, places, strict=True):
-        far = {
-            name: iou_distances(of_picture, redrawn(*place, [name] * SAMPLES)[0]).mean()
-            for name in ANNOTATORS
-        }
+    for i, of_picture in enumerate(masks):
+        far = {name: iou_distances(of_picture, own[i]).mean() for name, own in of_each.items()}
         nearest.append(min(far, key=far.get) == annotator)
     return nearest
 
 
 def show_distances(
-    kinds: dict[str, list[np.ndarray]], truths: list[np.ndarray], whole: str
+    kinds: dict[str, list[np.ndarray]], truths: list[np.ndarray], draws: bool
 ) -> None:
-    """Prints the mean energy distance of each kind of masks: the floor, samples, level sets, ...
+    """Prints the mean energy distance of each kind of masks.
 
-    `whole` is a kind whose masks are all that a model has, see `score_samples`.
+    `draws` says of the samples of the network what it says in `score_samples`.
     """
-    found = []
+    found = {}
     for name, masks in kinds.items():
-        pairs = zip(masks, truths, strict=True)
-        found.append([score_samples(*pair, draws=name != whole)["ged"] for pair in pairs])
-        low, high = bootstrap_interval(found[-1])
-        print(f"{name}: energy distance {np.mean(found[-1]):.4f} ({low:.4f} to {high:.4f})")
+        pairs, drawn = zip(masks, truths, strict=True), draws or name != NETWORK
+        found[name] = [score_samples(*pair, draws=drawn)["ged"] for pair in pairs]
+        low, high = bootstrap_interval(found[name])
+        print(f"{name}: energy distance {np.mean(found[name]):.4f} ({low:.4f} to {high:.4f})")
     share = lambda floor, own, sets, axis: (own - floor).mean(axis) / (sets - floor).mean(axis)
     options = {"method": "percentile", "paired": True, "rng": 0}
-    low, high = stats.bootstrap(found[:3], share, **options).confidence_interval
-    mean = share(*np.array(found[:3]), axis=0)
+    of_share = np.array([found[name] for name in (FLOOR, NETWORK, LEVELS)])
+    low, high = stats.bootstrap(of_share, share, **options).confidence_interval
+    mean = share(*of_share, axis=0)
     print(f"samples above the floor, of level sets: {mean:.0%} ({low:.0%} to {high:.0%})")
 
 
@@ -113,9 +116,8 @@ def show_shares(name: str, masks: list[np.ndarray], known: list[tuple]) -> None:
 
 def evaluate(workdir: Path, data_dir: Path | None) -> None:
     """Prints all of it for one run."""
-    load = lambda **fields: segdiff_jax.load(workdir, samples=SAMPLES, **fields)
-    model, moved = load(samples_from="network"), {"data.dir": str(data_dir)} if data_dir else {}
-    data = model.config.data
+    model = segdiff_jax.load(workdir, samples=SAMPLES, samples_from="network")
+    data, moved = model.config.data, {"data.dir": str(data_dir)} if data_dir else {}
     if data.dataset != DATASET:
         raise UserError(f"{workdir} was trained on {data.dataset}, not on {DATASET}")
     examples = list(NativeExamples(open_split(model.config, "test", moved), model))
@@ -124,24 +126,23 @@ def evaluate(workdir: Path, data_dir: Path | None) -> None:
     places = [(int(example["id"][-5:]), example["truths"].shape[1]) for example in examples]
     anyone = lambda number: np.random.default_rng(number).choice([*ANNOTATORS], SAMPLES)
     known = [redrawn(*place, anyone(place[0])) for place in places]
-    kinds = {"truth, drawn again (the floor)": [masks for masks, _, _ in known]}
-    ways = {"samples of the network": "network", "level sets": "levels", "pixels": "pixels"}
-    drawing = [load(samples_from=way) for way in ways.values()]
-    kinds |= zip(ways, single_masks(drawing, examples, "sampling"), strict=True)
+    kinds = {FLOOR: [masks for masks, _, _ in known]}
+    drawing = [model, *(model.with_fields(samples_from=way) for way in ("levels", "pixels"))]
+    drawn = single_masks(drawing, examples, "sampling")
+    kinds |= zip((NETWORK, LEVELS, "pixels"), drawn, strict=True)
     print(f"{workdir}, {len(truths)} test images")
-    # The mirror views of a U-Net are no draws.
-    show_distances(kinds, truths, whole="" if model.draws else "samples of the network")
+    show_distances(kinds, truths, model.draws)
     for name, masks in kinds.items():
         show_shares(name, masks, known)
-    found = {}
-    for annotator in data.annotators:
-        told = load(samples_from="network", annotator=annotator)
-        (masks,) = single_masks([told], examples, annotator)
-        found[annotator] = like(annotator, masks, places)
-    if found:
-        low, high = bootstrap_interval(np.mean([*found.values()], axis=0))
+    if data.annotators:
+        found, of_each = {}, masks_of_each(places)
+        for annotator in data.annotators:
+            told = model.with_fields(annotator=annotator)
+            (masks,) = single_masks([told], examples, annotator)
+            found[annotator] = like(annotator, masks, of_each)
+        of_images = np.mean([*found.values()], axis=0)
+        mean, (low, high) = of_images.mean(), bootstrap_interval(of_images)
         each = ", ".join(f"{name} {np.mean(of):.0%}" for name, of in found.items())
-        mean = np.mean([*found.values()])
         print(f"like k: nearest to masks of k for {mean:.0%} ({low:.0%} to {high:.0%}) of images")
         print(f"of each annotator: {each}")
 

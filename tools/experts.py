@@ -23,11 +23,9 @@ def draw(
     workdir: Path, split: str, rows: int, first: int, data_dir: Path | None, out: Path
 ) -> None:
     """Writes the picture; raises what `load` and `open_split` do."""
-    models = {
-        "sample": segdiff_jax.load(workdir, samples=16, samples_from="network"),
-        "level set": segdiff_jax.load(workdir, samples=16, samples_from="levels"),
-    }
-    model, places = models["sample"], {"data.dir": str(data_dir)} if data_dir else {}
+    model = segdiff_jax.load(workdir, samples=16, samples_from="network")
+    models = {"sample": model, "level set": model.with_fields(samples_from="levels")}
+    places = {"data.dir": str(data_dir)} if data_dir else {}
     examples = NativeExamples(open_split(model.config, split, places), model)
     chosen = [examples[i] for i in range(first, min(first + rows, len(examples)))]
     if not chosen or chosen[0]["truths"] is None:
